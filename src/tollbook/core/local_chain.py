@@ -36,6 +36,7 @@ OUTPUT_BYTES_MAX = 64 * 1024
 TOKEN_NAME = "USD Coin"  # noqa: S105 - the token's name, not a secret
 TOKEN_SYMBOL = "USDC"  # noqa: S105
 TOKEN_VERSION = "2"  # noqa: S105
+TOKEN_DECIMALS = 6
 GAS_MONEY_WEI = 10**19
 # A contract's address follows from its creator and the creator's nonce. This one is what anvil's first
 # account creates first, on every fresh chain: so a restarted chain finds its token without any notes.
