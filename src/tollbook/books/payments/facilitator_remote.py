@@ -1,0 +1,199 @@
+"""A facilitator at a URL: Tollbook's own elsewhere, or anybody's."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from x402.mechanisms.evm.constants import (
+    ERR_EIP3009_NOT_SUPPORTED,
+    ERR_INSUFFICIENT_BALANCE,
+    ERR_SETTLEMENT_PENDING,
+    ERR_TOKEN_NAME_MISMATCH,
+    ERR_TOKEN_VERSION_MISMATCH,
+    ERR_TRANSACTION_SIMULATION_FAILED,
+    ERR_VALID_BEFORE_EXPIRED,
+)
+from x402.schemas import (
+    PaymentPayload,
+    PaymentRequirements,
+    SettleResponse,
+    SupportedResponse,
+    VerifyResponse,
+)
+
+from tollbook.books.payments.facilitator import (
+    ERR_UNEXPECTED_SETTLE,
+    SURE_REASONS,
+    FacilitatorUnreachable,
+    OperatorOutOfGas,
+    SettlementUnknown,
+)
+from tollbook.core.chains import hide_credentials, hush_url_loggers
+
+ATTEMPTS_MAX = 3
+WAIT_SECONDS_MAX = 1.0
+CONNECT_SECONDS_MAX = 5.0
+VERIFY_SECONDS_MAX = 15.0
+SETTLE_SECONDS_MAX = 90.0  # longer than a facilitator waits for a block: else paid, and no answer
+SUPPORTED_SECONDS_MAX = 300.0  # how long an answer of /supported is believed
+ANSWER_BYTES_MAX = 1024 * 1024
+
+# A facilitator elsewhere that sent nothing and gives one of these has failed too: it looked at the chain.
+_SURE_REASONS_HERE = SURE_REASONS | {
+    ERR_EIP3009_NOT_SUPPORTED,
+    ERR_INSUFFICIENT_BALANCE,
+    ERR_TOKEN_NAME_MISMATCH,
+    ERR_TOKEN_VERSION_MISMATCH,
+    ERR_TRANSACTION_SIMULATION_FAILED,
+    ERR_VALID_BEFORE_EXPIRED,
+    "insufficient_funds",
+    "invalid_scheme",
+}
+# Answers to a request that was refused before it was looked at.
+_SURE_STATUSES = {400, 401, 403, 404, 405, 413, 415, 422, 429}
+
+_Answer = TypeVar("_Answer", VerifyResponse, SettleResponse, SupportedResponse)
+
+
+class RemoteFacilitator:
+    """A facilitator at a URL. `headers` go with every request, for facilitators that want a key."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        hush_url_loggers()
+        self._url = url.rstrip("/")
+        self._name = hide_credentials(url)
+        timeout = httpx.Timeout(VERIFY_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
+        # Redirects are not followed: a payment is for the facilitator that was chosen.
+        self._client = httpx.AsyncClient(headers=dict(headers or {}), timeout=timeout)
+        self._supported: SupportedResponse | None = None
+        self._supported_until = 0.0
+
+    async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
+        """See Facilitator. Asked again where no answer came: verifying changes nothing."""
+        body = _make_body(payload, requirements)
+        return await self._ask_patiently(VerifyResponse, "POST", "/verify", body)
+
+    async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
+        """See Facilitator. Asked once: a second request could settle a second time."""
+        network = requirements.network
+        try:
+            response = await self._send("POST", "/settle", _make_body(payload, requirements))
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.PoolTimeout,
+            httpx.UnsupportedProtocol,
+            httpx.InvalidURL,
+        ) as error:
+            raise self._unreachable(error) from None
+        except httpx.HTTPError as error:
+            why = f"the facilitator at {self._name} gave no answer ({type(error).__name__})"
+            raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why) from None
+        result = _read(SettleResponse, response)
+        if result is not None:
+            return self._judge(result, network)
+        if response.status_code in _SURE_STATUSES or _says_unreachable(response):
+            raise self._unreachable(f"HTTP {response.status_code}")
+        why = f"the facilitator at {self._name} answered HTTP {response.status_code} without a result"
+        raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why)
+
+    async def supported(self) -> SupportedResponse:
+        """See Facilitator. An answer is kept for some minutes, and longer while no newer one is to be had."""
+        if self._supported is None or time.monotonic() > self._supported_until:
+            try:
+                self._supported = await self._ask_patiently(SupportedResponse, "GET", "/supported", None)
+            except FacilitatorUnreachable:
+                if self._supported is None:
+                    raise
+            self._supported_until = time.monotonic() + SUPPORTED_SECONDS_MAX
+        return self._supported
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    def _judge(self, result: SettleResponse, network: str) -> SettleResponse:
+        """Return a result that is sure. A failure that names a transaction may be one that succeeded."""
+        reason = result.error_reason or ERR_UNEXPECTED_SETTLE
+        if result.success:
+            sure = bool(result.transaction) and result.network == network
+            why = "it was called settled, but without a transaction on this network"
+        else:
+            sure = not result.transaction and reason in _SURE_REASONS_HERE
+            why = f"the facilitator at {self._name} answered {reason!r}, which leaves it open"
+        if not sure:
+            raise SettlementUnknown(network, result.transaction, reason, why)
+        return result
+
+    async def _ask_patiently(
+        self, model: type[_Answer], method: str, path: str, body: dict[str, Any] | None
+    ) -> _Answer:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS_MAX),
+            wait=wait_random_exponential(multiplier=0.1, max=WAIT_SECONDS_MAX),
+            retry=retry_if_exception_type((httpx.HTTPError, _NoAnswer)),
+            reraise=True,
+        )
+
+        async def ask() -> _Answer:
+            response = await self._send(method, path, body)
+            answer = _read(model, response)
+            if answer is None:
+                raise _NoAnswer(f"HTTP {response.status_code} without a result on {path}")
+            return answer
+
+        try:
+            return await retrying(ask)
+        except (httpx.HTTPError, httpx.InvalidURL, _NoAnswer) as error:
+            raise self._unreachable(error) from None
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Return the answer with its body, refusing to read an endless one."""
+        seconds = httpx.Timeout(SETTLE_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
+        timeout = seconds if path == "/settle" else httpx.USE_CLIENT_DEFAULT
+        async with self._client.stream(method, self._url + path, json=body, timeout=timeout) as response:
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > ANSWER_BYTES_MAX:
+                    raise httpx.DecodingError(f"more than {ANSWER_BYTES_MAX} bytes")
+            return httpx.Response(response.status_code, content=bytes(content))
+
+    def _unreachable(self, why: Exception | str) -> FacilitatorUnreachable:
+        told = why if isinstance(why, (str, _NoAnswer)) else type(why).__name__
+        return FacilitatorUnreachable(
+            f"The facilitator at {self._name} gave no usable answer: {told}. "
+            "No money moved; present the same payment again later."
+        )
+
+
+class _NoAnswer(Exception):
+    """The facilitator spoke, but not x402."""
+
+
+def _make_body(payload: PaymentPayload, requirements: PaymentRequirements) -> dict[str, Any]:
+    return {
+        "x402Version": payload.x402_version,
+        "paymentPayload": payload.model_dump(by_alias=True, exclude_none=True),
+        "paymentRequirements": requirements.model_dump(by_alias=True, exclude_none=True),
+    }
+
+
+def _read(model: type[_Answer], response: httpx.Response) -> _Answer | None:
+    """Return the x402 answer in a response, whatever its status: some answer a refusal with 400."""
+    try:
+        return model.model_validate_json(response.content, strict=True)
+    except ValidationError:
+        return None
+
+
+def _says_unreachable(response: httpx.Response) -> bool:
+    """Whether a Tollbook facilitator says that it sent nothing."""
+    try:
+        reason = response.json().get("reason")
+    except (ValueError, AttributeError):
+        return False
+    return reason in (FacilitatorUnreachable.reason, OperatorOutOfGas.reason)
