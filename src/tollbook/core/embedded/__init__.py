@@ -1,0 +1,12 @@
+"""A real PostgreSQL that comes with Tollbook, for every machine and user, with nothing to install.
+
+One server per data folder, shared by every process that asks for it: the first starts it, the others attach.
+It is reached over a unix socket in a closed folder and never over the network. It ends with the process that
+started it, however that ends; others who still need it start it again, which recovers what a kill left.
+"""
+
+from tollbook.core.embedded.errors import EmbeddedServerFailed as EmbeddedServerFailed
+from tollbook.core.embedded.programs import binaries as binaries
+from tollbook.core.embedded.server import Server as Server
+from tollbook.core.embedded.server import start as start
+from tollbook.core.embedded.server import throwaway as throwaway
