@@ -51,7 +51,7 @@ def test_stopping_twice_leaves_nothing_running(chain: LocalChain) -> None:
 def test_a_broken_state_file_is_refused_with_what_anvil_says(chain: LocalChain, tmp_path: Path) -> None:
     state = tmp_path / "chain.json"
     state.write_text('{"tru')
-    with pytest.raises(LocalChainFailed, match="failed to parse json file"):
+    with pytest.raises(LocalChainFailed, match=r"(?s)failed to parse json file.*Remove .*chain.json"):
         LocalChain.start(state)
     assert state.read_text() == '{"tru'
 

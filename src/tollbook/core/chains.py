@@ -38,7 +38,7 @@ ADDRESS_PADDING = "0x" + "0" * 24
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
 # These write whole URLs to their logs, and an RPC provider's URL holds the account's key.
-_LOGGERS_OF_URLS = ("httpx", "urllib3.connectionpool", "web3.providers")
+_LOGGERS_OF_URLS = ("httpx", "urllib3.connectionpool", "web3")
 
 
 class MalformedAddress(Exception):

@@ -30,8 +30,9 @@ NETWORK = f"eip155:{CHAIN_ID}"
 START_SECONDS_MAX = 20
 STOP_SECONDS_MAX = 10
 REQUEST_SECONDS_MAX = 10
-STATE_INTERVAL_SECONDS = 5
-STATES_MAX = 256  # blocks whose state anvil keeps; older ones keep their receipts only
+STATE_INTERVAL_SECONDS = 15  # the whole file is written each time
+STATES_MAX = 256  # blocks whose state anvil keeps
+BLOCKS_MAX = 1000  # blocks whose transactions and receipts anvil keeps: its state file would grow for ever
 OUTPUT_BYTES_MAX = 64 * 1024
 TOKEN_NAME = "USD Coin"  # noqa: S105 - the token's name, not a secret
 TOKEN_SYMBOL = "USDC"  # noqa: S105
@@ -110,7 +111,7 @@ class LocalChain:
         Raises LocalChainMissing, LocalChainFailed.
         """
         arguments = [str(find_anvil()), "--port", str(port), "--chain-id", str(CHAIN_ID), "--no-cors"]
-        arguments += ["--prune-history", str(STATES_MAX)]
+        arguments += ["--prune-history", str(STATES_MAX), "--transaction-block-keeper", str(BLOCKS_MAX)]
         if state_file is not None:
             state_file.parent.mkdir(parents=True, exist_ok=True)
             arguments += ["--state", str(state_file), "--state-interval", str(STATE_INTERVAL_SECONDS)]
@@ -126,9 +127,12 @@ class LocalChain:
         )
         try:
             address = _read_address(process)
-        except BaseException:
+        except BaseException as failure:
             process.kill()
             process.communicate()  # reaps it and closes its pipe
+            if isinstance(failure, LocalChainFailed) and "--state" in str(failure):
+                advice = f"Remove {state_file} to begin with an empty chain."
+                raise LocalChainFailed(f"{failure} {advice}") from None
             raise
         # trust_env: a proxy set for the outside world is not for 127.0.0.1
         client = httpx.Client(base_url=f"http://{address}", timeout=REQUEST_SECONDS_MAX, trust_env=False)

@@ -21,8 +21,10 @@ from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 from clients.pay import require, sign
 from fixtures.rpc_proxy import play_proxy
 from fixtures.serve import serve
+from tollbook.books.payments import facilitator as facilitator_module
 from tollbook.books.payments import facilitator_remote, facilitator_server
 from tollbook.books.payments.facilitator import (
+    SETTLE_THREADS_MAX,
     Facilitator,
     FacilitatorUnreachable,
     InProcessFacilitator,
@@ -33,6 +35,7 @@ from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.books.payments.facilitator_signer import (
     KEY_VARIABLE,
+    SEND_ATTEMPTS_MAX,
     OperatorKeyUnusable,
     read_operator_key,
 )
@@ -372,7 +375,7 @@ async def test_an_unclear_answer_to_a_broadcast_is_unknown(
 ) -> None:
     async with play_proxy(chain.url) as proxy:
         facilitator = InProcessFacilitator({NETWORK: proxy.url}, key_of(operator), receipt_seconds_max=0.2)
-        proxy.refusals["eth_sendRawTransaction"] = "upstream request timeout"
+        proxy.refusals["eth_sendRawTransaction"] = ["upstream request timeout"]
         with pytest.raises(SettlementUnknown) as unknown:
             await facilitator.settle(await sign(payer, requirements), requirements)
         assert len(unknown.value.transaction) == 66
@@ -393,13 +396,23 @@ async def test_a_broadcast_that_was_surely_refused_can_be_tried_again(
 ) -> None:
     async with play_proxy(chain.url) as proxy:
         facilitator = InProcessFacilitator({NETWORK: proxy.url}, key_of(operator))
-        proxy.refusals["eth_sendRawTransaction"] = answer
+        proxy.refusals["eth_sendRawTransaction"] = [answer] * SEND_ATTEMPTS_MAX
         payload = await sign(payer, requirements)
         with pytest.raises(FacilitatorUnreachable):
             await facilitator.settle(payload, requirements)
         proxy.refusals.clear()
         assert (await facilitator.settle(payload, requirements)).success
         assert chain.read_balance(seller.address) == 10_000
+        await facilitator.aclose()
+
+
+async def test_a_nonce_that_another_process_took_is_replaced(
+    chain: LocalChain, operator: LocalAccount, payer: LocalAccount, requirements: PaymentRequirements
+) -> None:
+    async with play_proxy(chain.url) as proxy:
+        facilitator = InProcessFacilitator({NETWORK: proxy.url}, key_of(operator))
+        proxy.refusals["eth_sendRawTransaction"] = ["nonce too low", "replacement transaction underpriced"]
+        assert (await facilitator.settle(await sign(payer, requirements), requirements)).success
         await facilitator.aclose()
 
 
@@ -419,10 +432,11 @@ async def test_a_slow_block_leaves_a_payment_unknown_until_it_is_mined(
     assert (settled.success, settled.transaction) == (True, unknown.value.transaction)
 
 
-async def test_a_pending_settlement_cannot_be_claimed_for_dearer_requirements(
+async def test_a_pending_settlement_cannot_be_claimed_for_other_requirements(
     in_process: InProcessFacilitator,
     chain: LocalChain,
     payer: LocalAccount,
+    operator: LocalAccount,
     requirements: PaymentRequirements,
 ) -> None:
     payload = await sign(payer, requirements)
@@ -436,6 +450,15 @@ async def test_a_pending_settlement_cannot_be_claimed_for_dearer_requirements(
     dearer = requirements.model_copy(update={"amount": "99000000"})
     refused = await in_process.settle(payload, dearer)
     assert refused.error_reason == "invalid_exact_evm_payload_authorization_value_mismatch"
+    thief = requirements.model_copy(update={"pay_to": operator.address})
+    refused = await in_process.settle(payload, thief)
+    assert refused.error_reason == "invalid_exact_evm_payload_recipient_mismatch"
+
+
+async def see_pending(chain: LocalChain, count: int = 1) -> None:
+    """Return once so many transactions wait to be mined."""
+    while int(chain.call("txpool_status")["pending"], 16) < count:  # noqa: ASYNC110 - only asking shows it
+        await asyncio.sleep(0.02)
 
 
 async def settle_behind(chain: LocalChain, settling: Any, first: dict[str, str]) -> Any:
@@ -443,8 +466,7 @@ async def settle_behind(chain: LocalChain, settling: Any, first: dict[str, str])
     chain.call("evm_setAutomine", False)
     try:
         running = asyncio.create_task(settling)
-        while chain.call("txpool_status")["pending"] == "0x0":
-            await asyncio.sleep(0.02)
+        await see_pending(chain)
         chain.call("anvil_setBalance", first["from"], hex(10**19))
         chain.call("anvil_impersonateAccount", first["from"])
         chain.call("eth_sendTransaction", first | {"gasPrice": hex(10**11), "gas": hex(300_000)})
@@ -586,21 +608,44 @@ async def test_two_networks_keep_to_their_own_nodes(
     await facilitator.aclose()
 
 
-async def test_closing_does_not_wait_for_a_block(
-    chain: LocalChain, operator: LocalAccount, payer: LocalAccount, requirements: PaymentRequirements
+async def test_closing_waits_for_no_block_and_says_what_had_begun(
+    chain: LocalChain,
+    operator: LocalAccount,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    requirements: PaymentRequirements,
 ) -> None:
     facilitator = InProcessFacilitator({NETWORK: chain.url}, key_of(operator), receipt_seconds_max=3600)
+    payloads = [await sign(payer, requirements) for _ in range(SETTLE_THREADS_MAX + 2)]
     chain.call("evm_setAutomine", False)
     try:
-        settling = asyncio.create_task(facilitator.settle(await sign(payer, requirements), requirements))
-        while chain.call("txpool_status")["pending"] == "0x0":
-            await asyncio.sleep(0.02)
+        settling = [asyncio.create_task(facilitator.settle(one, requirements)) for one in payloads]
+        await see_pending(chain, SETTLE_THREADS_MAX)
         await facilitator.aclose()
-        with pytest.raises(SettlementUnknown):
-            await settling
+        outcomes = await asyncio.gather(*settling, return_exceptions=True)
     finally:
         chain.call("evm_setAutomine", True)
         chain.call("evm_mine")
+    assert sum(isinstance(outcome, SettlementUnknown) for outcome in outcomes) == SETTLE_THREADS_MAX
+    assert sum(isinstance(outcome, FacilitatorUnreachable) for outcome in outcomes) == 2
+    assert chain.read_balance(seller.address) == SETTLE_THREADS_MAX * 10_000
+    with pytest.raises(FacilitatorUnreachable, match="stopping"):
+        await facilitator.verify(payloads[0], requirements)
+
+
+async def test_a_busy_facilitator_says_so(
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    requirements: PaymentRequirements,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(facilitator_module, "WAITING_MAX", 1)
+    payloads = [await sign(payer, requirements) for _ in range(3)]
+    answers = await asyncio.gather(
+        *(in_process.verify(one, requirements) for one in payloads), return_exceptions=True
+    )
+    assert [isinstance(answer, FacilitatorUnreachable) for answer in answers] == [False, True, True]
+    assert (await in_process.verify(payloads[1], requirements)).is_valid
 
 
 # Elsewhere
@@ -624,7 +669,6 @@ async def answer_settle(status: int, body: object) -> Any:
         try:
             return await remote.settle(payload, payload.accepted)
         except (SettlementUnknown, FacilitatorUnreachable) as error:
-            assert "s3cret" not in str(error)
             return error
         finally:
             assert asked == ["/settle"]
@@ -664,7 +708,9 @@ def failed(reason: str | None, transaction: str = "") -> dict[str, Any]:
 async def test_an_answer_from_elsewhere_is_believed_only_where_it_is_sure(
     status: int, body: object, outcome: type[object]
 ) -> None:
-    assert isinstance(await answer_settle(status, body), outcome)
+    told = await answer_settle(status, body)
+    assert isinstance(told, outcome)
+    assert "s3cret" not in str(told)
 
 
 async def test_a_facilitator_that_never_answers_leaves_the_payment_unknown(

@@ -55,6 +55,8 @@ VERIFY_THREADS_MAX = 8
 SETTLE_THREADS_MAX = 8  # apart: settlements wait for blocks, and must not keep verifications waiting
 WAITING_MAX = 256  # per pool, those at work included
 
+CLOSED = "The facilitator is stopping. No money moved; present the same payment to the next one."
+
 # x402 error codes that the SDK has no constant for.
 ERR_INVALID_NETWORK = "invalid_network"
 ERR_INVALID_PAYLOAD = "invalid_payload"
@@ -207,9 +209,13 @@ class InProcessFacilitator:
 
     async def aclose(self) -> None:
         """Stop waiting for blocks, end the threads. What still waited ends as SettlementUnknown."""
+        pools = (self._verifying, self._settling)
+        for pool in pools:
+            pool.close()  # before the nodes: else a freed thread would begin what still waits
         for node in self._nodes.values():
             node.closing.set()
-        await asyncio.gather(self._verifying.aclose(), self._settling.aclose())
+        for pool in pools:
+            await pool.wait_closed()
 
     def _find_fault(
         self, payload: PaymentPayload, requirements: PaymentRequirements
@@ -305,6 +311,7 @@ class _Pool:
     def __init__(self, name: str, threads_max: int) -> None:
         self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix=f"facilitator-{name}")
         self._waiting = 0
+        self._closed = False
         self._lock = threading.Lock()
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
@@ -312,18 +319,32 @@ class _Pool:
         with self._lock:
             if self._waiting >= WAITING_MAX:
                 raise FacilitatorUnreachable("The facilitator is busy. Nothing moved; try again in a second.")
+            if self._closed:
+                raise FacilitatorUnreachable(CLOSED)
             self._waiting += 1
-        future = self._threads.submit(work)
+            future = self._threads.submit(work)
         future.add_done_callback(self._leave)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if future.cancelled() and task is not None and not task.cancelling():
+                raise FacilitatorUnreachable(CLOSED) from None  # it had not begun when we closed
+            raise
 
     def _leave(self, _: "Future[Any]") -> None:
         with self._lock:
             self._waiting -= 1
 
-    async def aclose(self) -> None:
-        """Drop what has not begun, and wait for what has."""
-        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
+    def close(self) -> None:
+        """Take nothing more, and drop what has not begun."""
+        with self._lock:
+            self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def wait_closed(self) -> None:
+        """Return when all that had begun has ended."""
+        await asyncio.to_thread(self._threads.shutdown)
 
 
 def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> tuple[str, str] | None:

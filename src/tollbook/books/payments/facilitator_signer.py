@@ -46,6 +46,7 @@ NONCE_MEMORY_SECONDS = 30  # then the node's count is believed again, lest a dro
 GAS_LIMIT = 500_000
 WHY_CHARS_MAX = 200
 
+_KEY = re.compile(r"0x[0-9a-f]{64}")
 # What nodes say when they did not take a transaction. Everything else may mean that they did.
 _NONCE_TAKEN = re.compile(r"nonce too low|replacement transaction underpriced|could not replace", re.I)
 _NO_GAS_MONEY = re.compile(r"insufficient funds", re.I)
@@ -97,6 +98,8 @@ def check_operator_key(text: str) -> str:
     """Return a private key as 0x and 64 hex digits. Raises OperatorKeyUnusable, which never shows it."""
     key = "0x" + text.strip().removeprefix("0x").lower()
     try:
+        if not _KEY.fullmatch(key):  # eth_account pads a key that lost a digit: another account's
+            raise ValueError
         Account.from_key(key)
     except Exception:  # whatever it says may quote the key
         raise OperatorKeyUnusable(
