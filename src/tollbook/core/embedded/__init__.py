@@ -6,7 +6,12 @@ started it, however that ends; others who still need it start it again, which re
 """
 
 from tollbook.core.embedded.errors import EmbeddedServerFailed as EmbeddedServerFailed
+from tollbook.core.embedded.errors import EmbeddedServerMissing as EmbeddedServerMissing
+from tollbook.core.embedded.errors import NoAccess as NoAccess
+from tollbook.core.embedded.errors import NoSpaceLeft as NoSpaceLeft
+from tollbook.core.embedded.errors import OtherMajorVersion as OtherMajorVersion
 from tollbook.core.embedded.programs import binaries as binaries
 from tollbook.core.embedded.server import Server as Server
 from tollbook.core.embedded.server import start as start
+from tollbook.core.embedded.server import stop as stop
 from tollbook.core.embedded.server import throwaway as throwaway

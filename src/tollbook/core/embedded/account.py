@@ -31,9 +31,9 @@ class Account:
 def choose(home: Path, cluster: Path) -> Account:
     """Return the user to run the cluster in the folder `home` as. Raises NoAccess.
 
-    Root runs a cluster as whoever owns it; a new one as the owner of `home`, or where that is root itself,
-    as the system user `tollbook`, which is made if it is not there: an account without a password, a shell
-    or a home.
+    Root runs a cluster as whoever owns it; a new one as the owner of `home`, or where that is root itself
+    or nobody known, as the system user `tollbook`, which is made if it is not there: an account without a
+    password, a shell or a home.
     """
     if os.geteuid() != 0:
         return _named(os.geteuid(), switch=False)
@@ -47,17 +47,26 @@ def choose(home: Path, cluster: Path) -> Account:
             )
         return _named(owner, switch=True)
     owner = home.stat().st_uid
-    return _named(owner, switch=True) if owner != 0 else _find_or_make_system_account()
+    if owner == 0 or not _has_name(owner):
+        return _find_or_make_system_account()
+    return _named(owner, switch=True)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _named(uid: int, *, switch: bool) -> Account:
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
+    if not _has_name(uid):
         raise NoAccess(
             f"The user id {uid} has no name on this machine, and PostgreSQL knows its callers by name. Add "
             "it to /etc/passwd, run as another user, or set DATABASE_URL to a PostgreSQL of your own."
-        ) from None
+        )
+    entry = pwd.getpwuid(uid)
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, switch)
 
 

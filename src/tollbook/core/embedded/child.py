@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO
 
 from tollbook.core.embedded.account import Account
 from tollbook.core.embedded.errors import EmbeddedServerFailed
@@ -16,13 +15,13 @@ from tollbook.core.embedded.errors import EmbeddedServerFailed
 LAUNCHER = Path(__file__).with_name("launcher.py")
 STOP_SECONDS_MAX = 60  # the last checkpoint may have much to write
 QUIT_SECONDS_MAX = 15  # an immediate stop kills what remains after five
-TEND_SECONDS = 600  # how often the owner looks after the running server's logs
+TEND_SECONDS = 60  # how often the owner looks after the running server's log
 
 
 def run(program: Sequence[str], account: Account, folder: Path, seconds_max: float) -> tuple[int, str]:
     """Run a program to its end in `folder`, killed with us. Return its exit code and all it said."""
     ran = subprocess.run(
-        _command(program, account, signal.SIGKILL),
+        _command(program, account, signal.SIGKILL, log=""),
         cwd=folder,
         env=_environment(),
         stdin=subprocess.DEVNULL,
@@ -42,34 +41,33 @@ class Child:
         program: Sequence[str],
         account: Account,
         folder: Path,
-        output: IO[bytes],
+        log: str,
         *,
         stay: bool,
         tend: Callable[[], None],
     ) -> None:
-        """Start it in `folder`. Unless it shall stay, it shuts down whenever and however this process ends."""
+        """Start it in `folder`. Unless it shall stay, it shuts down when this process ends, in any way.
+
+        What it says is added to the file `log` in that folder, which `tend` keeps small.
+        """
         self.starter = os.getpid()
         self.ended = threading.Event()
-        command = _command(program, account, 0 if stay else signal.SIGINT)
+        command = _command(program, account, 0 if stay else signal.SIGINT, log)
         started: Future[subprocess.Popen[bytes]] = Future()
         # The kernel's death signal follows the thread that forked, not the process: so that thread waits.
         threading.Thread(
-            target=self._keep, args=(started, command, folder, output), name="postgresql", daemon=True
+            target=self._keep, args=(started, command, folder), name="postgresql", daemon=True
         ).start()
         self.process = started.result()
-        threading.Thread(target=self._tend, args=(tend,), name="postgresql-logs", daemon=True).start()
+        threading.Thread(target=self._tend, args=(tend,), name="postgresql-log", daemon=True).start()
 
-    def _keep(
-        self, started: "Future[subprocess.Popen[bytes]]", command: list[str], folder: Path, output: IO[bytes]
-    ) -> None:
+    def _keep(self, started: "Future[subprocess.Popen[bytes]]", command: list[str], folder: Path) -> None:
         try:
             process = subprocess.Popen(
                 command,
                 cwd=folder,  # entered before the user changes, so it may lie in a closed folder (root's home)
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
                 start_new_session=True,  # Ctrl-C reaches us alone: the server must outlive its users
             )
         except BaseException as error:
@@ -83,10 +81,12 @@ class Child:
         while not self.ended.wait(TEND_SECONDS):
             tend()
 
+    def is_ours(self) -> bool:
+        """Whether this process started it; a fork of that process did not."""
+        return os.getpid() == self.starter
+
     def stop(self) -> None:
         """Shut down fast and cleanly; if that takes too long, at once (the next start then recovers)."""
-        if os.getpid() != self.starter:
-            return  # a fork of the owner owns nothing
         for number, seconds_max in ((signal.SIGINT, STOP_SECONDS_MAX), (signal.SIGQUIT, QUIT_SECONDS_MAX)):
             self.process.send_signal(number)
             if self.ended.wait(seconds_max):
@@ -97,10 +97,10 @@ class Child:
         )
 
 
-def _command(program: Sequence[str], account: Account, death_signal: int) -> list[str]:
+def _command(program: Sequence[str], account: Account, death_signal: int, log: str) -> list[str]:
     user = (account.uid, account.gid) if account.switch else (-1, -1)
     numbers = [str(number) for number in (*user, os.getpid(), int(death_signal))]
-    return [sys.executable, "-I", "-S", str(LAUNCHER), *numbers, *program]
+    return [sys.executable, "-I", "-S", str(LAUNCHER), *numbers, log, *program]
 
 
 def _environment() -> dict[str, str]:

@@ -19,12 +19,13 @@ from tollbook.core.embedded.tuning import render_settings
 FOLDER = "postgresql"
 NEW = "postgresql.new-"
 ADMIN = "postgres"
-ROLE = "tollbook"
 PORT = 5432  # names the socket file; nothing listens on the network
 SOCKET_PATH_BYTES_MAX = 107  # sun_path, less its ending zero
 CREATE_SECONDS_MAX = 300
 CREATE_FREE_BYTES_MIN = 256 * 2**20
-LOG_FILES_MAX = 10  # of at most 10 MiB or a day each
+LOG = "server.log"
+LOG_BYTES_MAX = 10 * 2**20  # and as much again in the old log
+LOG_TAIL_BYTES_MAX = 16 * 1024
 LOG_TAIL_LINES = 12
 QUIT_SECONDS_MAX = 10
 POLL_SECONDS = 0.01
@@ -102,14 +103,14 @@ class Cluster:
     def configure(self, memory_bytes: int) -> None:
         """Write the server's settings and who may enter: the server's own user and root, as any role."""
         names = ["root", self.account.name]
-        roles = [ADMIN, ROLE]
+        roles = [ADMIN, "tollbook"]
         users = "".join(f'tollbook "{name}" {role}\n' for name in dict.fromkeys(names) for role in roles)
         header = "# Written by tollbook at every start. To change a setting for good, use ALTER SYSTEM.\n"
-        self._write("postgresql.conf", header + render_settings(memory_bytes))
-        self._write("pg_hba.conf", header + "local all all peer map=tollbook\n")
-        self._write("pg_ident.conf", header + users)
+        self._write("postgresql.conf", (header + render_settings(memory_bytes)).encode())
+        self._write("pg_hba.conf", (header + "local all all peer map=tollbook\n").encode())
+        self._write("pg_ident.conf", (header + users).encode())
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         # Root writes into another user's folder here: it must not be led elsewhere by a link.
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -117,8 +118,8 @@ class Cluster:
             if new in os.listdir(folder):
                 os.unlink(new, dir_fd=folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            with open(os.open(new, flags, 0o600, dir_fd=folder), "w") as file:
-                file.write(text)
+            with open(os.open(new, flags, 0o600, dir_fd=folder), "wb") as file:
+                file.write(content)
                 os.fchown(file.fileno(), self.account.uid, self.account.gid)
             os.replace(new, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
@@ -142,7 +143,7 @@ class Cluster:
         short = Path(tempfile.mkdtemp(prefix="tollbook-", dir="/tmp"))
         if self.account.switch:
             os.chown(short, self.account.uid, self.account.gid, follow_symlinks=False)
-        self._write("socket_dir", str(short))
+        self._write("socket_dir", os.fsencode(short))
         return short, str(short)
 
     def _make_folder(self, folder: Path) -> None:
@@ -165,24 +166,30 @@ class Cluster:
     def resolve_socket_dir(self, note: Note) -> Path:
         return self.folder / note.socket_dir
 
-    def start_log(self) -> Path:
-        """Return the file for what the server says before its logs are open; makes their folder."""
-        self._make_folder(self.folder / "log")
-        return self.folder / "log" / "start.txt"
+    def measure_log(self) -> int:
+        """Return the log's length in bytes."""
+        try:
+            return (self.folder / LOG).lstat().st_size
+        except FileNotFoundError:
+            return 0
 
-    def prune_logs(self) -> None:
-        """Keep the newest log files only."""
-        for old in sorted((self.folder / "log").glob("*.log"))[:-LOG_FILES_MAX]:
-            old.unlink(missing_ok=True)
+    def rotate_log(self) -> None:
+        """Keep the log small: past its bound it becomes the old log, in the place of that one."""
+        if self.measure_log() <= LOG_BYTES_MAX:
+            return
+        with open(os.open(self.folder / LOG, os.O_RDWR | os.O_NOFOLLOW), "r+b") as log:
+            log.seek(-LOG_BYTES_MAX, os.SEEK_END)
+            self._write(f"{LOG}.old", log.read())
+            log.truncate(0)  # not renamed: the server has it open
 
-    def read_log_tail(self) -> str:
-        """Return the last lines of what the server said."""
-        folder = self.folder / "log"
-        lines: list[str] = []
-        for file in [folder / "start.txt", *sorted(folder.glob("*.log"))[-1:]]:
-            if file.is_file():
-                lines += file.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        return "\n".join(lines)
+    def read_log(self, offset: int) -> str:
+        """Return the end of what the server said after `offset`."""
+        try:
+            with (self.folder / LOG).open("rb") as log:
+                log.seek(max(offset, self.measure_log() - LOG_TAIL_BYTES_MAX))
+                return log.read(LOG_TAIL_BYTES_MAX).decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
 
 def check(cluster: Path) -> None:
@@ -194,7 +201,7 @@ def check(cluster: Path) -> None:
 
 
 def create(home: Path, account: Account, *, sync: bool) -> Cluster:
-    """Make a cluster in the folder `home`: in a new folder, renamed when complete, so it is whole or absent."""
+    """Make a cluster in the folder `home`: in a new folder, renamed when complete: whole or absent."""
     for left in home.glob(f"{NEW}*"):
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(home).free
@@ -236,6 +243,12 @@ def explain(what: str, folder: Path, said: str) -> EmbeddedServerFailed:
     """Return the failure that fits what PostgreSQL said, with what to do next."""
     if "No space left on device" in said:
         return NoSpaceLeft(folder, shutil.disk_usage(folder.parent).free)
+    if "cannot become user" in said:
+        return NoAccess(
+            f"{what}: PostgreSQL refuses to run as root, and this root may not become "
+            f"another user ({said.strip()}). Run Tollbook as an ordinary user, or with the capabilities "
+            "SETUID and SETGID."
+        )
     tail = "\n".join(said.splitlines()[-LOG_TAIL_LINES:]) or "nothing"
     if "ermission denied" in said or "wrong ownership" in said:
         return NoAccess(f"{what}: a file or folder is closed to the server's user. It said:\n{tail}")

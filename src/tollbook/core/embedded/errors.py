@@ -32,8 +32,9 @@ class OtherMajorVersion(EmbeddedServerFailed):
     def __init__(self, folder: Path, found: str, ours: str) -> None:
         super().__init__(
             f"The data in {folder} were made by PostgreSQL {found}; this installation carries {ours}. "
-            f"Nothing was changed. Back them up with the Tollbook that made them (`tollbook migrate backup`), move "
-            f"{folder} away, start again, and restore into the new server (`tollbook migrate restore`)."
+            f"Nothing was changed. Back them up with the Tollbook that made them "
+            f"(`tollbook migrate backup`), move {folder} away, start again, and restore into the new server "
+            "(`tollbook migrate restore`)."
         )
 
 

@@ -1,10 +1,14 @@
 """The embedded server: started, attached to, stopped."""
 
+import errno
+import itertools
 import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,17 +16,19 @@ from typing import Self
 from urllib.parse import quote, urlencode
 
 import psycopg
-from psycopg import sql
 
 from tollbook.core.embedded import account, cluster, tuning
-from tollbook.core.embedded.child import Child
-from tollbook.core.embedded.cluster import ADMIN, PORT, ROLE, Cluster
-from tollbook.core.embedded.errors import EmbeddedServerFailed, NoAccess
-from tollbook.core.embedded.lock import locked
+from tollbook.core.embedded.child import STOP_SECONDS_MAX, Child
+from tollbook.core.embedded.cluster import ADMIN, PORT, Cluster
+from tollbook.core.embedded.errors import EmbeddedServerFailed, NoAccess, NoSpaceLeft
+from tollbook.core.embedded.lock import locked, try_lock
 
 START_SECONDS_MAX = 300  # recovery replays at most max_wal_size, and then some
 CONNECT_SECONDS_MAX = 5
 POLL_SECONDS = 0.01
+THROWAWAY = "tollbook-throwaway-"
+SWEEP_MAX = 100  # left-over folders looked at in one go
+SWEEP_AGE_SECONDS = 60  # a younger one may be about to be locked by its maker
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Server:
     port: int
     owner: bool
     _child: Child | None = field(default=None, repr=False, compare=False)
-    _temporary: bool = field(default=False, repr=False, compare=False)
+    _held: int | None = field(default=None, repr=False, compare=False)  # a throwaway's lock
 
     def url(self, database: str = "tollbook", *, user: str = "tollbook") -> str:
         """Return the libpq address of a database. The user `postgres` is the superuser."""
@@ -46,11 +52,11 @@ class Server:
 
     def stop(self) -> None:
         """Shut the server down cleanly; its clients' connections end. Not ours, or stopped: nothing."""
-        if self._child is None or not self.owner:
+        if self._child is None or not self.owner or not self._child.is_ours():
             return
         self._child.stop()
-        if self._temporary:
-            shutil.rmtree(self.data_dir, ignore_errors=True)
+        if self._held is not None and self.data_dir.is_dir():
+            _remove_throwaway(self.data_dir.parent, self._held)
 
     def __enter__(self) -> Self:
         return self
@@ -62,33 +68,86 @@ class Server:
 
 
 def start(data_dir: Path, *, stay: bool = False, settings: Mapping[str, str] | None = None) -> Server:
-    """Start the server whose data live in `data_dir`, or attach to it where it runs already."""
-    return _start(data_dir, stay=stay, settings=settings or {}, temporary=False)
+    """Start the server whose data live in `data_dir`, or attach to it where it runs already.
+
+    The first start makes the cluster, with the database `tollbook` owned by the role `tollbook`. The server
+    ends with this process, unless it shall `stay`: then it runs until stop(data_dir). When an owner ends,
+    the connections of the processes that attached end too; whoever calls start() next owns the next server.
+    `settings` are PostgreSQL's, for this run; where the server runs already they change nothing.
+    Raises EmbeddedServerFailed and its kinds.
+    """
+    home = _make_home(data_dir)
+    with _explained(home):
+        return _start(home, stay=stay, settings=settings or {})
+
+
+def stop(data_dir: Path) -> bool:
+    """Stop this folder's server, whoever started it. False when none runs. Raises EmbeddedServerFailed."""
+    home = Path(os.path.abspath(data_dir.expanduser()))
+    folder = home / cluster.FOLDER
+    if not folder.exists():
+        return False
+    with _explained(home), locked(home):
+        ours = Cluster(folder, account.choose(home, folder))
+        note = ours.read_note()
+        if note is None or _attach(home, ours) is None:
+            return False
+        os.kill(note.pid, signal.SIGINT)
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        while ours.runs(note.pid):
+            if time.monotonic() > deadline:
+                raise EmbeddedServerFailed(
+                    f"PostgreSQL in {home} (process {note.pid}) has not stopped within {STOP_SECONDS_MAX} "
+                    f"seconds. Wait, or end it with `kill -QUIT {note.pid}`; nothing committed is lost."
+                )
+            time.sleep(POLL_SECONDS)
+    return True
 
 
 def throwaway(*, settings: Mapping[str, str] | None = None) -> Server:
-    """Start a new server in a temporary folder, which goes when it stops."""
-    folder = Path(tempfile.mkdtemp(prefix="tollbook-throwaway-"))
+    """Start a new server in a temporary folder, which goes when it stops. Raises EmbeddedServerFailed."""
+    _sweep_throwaways()
+    folder = Path(tempfile.mkdtemp(prefix=THROWAWAY))
+    held = os.open(folder, os.O_RDONLY)
+    try_lock(held)
     try:
-        return _start(folder, stay=False, settings=settings or {}, temporary=True)
+        home = _make_home(folder / "data")
+        with _explained(home):
+            return _start(home, stay=False, settings=settings or {}, held=held)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_throwaway(folder, held)
         raise
 
 
-def _start(data_dir: Path, *, stay: bool, settings: Mapping[str, str], temporary: bool) -> Server:
-    home = _make_home(data_dir)
+def _sweep_throwaways() -> None:
+    """Remove what killed owners left behind: folders that nobody holds any more."""
+    found = Path(tempfile.gettempdir()).glob(f"{THROWAWAY}*")
+    for folder in itertools.islice(found, SWEEP_MAX):
+        with suppress(OSError):  # another user's, or another sweeper was faster
+            if time.time() - folder.lstat().st_mtime > SWEEP_AGE_SECONDS and not folder.is_symlink():
+                held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                if os.fstat(held).st_uid == os.geteuid() and try_lock(held):
+                    shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)
+
+
+def _remove_throwaway(folder: Path, held: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+
+
+def _start(home: Path, *, stay: bool, settings: Mapping[str, str], held: int | None = None) -> Server:
     with locked(home):
         folder = home / cluster.FOLDER
         user = account.choose(home, folder)
         if not folder.exists():
-            ours = cluster.create(home, user, sync=not temporary)
+            ours = cluster.create(home, user, sync=held is None)
         else:
             ours = Cluster(folder, user)
             cluster.check(folder)
             if running := _attach(home, ours):
                 return running
-        return _launch(home, ours, stay=stay, settings=settings, temporary=temporary)
+        return _launch(home, ours, stay=stay, settings=settings, held=held)
 
 
 def _make_home(data_dir: Path) -> Path:
@@ -102,30 +161,48 @@ def _make_home(data_dir: Path) -> Path:
     return home
 
 
+@contextmanager
+def _explained(home: Path) -> Generator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise NoAccess(
+            f"{error.filename} is closed to this user ({error.strerror}). Run as the user who made {home}, "
+            "or choose another folder with --data-dir."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpaceLeft(home, shutil.disk_usage(home).free) from error
+        raise EmbeddedServerFailed(
+            f"The embedded server in {home} cannot be used: {error}. Mend that and try again."
+        ) from error
+
+
 def _attach(home: Path, ours: Cluster) -> Server | None:
     """Return the running server, or None once none runs; waits for one that is starting or stopping."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while note := ours.read_note():
         server = Server(home, ours.resolve_socket_dir(note), PORT, owner=False)
-        if note.status == "ready" and _answers(server, ours):
-            _prepare(server)
-            ours.prune_logs()
+        if note.status == "ready" and _greet(server, ours):
+            ours.rotate_log()
             return server
         if not ours.runs(note.pid):
             ours.clear_after_kill()
             return None
         if time.monotonic() > deadline:
             raise EmbeddedServerFailed(
-                f"The server in {home} (process {note.pid}) runs but does not answer: it says "
-                f"{note.status!r}. Its log is in {ours.folder / 'log'}; if it is stuck, end it with `kill -INT {note.pid}`."
+                f"The server in {home} (process {note.pid}) says {note.status!r} but does not answer. See "
+                f"{ours.folder / cluster.LOG}; if it is stuck, end it with `kill -INT {note.pid}`."
             )
         time.sleep(POLL_SECONDS)
     return None
 
 
-def _launch(home: Path, ours: Cluster, *, stay: bool, settings: Mapping[str, str], temporary: bool) -> Server:
+def _launch(
+    home: Path, ours: Cluster, *, stay: bool, settings: Mapping[str, str], held: int | None
+) -> Server:
     ours.configure(tuning.read_memory_bytes())
-    ours.prune_logs()
+    ours.rotate_log()
     socket_dir, socket_setting = ours.choose_socket_dir()
     closed = {  # after the caller's: nothing opens these
         "listen_addresses": "",
@@ -136,60 +213,54 @@ def _launch(home: Path, ours: Cluster, *, stay: bool, settings: Mapping[str, str
     program = [ours.program("postgres"), "-D", ours.locate()]
     for name, value in {**settings, **closed}.items():
         program += ["-c", f"{name}={value}"]
-    with ours.start_log().open("wb") as output:
-        child = Child(program, ours.account, ours.folder, output, stay=stay, tend=ours.prune_logs)
-    server = Server(home, socket_dir, PORT, owner=not stay, _child=child, _temporary=temporary)
+    log_start = ours.measure_log()
+    child = Child(program, ours.account, ours.folder, cluster.LOG, stay=stay, tend=ours.rotate_log)
+    server = Server(home, socket_dir, PORT, owner=not stay, _child=child, _held=held)
     try:
-        _await_ready(server, ours, child)
-        _prepare(server)
+        _await_ready(server, ours, child, log_start)
     except BaseException:
         child.stop()
         raise
     return server
 
 
-def _await_ready(server: Server, ours: Cluster, child: Child) -> None:
+def _await_ready(server: Server, ours: Cluster, child: Child, log_start: int) -> None:
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
         if child.ended.wait(POLL_SECONDS):
-            raise cluster.explain(
-                f"PostgreSQL did not start in {server.data_dir}", ours.folder, ours.read_log_tail()
-            )
+            what = f"PostgreSQL did not start in {server.data_dir}"
+            raise cluster.explain(what, ours.folder, ours.read_log(log_start))
         note = ours.read_note()
-        if note and note.pid == child.process.pid and note.status == "ready" and _answers(server, ours):
+        if note and note.pid == child.process.pid and note.status == "ready" and _greet(server, ours):
             return
     raise EmbeddedServerFailed(
         f"PostgreSQL in {server.data_dir} was not ready after {START_SECONDS_MAX} seconds and was stopped. "
-        f"It may have much to recover on a slow disk: try again.\n{ours.read_log_tail()}"
+        f"It may have much to recover on a slow disk: try again. {ours.folder / cluster.LOG} tells more."
     )
 
 
-def _answers(server: Server, ours: Cluster) -> bool:
-    """Whether the socket answers, and with our data: a copied cluster names the original's socket."""
+def _greet(server: Server, ours: Cluster) -> bool:
+    """Whether the socket answers and the data are ours; makes Tollbook's role and database if missing."""
     try:
-        with _connect(server) as connection:
+        with psycopg.connect(
+            server.url("postgres", user=ADMIN), autocommit=True, connect_timeout=CONNECT_SECONDS_MAX
+        ) as connection:
             row = connection.execute(
-                "SELECT extract(epoch FROM (pg_stat_file('PG_VERSION')).change)::bigint"
+                """
+                SELECT extract(epoch FROM (pg_stat_file('PG_VERSION')).change)::bigint AS changed,
+                       EXISTS (SELECT FROM pg_roles WHERE rolname = 'tollbook') AS has_role,
+                       EXISTS (SELECT FROM pg_database WHERE datname = 'tollbook') AS has_database
+                """
             ).fetchone()
+            assert row is not None
+            # A copied cluster's postmaster.pid names the original's socket. Their data tell them apart: no
+            # copy of a file has the original's time of change, and nobody can set it.
+            if row[0] != int((ours.folder / "PG_VERSION").stat().st_ctime):
+                return False
+            if not row[1]:
+                connection.execute("CREATE ROLE tollbook LOGIN CREATEDB")
+            if not row[2]:
+                connection.execute("CREATE DATABASE tollbook OWNER tollbook")
     except psycopg.OperationalError:
         return False
-    # No copy has its original's time of change, and nobody can set it.
-    return row is not None and row[0] == int((ours.folder / "PG_VERSION").stat().st_ctime)
-
-
-def _prepare(server: Server) -> None:
-    """Make Tollbook's role and database where they are not there yet."""
-    with _connect(server) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %(name)s", {"name": ROLE}).rowcount:
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(sql.Identifier(ROLE)))
-        if not connection.execute(
-            "SELECT FROM pg_database WHERE datname = %(name)s", {"name": ROLE}
-        ).rowcount:
-            name = sql.Identifier(ROLE)
-            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, name))
-
-
-def _connect(server: Server) -> "psycopg.Connection[tuple[int]]":
-    return psycopg.connect(
-        server.url("postgres", user=ADMIN), autocommit=True, connect_timeout=CONNECT_SECONDS_MAX
-    )
+    return True

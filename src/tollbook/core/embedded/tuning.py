@@ -21,12 +21,12 @@ def render_settings(memory_bytes: int) -> str:
     """Return postgresql.conf for a server that shares a machine of this size with its clients."""
     settings = {
         "max_connections": 200,
-        "shared_buffers": _share(memory_bytes, 8, 32, 4096),
+        "shared_buffers": _share(memory_bytes, 8, 32, 1024),
         "effective_cache_size": _share(memory_bytes, 2, 64, 1024 * 1024),
         "maintenance_work_mem": _share(memory_bytes, 32, 32, 1024),
         "work_mem": _share(memory_bytes, 1024, 4, 32),
         "max_locks_per_transaction": 256,  # a dump locks every partition and index at once
-        "max_wal_size": "4GB",  # checkpoints by time, not by volume: each makes whole pages travel again
+        "max_wal_size": "2GB",  # checkpoints by time, not by volume: after each, whole pages go into the log
         "min_wal_size": "256MB",
         "checkpoint_timeout": "15min",
         "random_page_cost": "1.1",  # solid state disks
@@ -36,11 +36,6 @@ def render_settings(memory_bytes: int) -> str:
         "timezone": "'UTC'",
         "log_timezone": "'UTC'",
         "lc_messages": "'C'",
-        "logging_collector": "on",
-        "log_directory": "'log'",
-        "log_filename": "'%Y-%m-%dT%H%M%S.log'",
-        "log_rotation_size": "10MB",
-        "log_rotation_age": "1d",
         "log_checkpoints": "off",
         "log_line_prefix": "'%m [%p] %u@%d %a '",
     }
