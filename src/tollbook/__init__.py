@@ -1,0 +1,1 @@
+"""Tollbook keeps the books for x402 on PostgreSQL."""
