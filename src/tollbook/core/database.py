@@ -1,0 +1,130 @@
+"""The one way to PostgreSQL: a pool of psycopg connections, and transactions typed by intent."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, LiteralString, Self, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import class_row, dict_row, tuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from tollbook.core.errors import DatabaseUnreachable
+
+Row = TypeVar("Row")
+Params = Mapping[str, Any]
+
+POOL_SIZE_MAX = 10
+POOL_WAIT_SECONDS_MAX = 10.0
+
+
+class ReadTx:
+    """A transaction that only reads: one snapshot, rows as frozen dataclasses."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self.connection = connection
+
+    async def all(self, sql: LiteralString, params: Params | None = None, *, into: type[Row]) -> list[Row]:
+        """Every row the statement gives, each as `into(**columns)`."""
+        async with self.connection.cursor(binary=True, row_factory=class_row(into)) as cursor:
+            await cursor.execute(sql, params)
+            return await cursor.fetchall()
+
+    async def maybe(self, sql: LiteralString, params: Params | None = None, *, into: type[Row]) -> Row | None:
+        """The first row as `into(**columns)`, or None."""
+        async with self.connection.cursor(binary=True, row_factory=class_row(into)) as cursor:
+            await cursor.execute(sql, params)
+            return await cursor.fetchone()
+
+    async def one(self, sql: LiteralString, params: Params | None = None, *, into: type[Row]) -> Row:
+        """The row a statement must give, as `into(**columns)`."""
+        row = await self.maybe(sql, params, into=into)
+        if row is None:
+            raise LookupError("the statement gave no row where it must give one")
+        return row
+
+    async def value(self, sql: LiteralString, params: Params | None = None) -> Any:
+        """The first column of the first row, or None when there is no row."""
+        async with self.connection.cursor(binary=True, row_factory=tuple_row) as cursor:
+            await cursor.execute(sql, params)
+            row = await cursor.fetchone()
+            return None if row is None else row[0]
+
+    async def dicts(self, sql: LiteralString, params: Params | None = None) -> list[dict[str, Any]]:
+        """Every row as a dict: for reports whose columns are the answer."""
+        async with self.connection.cursor(binary=True, row_factory=dict_row) as cursor:
+            await cursor.execute(sql, params)
+            return await cursor.fetchall()
+
+
+class WriteTx(ReadTx):
+    """A transaction that may write; it commits when its block ends, and rolls back when the block raises."""
+
+    async def execute(self, sql: LiteralString, params: Params | None = None) -> int:
+        """Run a statement; how many rows it touched."""
+        async with self.connection.cursor(binary=True) as cursor:
+            await cursor.execute(sql, params)
+            return cursor.rowcount
+
+
+class Database:
+    """A pool on one database. Open it once a process: `async with Database(url) as database`."""
+
+    def __init__(
+        self, url: str, *, application: str = "tollbook", connections_max: int = POOL_SIZE_MAX
+    ) -> None:
+        self.url = url
+        self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            url,
+            min_size=1,
+            max_size=connections_max,
+            timeout=POOL_WAIT_SECONDS_MAX,
+            open=False,
+            kwargs={"application_name": application, "autocommit": True},
+            check=AsyncConnectionPool.check_connection,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.pool.open()
+        try:
+            await self.pool.wait(timeout=POOL_WAIT_SECONDS_MAX)
+        except PoolTimeout as timeout:
+            await self.pool.close()
+            raise DatabaseUnreachable(
+                "The database does not answer. Check DATABASE_URL and that the server runs: tollbook doctor."
+            ) from timeout
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.pool.close()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[ReadTx]:
+        """One read-only snapshot. Raises DatabaseUnreachable when there is no server to ask."""
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield ReadTx(connection)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncGenerator[WriteTx]:
+        """One transaction, READ COMMITTED. Raises DatabaseUnreachable when there is no server to ask."""
+        async with self._connection() as connection, connection.transaction():
+            yield WriteTx(connection)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[AsyncConnection[Any]]:
+        try:
+            async with self.pool.connection() as connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            if not _is_lost(error):
+                raise
+            raise DatabaseUnreachable(
+                "The database does not answer. Try again; if it persists run: tollbook doctor."
+            ) from error
+
+
+def _is_lost(error: psycopg.OperationalError) -> bool:
+    """Whether the connection is gone, rather than a statement refused (a lock time-out, a full disk)."""
+    state = error.sqlstate
+    return state is None or state.startswith(("08", "57P"))
