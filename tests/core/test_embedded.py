@@ -208,32 +208,32 @@ def test_a_server_that_stays_outlives_its_starter_until_it_is_stopped(tmp_path: 
     assert not embedded.stop(tmp_path)
 
 
-def test_a_long_path_gets_a_short_closed_socket_folder_and_keeps_it(tmp_path: Path) -> None:
+def test_a_long_path_gets_a_short_closed_socket_folder_while_it_runs(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     with embedded.start(deep) as first:
         assert len(os.fsencode(first.socket_dir)) < 60
         assert stat.S_IMODE(first.socket_dir.stat().st_mode) == 0o700
         assert ask(embedded.start(deep).url(), "SELECT 1") == 1
-    with embedded.start(deep) as second:
-        assert second.socket_dir == first.socket_dir
+    assert not first.socket_dir.exists()
+    with embedded.start(deep, stay=True) as second:
         assert ask(second.url(), "SELECT 1") == 1
-    second.socket_dir.rmdir()
+    embedded.stop(deep)
+    assert not second.socket_dir.exists()
 
 
-def test_another_folder_in_the_place_of_the_short_one_is_not_used(tmp_path: Path) -> None:
+def test_an_open_folder_in_the_place_of_the_short_one_is_not_used(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     with embedded.start(deep) as first:
         pass
-    first.socket_dir.chmod(0o755)
+    first.socket_dir.mkdir(mode=0o755)  # as anybody could
     with embedded.start(deep) as second:
         assert second.socket_dir != first.socket_dir
-    for folder in (first.socket_dir, second.socket_dir):
-        folder.rmdir()
+    first.socket_dir.rmdir()
 
 
 def test_a_copy_of_a_running_cluster_is_not_taken_for_the_original(tmp_path: Path) -> None:
     original, copy = tmp_path / ("d" * 120), tmp_path / ("c" * 120)
-    with embedded.start(original) as first:
+    with embedded.start(original):
         # cp: it keeps owners and times, as a backup tool does
         subprocess.run(["cp", "-a", str(original), str(copy)], check=True)
         ours = cluster.Cluster(copy / "postgresql", account.choose(copy, copy / "postgresql"))
@@ -242,8 +242,7 @@ def test_a_copy_of_a_running_cluster_is_not_taken_for_the_original(tmp_path: Pat
         assert note.status == "ready"
         named = Server(copy, ours.resolve_socket_dir(note), 5432, owner=False)
         assert ask(named.url(), "SELECT 1") == 1  # it answers, but it is the original
-        assert not server._greet(named, ours)  # pyright: ignore[reportPrivateUsage]
-    first.socket_dir.rmdir()
+        assert not server._greet(named, ours)
 
 
 def test_permissions_outside_the_data_folder_stay_as_they_were(open_folder: Path) -> None:

@@ -1,10 +1,7 @@
-"""Ids that sort by time and are made by the process that needs them: 63 bits, shown as prefix_ and 13 letters."""
+"""Ids that sort by time, made by the process that needs them: 63 bits, shown as prefix_ and 13 letters."""
 
 import secrets
 import time
-from typing import Annotated
-
-from pydantic import PlainSerializer
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 LETTERS = 13
@@ -33,15 +30,3 @@ def read(prefix: str, shown: str) -> int | None:
     for letter in letters:
         number = number << 5 | ALPHABET.index(letter)
     return number if number < 1 << 63 else None
-
-
-def _show_payment(number: int) -> str:
-    return show("pay", number)
-
-
-def _show_token(number: int) -> str:
-    return show("tok", number)
-
-
-PaymentId = Annotated[int, PlainSerializer(_show_payment, return_type=str)]
-TokenId = Annotated[int, PlainSerializer(_show_token, return_type=str)]

@@ -203,7 +203,7 @@ def check(cluster: Path) -> None:
 def create(home: Path, account: Account, *, sync: bool) -> Cluster:
     """Make a cluster in the folder `home`: in a new folder, renamed when complete: whole or absent."""
     for left in home.glob(f"{NEW}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        _discard(Cluster(left, account))
     free = shutil.disk_usage(home).free
     if free < CREATE_FREE_BYTES_MIN:
         raise NoSpaceLeft(home, free)
@@ -214,10 +214,15 @@ def create(home: Path, account: Account, *, sync: bool) -> Cluster:
         _initdb(new, sync=sync)
         os.rename(new.folder, home / FOLDER)
     except BaseException:
-        shutil.rmtree(new.folder, ignore_errors=True)
+        _discard(new)
         raise
     _sync(home)
     return Cluster(home / FOLDER, account)
+
+
+def _discard(new: Cluster) -> None:
+    new.clear_after_kill()  # initdb's own child may still be writing
+    shutil.rmtree(new.folder, ignore_errors=True)
 
 
 def _initdb(cluster: Cluster, *, sync: bool) -> None:

@@ -1,21 +1,21 @@
 """Why the embedded server cannot run, and what to do about it."""
 
 from pathlib import Path
-from typing import ClassVar
+
+from tollbook.core.errors import Refusal
 
 
-class EmbeddedServerFailed(Exception):
+class EmbeddedServerFailed(Refusal):
     """The embedded PostgreSQL did not do what was asked. The message says what to do next."""
 
-    reason: ClassVar[str] = "embedded_server_failed"
-    status: ClassVar[int] = 503
-    exit_code: ClassVar[int] = 1
+    reason = "embedded-server-failed"
+    status = 503
 
 
 class EmbeddedServerMissing(EmbeddedServerFailed):
     """PostgreSQL's programs are not installed."""
 
-    reason: ClassVar[str] = "embedded_server_missing"
+    reason = "embedded-server-missing"
 
     def __init__(self) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class EmbeddedServerMissing(EmbeddedServerFailed):
 class OtherMajorVersion(EmbeddedServerFailed):
     """The data were made by another major version of PostgreSQL, which this one cannot read."""
 
-    reason: ClassVar[str] = "other_major_version"
+    reason = "other-major-version"
 
     def __init__(self, folder: Path, found: str, ours: str) -> None:
         super().__init__(
@@ -41,7 +41,7 @@ class OtherMajorVersion(EmbeddedServerFailed):
 class NoSpaceLeft(EmbeddedServerFailed):
     """The disk has no room for the server's data."""
 
-    reason: ClassVar[str] = "no_space_left"
+    reason = "no-space-left"
 
     def __init__(self, folder: Path, free: int) -> None:
         super().__init__(
@@ -53,4 +53,4 @@ class NoSpaceLeft(EmbeddedServerFailed):
 class NoAccess(EmbeddedServerFailed):
     """This user may not use the data folder, or no user can be found to run the server."""
 
-    reason: ClassVar[str] = "no_access"
+    reason = "no-access"

@@ -55,8 +55,15 @@ class Server:
         if self._child is None or not self.owner or not self._child.is_ours():
             return
         self._child.stop()
+        self.remove_socket_dir()
         if self._held is not None and self.data_dir.is_dir():
             _remove_throwaway(self.data_dir.parent, self._held)
+
+    def remove_socket_dir(self) -> None:
+        """Remove the folder that a stopped server's socket was in, if it is not in the cluster."""
+        if not self.socket_dir.is_relative_to(self.data_dir):
+            with suppress(OSError):
+                self.socket_dir.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +96,8 @@ def stop(data_dir: Path) -> bool:
         return False
     with _explained(home), locked(home):
         ours = Cluster(folder, account.choose(home, folder))
-        note = ours.read_note()
-        if note is None or _attach(home, ours) is None:
+        note, running = ours.read_note(), _attach(home, ours)
+        if note is None or running is None:
             return False
         os.kill(note.pid, signal.SIGINT)
         deadline = time.monotonic() + STOP_SECONDS_MAX
@@ -101,6 +108,7 @@ def stop(data_dir: Path) -> bool:
                     f"seconds. Wait, or end it with `kill -QUIT {note.pid}`; nothing committed is lost."
                 )
             time.sleep(POLL_SECONDS)
+        running.remove_socket_dir()
     return True
 
 
