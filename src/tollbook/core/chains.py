@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from x402.mechanisms.evm.default_assets import DEFAULT_ASSETS
 
 from tollbook.core import local_chain
+from tollbook.core.errors import Refusal
 
 ATTEMPTS_MAX = 3
 WAIT_SECONDS_MAX = 1.0
@@ -41,36 +42,35 @@ _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
 _LOGGERS_OF_URLS = ("httpx", "urllib3.connectionpool", "web3")
 
 
-class MalformedAddress(Exception):
+class MalformedAddress(Refusal):
     """A text is not an EVM address."""
 
-    reason: ClassVar[str] = "malformed_address"
+    reason: ClassVar[str] = "malformed-address"
     status: ClassVar[int] = 400
     exit_code: ClassVar[int] = 2
 
 
-class MalformedHash(Exception):
+class MalformedHash(Refusal):
     """A text is not an EVM transaction or block hash."""
 
-    reason: ClassVar[str] = "malformed_hash"
+    reason: ClassVar[str] = "malformed-hash"
     status: ClassVar[int] = 400
     exit_code: ClassVar[int] = 2
 
 
-class UnknownNetwork(Exception):
+class UnknownNetwork(Refusal):
     """A network that Tollbook does not know, or that has no RPC address configured."""
 
-    reason: ClassVar[str] = "unknown_network"
+    reason: ClassVar[str] = "unknown-network"
     status: ClassVar[int] = 400
     exit_code: ClassVar[int] = 2
 
 
-class ChainUnreachable(Exception):
+class ChainUnreachable(Refusal):
     """No usable answer came from the chain's node. Nothing is known; asking again later may help."""
 
-    reason: ClassVar[str] = "chain_unreachable"
+    reason: ClassVar[str] = "chain-unreachable"
     status: ClassVar[int] = 503
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, network: str, url: str, why: str) -> None:
         super().__init__(
@@ -79,12 +79,11 @@ class ChainUnreachable(Exception):
         )
 
 
-class ChainRefused(Exception):
+class ChainRefused(Refusal):
     """The node understood the request and said no; for `call`, this is a revert."""
 
-    reason: ClassVar[str] = "chain_refused"
+    reason: ClassVar[str] = "chain-refused"
     status: ClassVar[int] = 502
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, network: str, method: str, message: str) -> None:
         super().__init__(f"The node of {network} refused {method}: {message[:MESSAGE_CHARS_MAX]}")

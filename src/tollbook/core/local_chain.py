@@ -25,6 +25,8 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.abi import function_signature_to_4byte_selector
 from eth_utils.address import to_checksum_address
 
+from tollbook.core.errors import Refusal
+
 CHAIN_ID = 31337
 NETWORK = f"eip155:{CHAIN_ID}"
 START_SECONDS_MAX = 20
@@ -51,12 +53,11 @@ ANVIL_PACKAGES = {
 }
 
 
-class LocalChainMissing(Exception):
+class LocalChainMissing(Refusal):
     """The program that plays the chain is not installed."""
 
-    reason: ClassVar[str] = "local_chain_missing"
+    reason: ClassVar[str] = "local-chain-missing"
     status: ClassVar[int] = 503
-    exit_code: ClassVar[int] = 1
 
     def __init__(self) -> None:
         super().__init__(
@@ -66,12 +67,11 @@ class LocalChainMissing(Exception):
         )
 
 
-class LocalChainFailed(Exception):
+class LocalChainFailed(Refusal):
     """The local chain did not start, or did not do what it was told."""
 
-    reason: ClassVar[str] = "local_chain_failed"
+    reason: ClassVar[str] = "local-chain-failed"
     status: ClassVar[int] = 503
-    exit_code: ClassVar[int] = 1
 
 
 def find_anvil(start: Path | None = None) -> Path:

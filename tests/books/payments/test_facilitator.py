@@ -557,7 +557,7 @@ async def test_an_unreachable_chain_is_no_verdict_on_the_payment(
     await facilitator.aclose()
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["reason"] == "facilitator_unreachable"
+    assert answer.json()["reason"] == "facilitator-unreachable"
     for text in (caplog.text, answer.text):
         assert "s3cret" not in text
         assert KEY[2:] not in text
@@ -699,7 +699,7 @@ def failed(reason: str | None, transaction: str = "") -> dict[str, Any]:
         (307, b"", SettlementUnknown),
         (500, {"error": "boom"}, SettlementUnknown),
         (503, {"error": "boom"}, SettlementUnknown),
-        (503, {"reason": "facilitator_unreachable"}, FacilitatorUnreachable),
+        (503, {"reason": "facilitator-unreachable"}, FacilitatorUnreachable),
         (401, {"error": "who are you"}, FacilitatorUnreachable),
         (429, b"slow down", FacilitatorUnreachable),
         (413, b"", FacilitatorUnreachable),
@@ -764,15 +764,15 @@ async def test_what_a_facilitator_supports_is_remembered_when_it_goes_away(
 @pytest.mark.parametrize(
     ("content", "status", "reason"),
     [
-        (b"", 400, "malformed_body"),
-        (b"[]", 400, "malformed_body"),
-        (b"{", 400, "malformed_body"),
-        (b"\xff", 400, "malformed_body"),
-        (b"[" * 60_000, 400, "malformed_body"),
+        (b"", 400, "malformed-body"),
+        (b"[]", 400, "malformed-body"),
+        (b"{", 400, "malformed-body"),
+        (b"\xff", 400, "malformed-body"),
+        (b"[" * 60_000, 400, "malformed-body"),
         (b"{}", 400, "invalid_x402_version"),
         (b'{"x402Version": 3}', 400, "invalid_x402_version"),
-        (b'{"x402Version": 2}', 400, "malformed_body"),
-        (b'{"x402Version": 2, "paymentPayload": {}, "paymentRequirements": {}}', 400, "malformed_body"),
+        (b'{"x402Version": 2}', 400, "malformed-body"),
+        (b'{"x402Version": 2, "paymentPayload": {}, "paymentRequirements": {}}', 400, "malformed-body"),
         (b" " * (facilitator_server.BODY_BYTES_MAX + 1), 413, "body_too_large"),
     ],
 )

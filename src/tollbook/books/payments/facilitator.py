@@ -48,6 +48,7 @@ from tollbook.books.payments.facilitator_signer import (
     NoGasMoney,
     check_operator_key,
 )
+from tollbook.core.errors import Refusal
 
 X402_VERSION = 2
 CAIP_FAMILY = "eip155:*"
@@ -92,30 +93,28 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-class FacilitatorUnreachable(Exception):
+class FacilitatorUnreachable(Refusal):
     """The facilitator could not do it now. No money moved; the same payment may be presented again."""
 
-    reason: ClassVar[str] = "facilitator_unreachable"
+    reason: ClassVar[str] = "facilitator-unreachable"
     status: ClassVar[int] = 503
-    exit_code: ClassVar[int] = 1
 
 
 class OperatorOutOfGas(FacilitatorUnreachable):
     """The facilitator's account cannot pay for transactions. No money moved."""
 
-    reason: ClassVar[str] = "operator_out_of_gas"
+    reason: ClassVar[str] = "operator-out-of-gas"
 
 
-class SettlementUnknown(Exception):
+class SettlementUnknown(Refusal):
     """Money may have moved, or may still move: neither settled nor failed. Never settle it anew blindly.
 
     `transaction` is the hash to look for, empty where none is known. `error_reason` is the x402 code:
     settlement_pending, or the one for a nonce that is already used.
     """
 
-    reason: ClassVar[str] = "settlement_unknown"
+    reason: ClassVar[str] = "settlement-unknown"
     status: ClassVar[int] = 502
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, network: str, transaction: str, error_reason: str, why: str) -> None:
         self.network = network

@@ -96,9 +96,9 @@ async def _read_request(request: Request) -> VerifyRequest:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        raise MalformedRequest(400, "malformed_body", "Send a JSON object.") from None
+        raise MalformedRequest(400, "malformed-body", "Send a JSON object.") from None
     if not isinstance(body, dict):
-        raise MalformedRequest(400, "malformed_body", "Send a JSON object.")
+        raise MalformedRequest(400, "malformed-body", "Send a JSON object.")
     version = cast(dict[str, Any], body).get("x402Version")
     if version == OLD_VERSION:
         raise _OldVersion
@@ -111,7 +111,7 @@ async def _read_request(request: Request) -> VerifyRequest:
             f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
             for fault in error.errors(include_url=False, include_input=False)[:PROBLEMS_MAX]
         ]
-        raise MalformedRequest(400, "malformed_body", "; ".join(faults)) from None
+        raise MalformedRequest(400, "malformed-body", "; ".join(faults)) from None
 
 
 def _fail_settlement(network: str, reason: str, message: str | None, transaction: str) -> SettleResponse:

@@ -33,6 +33,7 @@ from x402.mechanisms.evm.signers import FacilitatorWeb3Signer
 from x402.mechanisms.evm.types import TransactionReceipt, TypedDataDomain, TypedDataField
 
 from tollbook.core import chains
+from tollbook.core.errors import Refusal
 
 KEY_VARIABLE = "TOLLBOOK_FACILITATOR_KEY"
 KEY_FILE_BYTES_MAX = 1024
@@ -55,12 +56,11 @@ _NOT_TAKEN = re.compile(
 )
 
 
-class OperatorKeyUnusable(Exception):
+class OperatorKeyUnusable(Refusal):
     """The operator's private key is absent, malformed, or readable by others."""
 
-    reason: ClassVar[str] = "operator_key_unusable"
+    reason: ClassVar[str] = "operator-key-unusable"
     status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
 
 
 class NodeFailed(Exception):

@@ -1,0 +1,390 @@
+"""The paywall: ASGI middleware that sells requests of an app's routes for x402 payments.
+
+It stands before routing, passes bodies through unbuffered in both directions, and leaves free routes alone.
+Wire format: x402 version 2, HTTP transport (PAYMENT-REQUIRED, PAYMENT-SIGNATURE, PAYMENT-RESPONSE).
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from x402.http.constants import (
+    PAYMENT_REQUIRED_HEADER,
+    PAYMENT_RESPONSE_HEADER,
+    PAYMENT_SIGNATURE_HEADER,
+)
+from x402.http.utils import encode_payment_required_header, encode_payment_response_header
+from x402.schemas import PaymentPayload, PaymentRequired, ResourceInfo, SettleResponse
+
+from tollbook.books.payments import tokens
+from tollbook.books.payments.errors import TokenExpired, TokenSpent
+from tollbook.books.payments.facilitator import Facilitator
+from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.purchases import PaymentRefused, Purchase, Purchases
+from tollbook.books.payments.rules import (
+    MalformedPayment,
+    Option,
+    PaidRoute,
+    Payee,
+    Toll,
+    compile_tolls,
+    decode_payment,
+    match_option,
+)
+from tollbook.books.payments.usage import Admission, Meter
+from tollbook.core import ids, storage, telemetry
+from tollbook.core.database import Database
+from tollbook.core.errors import Refusal
+from tollbook.core.settings import Settings
+
+__all__ = ["PaidRoute", "Payee", "Paywall"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+TOKEN_HEADER = "PAYMENT-TOKEN"  # noqa: S105 - a header's name
+REMAINING_HEADER = "PAYMENT-REQUESTS-REMAINING"
+EXTENSION_KEY = "tollbook"  # under PAYMENT-RESPONSE's extensions
+SECRET_PREFIX = b"Bearer " + tokens.SECRET_PREFIX.encode()
+SERVER_ERROR = 500
+CLIENT_ERROR = 400
+EXPOSED_HEADERS = ", ".join(
+    (PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER)
+).encode()
+
+logger = logging.getLogger(__name__)
+
+
+class _Seller(Protocol):
+    """How one request is let in and counted: by its token, or by the payment that it carries."""
+
+    async def open(self) -> None: ...
+    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers: ...
+    async def give_up(self, endpoint: str, milliseconds: int) -> None: ...
+
+
+class Paywall:
+    """Sell an app's routes: `app.add_middleware(Paywall, payees=[...], routes={...}, facilitator=...)`.
+
+    `routes` maps "GET /weather/{city}" to a PaidRoute; `payees` say who is paid on which network;
+    `facilitator` is a URL or a Facilitator in this process. The books are in `database_url`, or else where
+    the settings say (DATABASE_URL; the embedded server of TOLLBOOK_DATA_DIR); `tollbook up` makes them.
+    Raises WrongPaywall at once where the configuration cannot work.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        routes: Mapping[str, PaidRoute],
+        payees: Sequence[Payee],
+        facilitator: str | Facilitator,
+        database_url: str | None = None,
+    ) -> None:
+        self.app = app
+        self._tolls = compile_tolls(routes, payees)
+        self._facilitator = facilitator
+        self._database_url = database_url
+        self._books: _Books | None = None
+        self._opening = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass free requests on as they are; sell the others."""
+        if scope["type"] == "http":
+            toll = self._tolls.find(scope["method"], scope["path"])
+            if toll is not None:
+                await self._sell(toll, scope, receive, send)
+                return
+        elif scope["type"] == "lifespan":
+            await self.app(scope, receive, self._with_lifespan(send))
+            return
+        await self.app(scope, receive, send)
+
+    async def close(self) -> None:
+        """Let go of the books, after the settlements and usage rows under way are written."""
+        if self._books is not None:
+            books, self._books = self._books, None
+            await books.close()
+
+    def _with_lifespan(self, send: Send) -> Send:
+        async def send_lifespan(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                await self.close()
+            await send(message)
+
+        return send_lifespan
+
+    async def _open(self) -> "_Books":
+        async with self._opening:
+            if self._books is None:
+                self._books = await _Books.open(self._database_url, self._facilitator)
+            return self._books
+
+    async def _sell(self, toll: Toll, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = _read_headers(scope)
+        try:
+            books = self._books or await self._open()
+            seller = _make_seller(books, toll, wanted)
+            await seller.open()
+        except Refusal as refusal:
+            await _refuse(toll, scope, send, refusal)
+            return
+        await _Passage(self.app, toll, seller).run(scope, receive, send)
+
+
+class _Books:
+    """What a paywall holds open: the pool, the meter, the facilitator."""
+
+    def __init__(self, stack: AsyncExitStack, meter: Meter, purchases: Purchases) -> None:
+        self._stack = stack
+        self.meter = meter
+        self.purchases = purchases
+
+    @classmethod
+    async def open(cls, url: str | None, facilitator: str | Facilitator) -> "_Books":
+        async with AsyncExitStack() as stack:
+            if url is None:
+                books = await asyncio.to_thread(storage.open_storage, Settings())
+                stack.callback(books.close)
+                url = books.url
+            database = await stack.enter_async_context(Database(url, application="tollbook paywall"))
+            meter = await stack.enter_async_context(Meter(url))
+            if isinstance(facilitator, str):
+                facilitator = RemoteFacilitator(facilitator)
+                stack.push_async_callback(facilitator.aclose)
+            purchases = Purchases(database, facilitator)
+            stack.push_async_callback(purchases.close)
+            return cls(stack.pop_all(), meter, purchases)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+class _Passage:
+    """One paid request on its way through the app: its answer leaves when it is counted, not before."""
+
+    def __init__(self, app: App, toll: Toll, seller: _Seller) -> None:
+        self._app = app
+        self._toll = toll
+        self._seller = seller
+        self._started = time.monotonic_ns()
+        self._began = False  # the app has begun an answer
+        self._refused = False  # and it was replaced by a refusal
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await self._begin(message, scope, send)
+            elif not self._refused:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        finally:
+            if not self._began:
+                await self._seller.give_up(_find_endpoint(self._toll, scope), self._milliseconds())
+
+    async def _begin(self, message: Message, scope: Scope, send: Send) -> None:
+        self._began = True
+        endpoint = _find_endpoint(self._toll, scope)
+        try:
+            headers = await self._seller.answer(message["status"], endpoint, self._milliseconds())
+        except Refusal as refusal:
+            self._refused = True
+            await _refuse(self._toll, scope, send, refusal)
+            return
+        await send({**message, "headers": _with_paid_headers(message.get("headers", ()), headers)})
+
+    def _milliseconds(self) -> int:
+        return (time.monotonic_ns() - self._started) // 1_000_000
+
+
+class _TokenSeller:
+    """Lets a request in on an access token: one of its payment's requests is taken before the app runs."""
+
+    def __init__(self, books: _Books, toll: Toll, secret: str) -> None:
+        self._meter = books.meter
+        self._toll = toll
+        self._secret_hash = tokens.hash_secret(secret)
+        self._admission: Admission | None = None
+
+    async def open(self) -> None:
+        self._admission = await self._meter.admit(self._secret_hash, self._toll.key)
+
+    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
+        assert self._admission is not None
+        await self._meter.record(
+            self._admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
+        )
+        return [_remaining_header(self._admission)]
+
+    async def give_up(self, endpoint: str, milliseconds: int) -> None:
+        await self.answer(SERVER_ERROR, endpoint, milliseconds)
+
+
+class _PaymentSeller:
+    """Lets a request in on the payment it carries, settled before the app runs or as it begins to answer."""
+
+    def __init__(self, books: _Books, toll: Toll, option: Option, signed: PaymentPayload) -> None:
+        self._books = books
+        self._toll = toll
+        self._option = option
+        self._signed = signed
+        self._payment: Any = None
+        self._purchase: Purchase | None = None
+
+    async def open(self) -> None:
+        purchases = self._books.purchases
+        self._payment = await purchases.reserve(self._toll, self._option, self._signed)
+        if self._toll.terms.settle == "before":
+            self._purchase = await purchases.settle(self._payment, self._signed, self._option)
+
+    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
+        if self._purchase is None:
+            if status >= CLIENT_ERROR:
+                await self._books.purchases.release(self._payment, f"the app answered {status}")
+                return []
+            self._purchase = await self._books.purchases.settle(self._payment, self._signed, self._option)
+        meter = self._books.meter
+        admission = await meter.admit_first(self._purchase.payment.payment_id)
+        await meter.record(admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds)
+        return _make_receipt(self._purchase, admission)
+
+    async def give_up(self, endpoint: str, milliseconds: int) -> None:
+        await self.answer(SERVER_ERROR, endpoint, milliseconds)
+
+
+def _read_headers(scope: Scope) -> dict[bytes, bytes]:
+    wanted = (b"authorization", PAYMENT_SIGNATURE_HEADER.lower().encode())
+    return {name: value for name, value in scope["headers"] if name in wanted}
+
+
+def _make_seller(books: _Books, toll: Toll, headers: Mapping[bytes, bytes]) -> _Seller:
+    """A payment goes before a token: who pays wants the payment used, and his old token may be spent."""
+    header = headers.get(PAYMENT_SIGNATURE_HEADER.lower().encode())
+    if header is not None:
+        try:
+            signed = decode_payment(header)
+        except MalformedPayment as error:
+            raise PaymentMalformed(str(error)) from None
+        option = match_option(toll, signed)
+        if isinstance(option, str):
+            raise PaymentRefused("invalid_payment_requirements", option)
+        return _PaymentSeller(books, toll, option, signed)
+    authorization = headers.get(b"authorization", b"")
+    if authorization.startswith(SECRET_PREFIX):
+        return _TokenSeller(books, toll, authorization[len(b"Bearer ") :].decode("latin-1"))
+    raise PaymentNeeded("Payment required: see PAYMENT-REQUIRED for the ways to pay.")
+
+
+class PaymentNeeded(Refusal):
+    """Nothing was presented: the answer says how to pay."""
+
+    reason = "payment-required"
+    status = 402
+
+
+class PaymentMalformed(Refusal):
+    """The PAYMENT-SIGNATURE header holds no x402 version 2 payment."""
+
+    reason = "payment-malformed"
+    status = 400
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The PAYMENT-SIGNATURE header is no x402 version 2 payment: {why}. "
+            "Send base64 of the payment's JSON, as an x402 client makes it."
+        )
+
+
+async def _refuse(toll: Toll, scope: Scope, send: Send, refusal: Refusal) -> None:
+    """Answer with problem JSON; where paying helps, with a 402 that says how."""
+    telemetry.REFUSALS.labels(reason=refusal.reason).inc()
+    headers: Headers = [(b"cache-control", b"no-store"), (b"access-control-expose-headers", EXPOSED_HEADERS)]
+    body: dict[str, object] = refusal.problem()
+    if refusal.status == PaymentNeeded.status:
+        required = _make_required(toll, scope, refusal)
+        body = {**required.model_dump(mode="json", by_alias=True, exclude_none=True), **body}
+        headers.append(_header(PAYMENT_REQUIRED_HEADER, encode_payment_required_header(required)))
+    if isinstance(refusal, PaymentRefused) and refusal.settlement is not None:
+        headers.append(_header(PAYMENT_RESPONSE_HEADER, encode_payment_response_header(refusal.settlement)))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="tollbook", error="invalid_token"'))
+    if "retry_after_seconds" in refusal.details:
+        headers.append(_header("Retry-After", str(refusal.details["retry_after_seconds"])))
+    content = json.dumps(body).encode()
+    headers += [(b"content-type", b"application/problem+json"), _header("Content-Length", str(len(content)))]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+
+
+def _make_required(toll: Toll, scope: Scope, refusal: Refusal) -> PaymentRequired:
+    code = refusal.code if isinstance(refusal, PaymentRefused) else refusal.sentence
+    if isinstance(refusal, TokenExpired | TokenSpent):
+        code = refusal.reason
+    return PaymentRequired(
+        error=code,
+        resource=ResourceInfo(
+            url=_read_url(scope), description=toll.terms.description, mime_type=toll.terms.mime_type
+        ),
+        accepts=[option.requirements for option in toll.options],
+        extensions=None,
+    )
+
+
+def _read_url(scope: Scope) -> str:
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    server = scope.get("server") or ("localhost", None)
+    name = host.decode("latin-1") if host else ":".join(str(part) for part in server if part is not None)
+    path = scope.get("raw_path") or scope["path"].encode()
+    return f"{scope.get('scheme', 'http')}://{name}{path.decode('latin-1')}"
+
+
+def _make_receipt(purchase: Purchase, admission: Admission) -> Headers:
+    """PAYMENT-RESPONSE with what was bought, and the token as a header of its own."""
+    bought: dict[str, object] = {
+        "paymentId": ids.show("pay", purchase.payment.payment_id),
+        "requestsRemaining": admission.requests_remaining,
+        "expiresAt": admission.expires_at.isoformat(),
+    }
+    headers: Headers = [_remaining_header(admission)]
+    if admission.requests_remaining:
+        bought |= {"accessToken": purchase.grant.secret, "tokenType": "Bearer"}
+        headers.append(_header(TOKEN_HEADER, purchase.grant.secret))
+    extensions = {**(purchase.settlement.extensions or {}), EXTENSION_KEY: bought}
+    answer: SettleResponse = purchase.settlement.model_copy(update={"extensions": extensions})
+    return [*headers, _header(PAYMENT_RESPONSE_HEADER, encode_payment_response_header(answer))]
+
+
+def _with_paid_headers(app_headers: Any, paid: Headers) -> Headers:
+    """What was paid for is the payer's: no shared cache may keep it."""
+    control = b"private"
+    rest: Headers = []
+    for name, value in app_headers:
+        if name.lower() == b"cache-control":
+            control = value if b"private" in value or b"no-store" in value else value + b", private"
+        else:
+            rest.append((name, value))
+    return [*rest, (b"cache-control", control), (b"access-control-expose-headers", EXPOSED_HEADERS), *paid]
+
+
+def _find_endpoint(toll: Toll, scope: Scope) -> str:
+    """The route that served the request as its framework names it, or else the toll's key."""
+    path = getattr(scope.get("route"), "path", None)
+    return f"{scope['method']} {path}" if path else toll.key
+
+
+def _remaining_header(admission: Admission) -> tuple[bytes, bytes]:
+    return _header(REMAINING_HEADER, str(admission.requests_remaining))
+
+
+def _header(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.lower().encode(), value.encode("latin-1")

@@ -1,0 +1,263 @@
+"""What a price is, what a route asks for, and which payments fit it: pure rules, no clock, no database."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Literal, cast
+
+from pydantic import ValidationError
+from x402.mechanisms.evm.constants import SCHEME_EXACT
+from x402.schemas import PaymentPayload, PaymentRequirements
+
+from tollbook.core.chains import Network, Token, find_network, normalize_address
+
+SIGNATURE_HEADER_BYTES_MAX = (
+    16 * 1024
+)  # an EIP-3009 payment is under 1 KiB; smart-wallet signatures are longer
+REQUESTS_MAX = 1_000_000_000
+LIFETIME_MAX = timedelta(days=3660)
+TEXT_CHARS_MAX = 80  # of a client's text, in our own sentences
+UNIX_SECONDS_MAX = 253_402_300_799  # the last second of the year 9999, as far as datetime goes
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+_PRICE = re.compile(r"\$?([0-9]{1,20}(?:\.[0-9]{1,18})?)")
+_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:path)?\}|\*")
+
+
+class WrongPaywall(ValueError):
+    """The paywall is configured in a way that cannot work; said when the app starts, never to a client."""
+
+
+class MalformedPayment(ValueError):
+    """A PAYMENT-SIGNATURE header that is no x402 version 2 payment; its text says in which way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payee:
+    """Who is paid, where, in which token.
+
+    `network` is a CAIP-2 id or a known name ("base", "eip155:8453"); `token` is its USDC unless given.
+    """
+
+    network: str
+    address: str
+    token: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaidRoute:
+    """What a route costs and what the price buys.
+
+    `price` in dollars ("$0.01") of a dollar token. It buys `requests` requests within `lifetime`, the one
+    that carries the payment included. `settle` says when the money moves: "after" the handler has begun a
+    good answer and before its first byte leaves (a refusal or failure costs nothing), or "before" the
+    handler runs (for handlers that are dear to run).
+    """
+
+    price: str
+    requests: int = 1
+    lifetime: timedelta = timedelta(hours=24)
+    settle: Literal["before", "after"] = "after"
+    description: str | None = None
+    mime_type: str | None = None
+    timeout_seconds_max: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to pay for a route: the network, the token and the terms as x402 states them."""
+
+    network: Network
+    token: Token
+    requirements: PaymentRequirements
+
+
+@dataclass(frozen=True, slots=True)
+class Toll:
+    """A paid route made ready: its key ("GET /weather/{city}"), its terms and the ways to pay."""
+
+    key: str
+    terms: PaidRoute
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """The EIP-3009 authorization inside a payment: who pays, with which nonce, until when."""
+
+    payer: str
+    nonce: str
+    valid_before: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tolls:
+    """The paid routes, compiled: one look-up for an exact path, one regular expression for the rest."""
+
+    exact: Mapping[tuple[str, str], Toll]
+    patterns: Mapping[str, tuple[re.Pattern[str], Sequence[Toll]]]
+
+    def find(self, method: str, path: str) -> Toll | None:
+        """The toll of a request, or None where it is free. HEAD costs what GET costs."""
+        method = "GET" if method == "HEAD" else method
+        found = self.exact.get((method, path))
+        if found is not None:
+            return found
+        if method not in self.patterns:
+            return None
+        pattern, tolls = self.patterns[method]
+        match = pattern.fullmatch(path)
+        return None if match is None or match.lastgroup is None else tolls[int(match.lastgroup[1:])]
+
+
+def read_price(price: str, decimals: int) -> int:
+    """Minor units of a dollar price: `read_price("$0.01", 6)` is 10000.
+
+    Raises WrongPaywall where the price is not positive or has no exact minor units.
+    """
+    match = _PRICE.fullmatch(price.strip())
+    try:
+        minor = Decimal(match.group(1)).scaleb(decimals) if match else Decimal(0)
+    except InvalidOperation:
+        minor = Decimal(0)
+    if minor <= 0 or minor != minor.to_integral_value():
+        raise WrongPaywall(
+            f"The price {price!r} is not a positive amount with at most {decimals} decimals. "
+            'Write it like "$0.01".'
+        )
+    return int(minor)
+
+
+def compile_tolls(routes: Mapping[str, PaidRoute], payees: Sequence[Payee]) -> Tolls:
+    """Make the paid routes ready: "GET /path", "GET /items/{id}", "GET /files/*"; without a method, all.
+
+    Raises WrongPaywall with what to change where a route, price or payee cannot work.
+    """
+    if not routes or not payees:
+        raise WrongPaywall("A paywall needs at least one route and one payee.")
+    exact: dict[tuple[str, str], Toll] = {}
+    patterned: dict[str, list[tuple[str, Toll]]] = {}
+    for key, terms in routes.items():
+        methods, path = _read_route(key)
+        toll = Toll(key, terms, tuple(_make_option(terms, payee) for payee in payees))
+        _check_terms(key, terms)
+        for method in methods:
+            if _PARAMETER.search(path):
+                patterned.setdefault(method, []).append((_compile_path(path), toll))
+            else:
+                # Both spellings: a router that forgives a trailing slash must not forgive the price.
+                exact[method, path] = exact[method, path.rstrip("/") or "/"] = toll
+                exact[method, path.rstrip("/") + "/"] = toll
+    patterns = {
+        method: (
+            re.compile(
+                "|".join(f"(?P<t{number}>{path})" for number, (path, _) in enumerate(paths)), re.DOTALL
+            ),
+            [toll for _, toll in paths],
+        )
+        for method, paths in patterned.items()
+    }
+    return Tolls(exact, patterns)
+
+
+def decode_payment(header: bytes) -> PaymentPayload:
+    """The payment of a PAYMENT-SIGNATURE header (x402 v2, HTTP transport: base64 of JSON).
+
+    Raises MalformedPayment where there is none in it.
+    """
+    if len(header) > SIGNATURE_HEADER_BYTES_MAX:
+        raise MalformedPayment(f"it is {len(header)} bytes long, more than {SIGNATURE_HEADER_BYTES_MAX}")
+    try:
+        text = base64.b64decode(header, validate=True)
+        return PaymentPayload.model_validate_json(text, strict=False)
+    except binascii.Error:
+        raise MalformedPayment("it is not base64") from None
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise MalformedPayment(f"{where or 'the JSON'}: {problem['msg']}") from None
+
+
+def match_option(toll: Toll, payment: PaymentPayload) -> Option | str:
+    """The option that a payment says it fulfils, or the sentence that says what differs."""
+    offered = _read_terms(payment.accepted)
+    options = [(option, _read_terms(option.requirements)) for option in toll.options]
+    for name, value in offered.items():
+        asked = dict.fromkeys(terms[name] for _, terms in options)
+        options = [(option, terms) for option, terms in options if terms[name] == value]
+        if not options:
+            return (
+                f"The payment's {name} is {value[:TEXT_CHARS_MAX]}; this route asks for {' or '.join(asked)}."
+            )
+    return options[0][0]
+
+
+def _read_terms(requirements: PaymentRequirements) -> dict[str, str]:
+    return {
+        "scheme": requirements.scheme,
+        "network": requirements.network,
+        "asset": requirements.asset.lower(),
+        "amount": requirements.amount,
+        "recipient": requirements.pay_to.lower(),
+    }
+
+
+def read_authorization(payment: PaymentPayload) -> Authorization:
+    """Who pays, with which nonce, until when. Call after `facilitator.find_fault` found none."""
+    fields = cast(dict[str, str], payment.payload["authorization"])
+    until = min(int(fields["validBefore"]), UNIX_SECONDS_MAX)
+    return Authorization(
+        payer=fields["from"].lower(),
+        nonce=fields["nonce"].lower(),
+        valid_before=datetime.fromtimestamp(until, UTC),
+    )
+
+
+def _read_route(key: str) -> tuple[Sequence[str], str]:
+    method, _, path = key.rpartition(" ")
+    method = method.strip().upper()
+    if not path.startswith("/") or (method and method not in METHODS):
+        raise WrongPaywall(f'The route {key!r} is not like "GET /weather/{{city}}" or "/weather".')
+    if not method:
+        return [each for each in METHODS if each != "HEAD"], path
+    return ["GET" if method == "HEAD" else method], path
+
+
+def _compile_path(path: str) -> str:
+    regex, end = "", 0
+    for parameter in _PARAMETER.finditer(path):
+        regex += re.escape(path[end : parameter.start()])
+        regex += ".*" if parameter.group() == "*" or parameter.group(1) else "[^/]+"
+        end = parameter.end()
+    return regex + re.escape(path[end:]) + "/?"
+
+
+def _make_option(terms: PaidRoute, payee: Payee) -> Option:
+    network = find_network(payee.network)
+    token = payee.token or network.usdc
+    if token is None:
+        raise WrongPaywall(f"No token is known on {network.name}: give the payee a token.")
+    extra = {"name": token.name, "version": token.version}
+    if terms.settle == "before":
+        extra["paymentFlow"] = "upfront"
+    requirements = PaymentRequirements(
+        scheme=SCHEME_EXACT,
+        network=network.id,
+        asset=normalize_address(token.address),
+        amount=str(read_price(terms.price, token.decimals)),
+        pay_to=normalize_address(payee.address),
+        max_timeout_seconds=terms.timeout_seconds_max,
+        extra=extra,
+    )
+    return Option(network, token, requirements)
+
+
+def _check_terms(key: str, terms: PaidRoute) -> None:
+    if not 1 <= terms.requests <= REQUESTS_MAX:
+        raise WrongPaywall(f"{key}: a payment buys 1 to {REQUESTS_MAX} requests, not {terms.requests}.")
+    if not timedelta(0) < terms.lifetime <= LIFETIME_MAX:
+        raise WrongPaywall(f"{key}: what a payment buys lives from one moment to {LIFETIME_MAX.days} days.")
