@@ -1,152 +1,169 @@
-"""What the engine refuses: each refusal has a reason, a sentence that says what to do next, an exit code."""
+"""Why a migration command stops: each refusal says what, where and what to do next."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-EXIT_DONE = 0
-EXIT_REFUSED = 1
-EXIT_USAGE = 2
-EXIT_PENDING = 3
-EXIT_VERIFICATION = 4
-
-
-class MigrateError(Exception):
-    """A refusal or failure: `str(error)` is one sentence for people, `reason` one word for programs."""
-
-    reason: str = "failed"
-    exit_code: int = EXIT_REFUSED
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-
-    def facts(self) -> dict[str, object]:
-        """The refusal as a JSON object."""
-        return {"error": self.reason, "message": self.sentence, "exit_code": self.exit_code}
-
-
-class WrongUsage(MigrateError):
-    """The command cannot be understood or may not be run this way."""
-
-    reason = "wrong-usage"
-    exit_code = EXIT_USAGE
-
-
-class BadFolder(MigrateError):
-    """A migration folder or file cannot be read as one."""
-
-    reason = "bad-folder"
-
-
-class CannotConnect(MigrateError):
-    """No server answers at the address, or it does not let us in."""
-
-    reason = "cannot-connect"
-
-
-class ConnectionLost(MigrateError):
-    """The server went away during the work; what was not committed is rolled back."""
-
-    reason = "connection-lost"
-
-
-class PoolerInTheWay(MigrateError):
-    """A transaction pooler moves our session between backends, so a session lock would hold nothing."""
-
-    reason = "transaction-pooler"
-
-
-class LockHeld(MigrateError):
-    """Another run holds the engine's lock longer than we wait."""
-
-    reason = "lock-held"
-
-
-class ToolMissing(MigrateError):
-    """pg_dump or pg_restore is absent or too old for the server."""
-
-    reason = "tool-missing"
-
-
-class BackupFailed(MigrateError):
-    """No complete backup was written, so nothing was applied."""
-
-    reason = "backup-failed"
-
-
-class RestoreFailed(MigrateError):
-    """The backup could not be put back."""
-
-    reason = "restore-failed"
-
-
-class CannotRevert(MigrateError):
-    """There is no way back: no down SQL, or nothing to revert."""
-
-    reason = "cannot-revert"
-
-
-class PreflightFailed(MigrateError):
-    """Something would go wrong, found before anything was changed. `findings` holds every sentence."""
-
-    reason = "preflight-failed"
-
-    def __init__(self, findings: list[str]) -> None:
-        super().__init__("Refused before anything was changed:\n" + "\n".join(f"  - {f}" for f in findings))
-        self.findings = findings
-
-    def facts(self) -> dict[str, object]:
-        """The refusal as a JSON object, each finding apart."""
-        sentence = f"Refused before anything was changed: {len(self.findings)} findings."
-        return {**super().facts(), "message": sentence, "findings": self.findings}
+EXCERPT_CHARACTERS_MAX = 160
+PROBLEMS_SHOWN_MAX = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """A place in a file: 1-based line and column (columns in characters), and the text of the line."""
+class Place:
+    """A place in a file: path, line and column (from 1), and the line with a caret under the column."""
 
-    file: str
-    line: int
-    column: int
-    text: str
+    path: str
+    line: int | None = None
+    column: int | None = None
+    excerpt: str = ""
+
+    def __str__(self) -> str:
+        numbers = [str(number) for number in (self.line, self.column) if number is not None]
+        return ":".join([self.path, *numbers])
+
+
+def point(path: str, text: str, index: int, *, caret: bool = True) -> Place:
+    """Return the place of the character `index` (from 0) of the text."""
+    index = max(0, min(index, len(text)))
+    start = text.rfind("\n", 0, index) + 1
+    end = text.find("\n", index)
+    line = text[start : end if end >= 0 else len(text)].rstrip("\r")
+    column = index - start
+    shift = max(0, column - EXCERPT_CHARACTERS_MAX // 2)
+    shown = line[shift : shift + EXCERPT_CHARACTERS_MAX]
+    # Tabs stay tabs, so that the caret stands under its character however wide a terminal draws them.
+    under = "".join("\t" if character == "\t" else " " for character in shown[: column - shift])
+    excerpt = f"{shown}\n{under}^" if caret else shown
+    return Place(path, text.count("\n", 0, index) + 1, column + 1, excerpt)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that stops a run before it starts: what, where, and what to do next."""
+
+    what: str
+    next: str
+    place: Place | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.what} {self.next}"
+
+
+class MigrateError(Exception):
+    """A migration command refused or failed. Nothing is left half done."""
+
+    reason: ClassVar[str] = "migrate_failed"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, sentence: str, place: Place | None = None, **details: Any) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.place = place
+        self.details = details
+
+    def __str__(self) -> str:
+        if self.place is None:
+            return self.sentence
+        excerpt = "".join(f"\n    {line}" for line in self.place.excerpt.splitlines())
+        return f"{self.place}: {self.sentence}{excerpt}"
+
+
+class WrongUsage(MigrateError):
+    """The command cannot be understood as given."""
+
+    reason = "wrong_usage"
+    status = 400
+    exit_code = 2
+
+
+class FolderRefused(MigrateError):
+    """A folder or one of its files cannot be read as migrations."""
+
+    reason = "folder_refused"
+    status = 409
+
+
+class DatabaseUnreachable(MigrateError):
+    """The server cannot be reached or does not let us in."""
+
+    reason = "database_unreachable"
+    status = 503
+
+
+class ConnectionLost(MigrateError):
+    """The server went away in the middle; what was not committed is rolled back."""
+
+    reason = "connection_lost"
+    status = 503
+
+
+class LockHeld(MigrateError):
+    """Another run works on this database and did not end in time."""
+
+    reason = "lock_held"
+    status = 409
+
+
+class SessionNotOurs(MigrateError):
+    """A pooler hands our session from one server process to another, so its lock protects nothing."""
+
+    reason = "session_not_ours"
+    status = 409
+
+
+class PreflightRefused(MigrateError):
+    """Something stands in the way; all of it is named and nothing was changed."""
+
+    reason = "preflight_refused"
+    status = 409
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        shown = [str(problem) for problem in problems[:PROBLEMS_SHOWN_MAX]]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more.")
+        first = problems[0].place if len(problems) == 1 else None
+        excerpt = "".join(f"\n    {line}" for line in first.excerpt.splitlines()) if first else ""
+        super().__init__("\n".join(shown) + excerpt)
+        self.problems = tuple(problems)
 
 
 class StatementFailed(MigrateError):
-    """PostgreSQL refused a statement of a migration; the migration is rolled back."""
+    """PostgreSQL refused a statement of a file; that file's transaction is rolled back."""
 
-    reason = "statement-failed"
-
-    def __init__(self, sentence: str, *, where: Where | None, sqlstate: str | None, hint: str | None) -> None:
-        super().__init__(sentence)
-        self.where = where
-        self.sqlstate = sqlstate
-        self.hint = hint
-
-    def facts(self) -> dict[str, object]:
-        """The refusal as a JSON object, with file, line, column, SQLSTATE and the server's hint."""
-        place = self.where
-        return {
-            **super().facts(),
-            "file": place.file if place else None,
-            "line": place.line if place else None,
-            "column": place.column if place else None,
-            "sql": place.text if place else None,
-            "sqlstate": self.sqlstate,
-            "hint": self.hint,
-        }
+    reason = "statement_failed"
+    status = 409
 
 
 class VerificationFailed(MigrateError):
-    """The SQL ran, but what it promised is not there or a check did not hold; it is rolled back."""
+    """A migration ran but did not make what it promises; it is rolled back."""
 
-    reason = "verification-failed"
-    exit_code = EXIT_VERIFICATION
+    reason = "verification_failed"
+    status = 409
+    exit_code = 4
 
-    def __init__(self, sentence: str, *, missing: list[str]) -> None:
-        super().__init__(sentence)
-        self.missing = missing
 
-    def facts(self) -> dict[str, object]:
-        """The refusal as a JSON object, with the names of what is missing or did not hold."""
-        return {**super().facts(), "missing": self.missing}
+class NoWayBack(MigrateError):
+    """A migration to be reverted has no down statements."""
+
+    reason = "no_way_back"
+    status = 409
+
+
+class BackupFailed(MigrateError):
+    """No trustworthy backup could be written; nothing was changed and no partial file is left."""
+
+    reason = "backup_failed"
+
+
+class RestoreFailed(MigrateError):
+    """A backup could not be loaded; the database is as it was."""
+
+    reason = "restore_failed"
+
+
+class ToolMissing(MigrateError):
+    """pg_dump or pg_restore is absent, or older than the server."""
+
+    reason = "tool_missing"

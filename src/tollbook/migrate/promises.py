@@ -1,0 +1,290 @@
+"""The objects a script promises to make, read from its statements: what must be there once it has run."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pglast import ast
+from pglast.enums import FunctionParameterMode, ObjectType
+from pglast.enums.parsenodes import AlterTableType
+
+from tollbook.migrate.objects import Promise
+from tollbook.migrate.statements import Statement
+
+# Statements after which other objects are what they were: with only these, nothing promised earlier can go.
+KEEPING = (
+    ast.CreateStmt, ast.CreateTableAsStmt, ast.ViewStmt, ast.IndexStmt, ast.CreateSchemaStmt, ast.CreateSeqStmt,
+    ast.CreateFunctionStmt, ast.CreateTrigStmt, ast.CreateExtensionStmt, ast.CreateEnumStmt, ast.CompositeTypeStmt,
+    ast.CreateRangeStmt, ast.CreateDomainStmt, ast.DefineStmt, ast.CommentStmt, ast.GrantStmt, ast.GrantRoleStmt,
+    ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.VariableSetStmt, ast.CreatePolicyStmt, ast.AlterEnumStmt,
+    ast.CreateStatsStmt, ast.AlterOwnerStmt, ast.RefreshMatViewStmt,
+)  # fmt: skip
+# Statements that can do anything, unseen by the grammar.
+OPAQUE = (ast.DoStmt, ast.CallStmt, ast.ExecuteStmt, ast.SelectStmt)
+KINDS = {
+    ObjectType.OBJECT_TABLE: "table",
+    ObjectType.OBJECT_FOREIGN_TABLE: "table",
+    ObjectType.OBJECT_VIEW: "view",
+    ObjectType.OBJECT_MATVIEW: "materialized view",
+    ObjectType.OBJECT_INDEX: "index",
+    ObjectType.OBJECT_SEQUENCE: "sequence",
+    ObjectType.OBJECT_TYPE: "type",
+    ObjectType.OBJECT_DOMAIN: "type",
+    ObjectType.OBJECT_FUNCTION: "function",
+    ObjectType.OBJECT_PROCEDURE: "function",
+    ObjectType.OBJECT_ROUTINE: "function",
+    ObjectType.OBJECT_AGGREGATE: "function",
+    ObjectType.OBJECT_SCHEMA: "schema",
+    ObjectType.OBJECT_EXTENSION: "extension",
+    ObjectType.OBJECT_TRIGGER: "trigger",
+}
+ON_TABLE = ("index", "trigger")
+INPUT_MODES = (
+    FunctionParameterMode.FUNC_PARAM_DEFAULT,
+    FunctionParameterMode.FUNC_PARAM_IN,
+    FunctionParameterMode.FUNC_PARAM_INOUT,
+    FunctionParameterMode.FUNC_PARAM_VARIADIC,
+)
+
+
+@dataclass(slots=True)
+class Promises:
+    """What one script makes and takes, statement by statement."""
+
+    made: list[Promise] = field(default_factory=list[Promise])
+    dropped: list[Promise] = field(default_factory=list[Promise])
+    extensions: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    opaque: bool = False
+    may_remove: bool = False
+    schema: str | None = None  # where unqualified names go after SET search_path; None: the session's
+
+    def make(self, promise: Promise) -> None:
+        """Add a promise; made again (OR REPLACE, IF NOT EXISTS) it counts once."""
+        if promise.schema is None and promise.kind not in ("schema", "extension") and promise.on is None:
+            promise = replace(promise, schema=self.schema)
+        if promise.name is None or not any(same(promise, other) for other in self.made):
+            self.made.append(promise)
+
+    def drop(self, gone: Promise) -> None:
+        """Take back what a later statement of the same script drops, with the indexes and triggers on it."""
+        self.dropped.append(gone)
+        self.made = [promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))]
+
+
+def same(one: Promise, other: Promise) -> bool:
+    """Whether two promises mean the same object; a name without a schema may be in any."""
+    return (
+        (one.kind, one.name) == (other.kind, other.name)
+        and _may_equal(one.schema, other.schema)
+        and _may_equal(one.on, other.on)
+        and _may_equal(one.args, other.args)
+    )
+
+
+def _may_equal(one: object, other: object) -> bool:
+    return one is None or other is None or one == other
+
+
+def _hangs_on(promise: Promise, gone: Promise) -> bool:
+    if gone.kind == "schema":
+        return promise.schema == gone.name
+    on_it = gone.kind in ("table", "materialized view", "view") and promise.on == gone.name
+    return on_it and _may_equal(promise.schema, gone.schema)
+
+
+def collect(statements: Iterable[Statement]) -> Promises:
+    """Return what the statements, run in order, leave behind by their own words."""
+    promises = Promises()
+    for statement in statements:
+        tree = statement.tree
+        if isinstance(tree, OPAQUE):
+            promises.opaque = True
+        if not isinstance(tree, KEEPING):
+            promises.may_remove = True
+        if handle := HANDLERS.get(type(tree)):
+            handle(promises, tree, statement.index)
+    return promises
+
+
+def _relation(kind: str, relation: Any, *, conditional: bool) -> Promise:
+    return Promise(kind, relation.schemaname, relation.relname, conditional=conditional)
+
+
+def _make_table(promises: Promises, tree: Any, index: int) -> None:
+    # A partition comes and goes with time: it is part of its table, and no promise of its own.
+    if tree.relation.relpersistence != "t" and tree.partbound is None:
+        promises.make(_relation("table", tree.relation, conditional=tree.if_not_exists))
+
+
+def _make_foreign_table(promises: Promises, tree: Any, index: int) -> None:
+    _make_table(promises, tree.base, index)
+
+
+def _make_table_as(promises: Promises, tree: Any, index: int) -> None:
+    if tree.into.rel.relpersistence != "t":
+        promises.make(_relation(KINDS[tree.objtype], tree.into.rel, conditional=tree.if_not_exists))
+
+
+def _make_select_into(promises: Promises, tree: Any, index: int) -> None:
+    if tree.intoClause and tree.intoClause.rel.relpersistence != "t":
+        promises.make(_relation("table", tree.intoClause.rel, conditional=False))
+
+
+def _make_view(promises: Promises, tree: Any, index: int) -> None:
+    if tree.view.relpersistence != "t":
+        promises.make(_relation("view", tree.view, conditional=tree.replace))
+
+
+def _make_sequence(promises: Promises, tree: Any, index: int) -> None:
+    if tree.sequence.relpersistence != "t":
+        promises.make(_relation("sequence", tree.sequence, conditional=tree.if_not_exists))
+
+
+def _make_index(promises: Promises, tree: Any, index: int) -> None:
+    table = tree.relation
+    promises.make(Promise("index", table.schemaname, tree.idxname, table.relname, conditional=tree.if_not_exists))
+
+
+def _make_trigger(promises: Promises, tree: Any, index: int) -> None:
+    table = tree.relation
+    promises.make(Promise("trigger", table.schemaname, tree.trigname, table.relname, conditional=tree.replace))
+
+
+def _make_function(promises: Promises, tree: Any, index: int) -> None:
+    schema, name = _split_name(tree.funcname)
+    args = tuple(
+        _name_type(parameter.argType) for parameter in tree.parameters or () if parameter.mode in INPUT_MODES
+    )
+    promises.make(Promise("function", schema, name, args=args, conditional=tree.replace))
+
+
+def _make_schema(promises: Promises, tree: Any, index: int) -> None:
+    if tree.schemaname:
+        promises.make(Promise("schema", None, tree.schemaname, conditional=tree.if_not_exists))
+    outside, promises.schema = promises.schema, tree.schemaname or promises.schema
+    for element in tree.schemaElts or ():
+        if handle := HANDLERS.get(type(element)):
+            handle(promises, element, index)
+    promises.schema = outside
+
+
+def _make_extension(promises: Promises, tree: Any, index: int) -> None:
+    promises.extensions.append((tree.extname, index))
+    promises.make(Promise("extension", None, tree.extname, conditional=tree.if_not_exists))
+
+
+def _make_type(promises: Promises, tree: Any, index: int) -> None:
+    if isinstance(tree, ast.CompositeTypeStmt):
+        promises.make(Promise("type", tree.typevar.schemaname, tree.typevar.relname))
+        return
+    promises.make(Promise("type", *_split_name(tree.domainname if isinstance(tree, ast.CreateDomainStmt) else tree.typeName)))
+
+
+def _define(promises: Promises, tree: Any, index: int) -> None:
+    if tree.kind == ObjectType.OBJECT_TYPE:
+        promises.make(Promise("type", *_split_name(tree.defnames), conditional=tree.if_not_exists))
+    elif tree.kind == ObjectType.OBJECT_AGGREGATE:
+        promises.make(Promise("function", *_split_name(tree.defnames), conditional=tree.replace))
+
+
+def _drop(promises: Promises, tree: Any, index: int) -> None:
+    kind = KINDS.get(tree.removeType)
+    for name in tree.objects or () if kind else ():
+        assert kind
+        promises.drop(_name_object(kind, name))
+
+
+def _name_object(kind: str, name: Any) -> Promise:
+    if kind == "function":
+        args = None if name.args_unspecified else tuple(_name_type(arg) for arg in name.objargs or ())
+        return Promise(kind, *_split_name(name.objname), args=args)
+    if isinstance(name, ast.TypeName):
+        return Promise(kind, *_split_name(name.names))
+    if isinstance(name, ast.String):
+        return Promise(kind, None, name.sval)
+    if kind == "trigger":
+        schema, table = _split_name(name[:-1])
+        return Promise(kind, schema, name[-1].sval, table)
+    return Promise(kind, *_split_name(name))
+
+
+def _alter_table(promises: Promises, tree: Any, index: int) -> None:
+    for command in tree.cmds or ():
+        if command.subtype == AlterTableType.AT_AttachPartition and tree.objtype == ObjectType.OBJECT_TABLE:
+            attached = _relation("table", command.def_.name, conditional=False)
+            promises.made = [promise for promise in promises.made if not same(attached, promise)]
+
+
+def _rename(promises: Promises, tree: Any, index: int) -> None:
+    kind = KINDS.get(tree.renameType)
+    if kind is None:
+        return
+    old = _name_renamed(kind, tree)
+    found = next((promise for promise in promises.made if same(old, promise)), old)
+    promises.dropped.append(old)
+    promises.made = [
+        replace(promise, on=tree.newname) if _hangs_on(promise, old) and promise.on else promise
+        for promise in promises.made
+        if not same(old, promise)
+    ]
+    promises.make(replace(found, name=tree.newname, conditional=False))
+
+
+def _name_renamed(kind: str, tree: Any) -> Promise:
+    if kind == "trigger":
+        return Promise(kind, tree.relation.schemaname, tree.subname, tree.relation.relname)
+    if tree.relation is not None:
+        return _relation(kind, tree.relation, conditional=False)
+    return _name_object(kind, tree.object)
+
+
+def _move(promises: Promises, tree: Any, index: int) -> None:
+    kind = KINDS.get(tree.objectType)
+    if kind is None or kind == "extension":
+        return
+    old = _relation(kind, tree.relation, conditional=False) if tree.relation else _name_object(kind, tree.object)
+    moved = [promise for promise in promises.made if same(old, promise) or _hangs_on(promise, old)]
+    promises.drop(old)
+    for promise in moved or [old]:
+        promises.make(replace(promise, schema=tree.newschema, conditional=False))
+
+
+def _set(promises: Promises, tree: Any, index: int) -> None:
+    if tree.name == "search_path":
+        words = [arg.val.sval for arg in tree.args or () if isinstance(arg, ast.A_Const) and isinstance(arg.val, ast.String)]
+        promises.schema = next((word for word in words if not word.startswith("$")), None)
+
+
+def _split_name(names: Sequence[Any]) -> tuple[str | None, str]:
+    words = [name.sval for name in names]
+    return (words[-2] if len(words) > 1 else None), words[-1]
+
+
+def _name_type(name: Any) -> str:
+    words = ".".join('"' + word.sval.replace('"', '""') + '"' for word in name.names)
+    return words + ("[]" if name.arrayBounds else "")
+
+
+HANDLERS: dict[type, Callable[[Promises, Any, int], None]] = {
+    ast.CreateStmt: _make_table,
+    ast.CreateForeignTableStmt: _make_foreign_table,
+    ast.CreateTableAsStmt: _make_table_as,
+    ast.SelectStmt: _make_select_into,
+    ast.ViewStmt: _make_view,
+    ast.CreateSeqStmt: _make_sequence,
+    ast.IndexStmt: _make_index,
+    ast.CreateTrigStmt: _make_trigger,
+    ast.CreateFunctionStmt: _make_function,
+    ast.CreateSchemaStmt: _make_schema,
+    ast.CreateExtensionStmt: _make_extension,
+    ast.CreateEnumStmt: _make_type,
+    ast.CreateRangeStmt: _make_type,
+    ast.CreateDomainStmt: _make_type,
+    ast.CompositeTypeStmt: _make_type,
+    ast.DefineStmt: _define,
+    ast.DropStmt: _drop,
+    ast.AlterTableStmt: _alter_table,
+    ast.RenameStmt: _rename,
+    ast.AlterObjectSchemaStmt: _move,
+    ast.VariableSetStmt: _set,
+}

@@ -1,0 +1,194 @@
+"""The one database session a run works in: its address, its opening, and the lock that makes it the only run."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import conninfo
+
+from tollbook.migrate.errors import ConnectionLost, DatabaseUnreachable, LockHeld, SessionNotOurs, WrongUsage
+from tollbook.migrate.events import Event, Listener
+
+APPLICATION_NAME = "tollbook migrate"
+CONNECT_SECONDS_MAX = 10
+LOCK_WAIT_SECONDS_MAX = 300.0
+LOCK_POLL_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
+# Any constant will do, but it must stay: versions of this engine exclude each other by it.
+LOCK_KEY = 7_063_417_201_337_402
+SECRETS = ("password", "sslpassword")
+DRIVER = re.compile(r"(?i)^postgres(?:ql)?\+[a-z0-9_]+://")
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+def read_url(url: str) -> dict[str, str]:
+    """Return libpq's parameters of a URL or a `key=value` text; the driver that SQLAlchemy adds is left out.
+
+    Raises WrongUsage, with a sentence that repeats nothing of the URL: it may hold the password.
+    """
+    text = DRIVER.sub("postgresql://", url.strip())
+    if text.startswith("postgresql://"):
+        text = re.sub(r"([?&])ssl=", r"\1sslmode=", text)  # asyncpg's word for it
+    try:
+        parameters = {
+            key: str(value) for key, value in conninfo.conninfo_to_dict(text).items() if value is not None
+        }
+    except psycopg.Error:
+        raise WrongUsage(_explain_url()) from None
+    if "@" in parameters.get("host", "") and not parameters["host"].startswith(("/", "@")):
+        raise WrongUsage(_explain_url())  # a password with an unescaped @ : its end is in the host
+    return parameters
+
+
+def _explain_url() -> str:
+    return (
+        "The database URL cannot be read. Write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
+        "@ : / # ? % in the password written as %40 %3A %2F %23 %3F %25."
+    )
+
+
+def name_target(parameters: dict[str, str]) -> str:
+    """Return user@host:port/database for people to read; never the password."""
+    host = parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "local"
+    user = parameters.get("user") or os.environ.get("PGUSER") or ""
+    port = parameters.get("port") or os.environ.get("PGPORT") or ""
+    database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user
+    service = parameters.get("service") or os.environ.get("PGSERVICE")
+    if service and not parameters.get("host"):
+        return f"service {service}"
+    return f"{user}{'@' if user else ''}{host}{':' if port else ''}{port}/{database}"
+
+
+def hide(text: str, parameters: dict[str, str]) -> str:
+    """Return a text of the server's or a tool's without the secrets of the connection."""
+    secrets = [parameters[key] for key in SECRETS if parameters.get(key)] + [os.environ.get("PGPASSWORD", "")]
+    for secret in secrets:
+        if len(secret) > 3:  # a shorter one would blank out half of every word, and is no secret
+            text = text.replace(secret, "***")
+    return text.strip()
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """Open a session in autocommit mode, closed at the end. Raises DatabaseUnreachable, ConnectionLost."""
+    parameters = read_url(url)
+    connection = _connect(parameters)
+    try:
+        yield connection
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        if not connection.broken and not connection.closed:
+            raise
+        raise ConnectionLost(
+            f"The connection to {name_target(parameters)} was lost ({_first_line(error)}). What was not "
+            "committed is rolled back by the server. Run the same command again: it says where it stands.",
+        ) from error
+    finally:
+        connection.close()
+
+
+def _connect(parameters: dict[str, str]) -> Connection:
+    options = {"application_name": APPLICATION_NAME, "connect_timeout": str(CONNECT_SECONDS_MAX)} | parameters
+    try:
+        return psycopg.connect(**options | {"client_encoding": "utf8"}, autocommit=True)  # pyright: ignore[reportArgumentType]
+    except psycopg.Error as error:
+        raise DatabaseUnreachable(
+            f"No connection to {name_target(parameters)}: {hide(_first_line(error), parameters)}. Check that the "
+            "server runs and that host, port, user, password and database of --database-url are right."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def locked(conn: Connection, url: str, listen: Listener, wait_seconds_max: float) -> Iterator[int]:
+    """Be the only run on this database. Gives the server process id. Raises LockHeld, SessionNotOurs.
+
+    The lock is tried for again and again, never waited for inside a statement: a waiting statement would
+    hold a snapshot, which CREATE INDEX CONCURRENTLY of another session waits for in turn.
+    """
+    _wait_for_lock(conn, listen, wait_seconds_max)
+    try:
+        yield _check_session(conn, url)
+    finally:
+        if not conn.broken and not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK_KEY})
+
+
+def _wait_for_lock(conn: Connection, listen: Listener, wait_seconds_max: float) -> None:
+    pause, longest = LOCK_POLL_SECONDS
+    until = time.monotonic() + wait_seconds_max
+    told = False
+    while not _try_lock(conn):
+        if time.monotonic() >= until:
+            raise LockHeld(
+                f"Another run has held this database for {wait_seconds_max:g} s: {_name_holder(conn)}. Wait for "
+                "it to end and run again; if it is stuck, end it with pg_terminate_backend."
+            )
+        if not told:
+            listen(Event("waiting", f"Waiting for another run: {_name_holder(conn)}."))
+            told = True
+        time.sleep(pause)
+        pause = min(pause * 2, longest)
+
+
+def _try_lock(conn: Connection) -> bool:
+    row = conn.execute("SELECT pg_try_advisory_lock(%(key)s)", {"key": LOCK_KEY}).fetchone()
+    return bool(row and row[0])
+
+
+def _name_holder(conn: Connection) -> str:
+    row = conn.execute(
+        """SELECT a.pid, a.application_name, a.usename, a.backend_start
+        FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE l.locktype = 'advisory' AND l.granted
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND (l.classid::bigint << 32) + l.objid::bigint = %(key)s AND l.objsubid = 1""",
+        {"key": LOCK_KEY},
+    ).fetchone()
+    if row is None:
+        return "a session that is just ending"
+    pid, application, user, since = row
+    return f"process {pid} ({application or 'no application name'}, user {user}, since {since:%Y-%m-%d %H:%M:%S})"
+
+
+def _check_session(conn: Connection, url: str) -> int:
+    """Return the server process of this session; refuse where a pooler lends it to others too.
+
+    A pooler gives its clients process ids of its own. Behind one, a second session that is given the very
+    server process that holds our lock proves that sessions are shared by the transaction.
+    """
+    pid = read_pid(conn)
+    if pid == conn.info.backend_pid:
+        return pid
+    with connected(url) as probe:
+        if read_pid(probe) == pid or read_pid(conn) != pid:
+            raise SessionNotOurs(_explain_pooler())
+    return pid
+
+
+def read_pid(conn: Connection) -> int:
+    """Return the id of the server process that runs our statements."""
+    row = conn.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _explain_pooler() -> str:
+    return (
+        "This address is a connection pooler in transaction mode (such as PgBouncer): the session changes its "
+        "server process, so the run's lock protects nothing and would leak. Give the server's own address, or "
+        "a pool in session mode, in --database-url."
+    )
+
+
+def check_pid(seen: int, expected: int) -> None:
+    """Refuse to commit what another server process ran than the one that holds our lock."""
+    if seen != expected:
+        raise SessionNotOurs(_explain_pooler())
