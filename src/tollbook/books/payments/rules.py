@@ -98,6 +98,7 @@ class Authorization:
 class Tolls:
     """The paid routes, compiled: one look-up for an exact path, one regular expression for the rest."""
 
+    all: tuple[Toll, ...]
     exact: Mapping[tuple[str, str], Toll]
     patterns: Mapping[str, tuple[re.Pattern[str], Sequence[Toll]]]
 
@@ -139,12 +140,14 @@ def compile_tolls(routes: Mapping[str, PaidRoute], payees: Sequence[Payee]) -> T
     """
     if not routes or not payees:
         raise WrongPaywall("A paywall needs at least one route and one payee.")
+    tolls: list[Toll] = []
     exact: dict[tuple[str, str], Toll] = {}
     patterned: dict[str, list[tuple[str, Toll]]] = {}
     for key, terms in routes.items():
         methods, path = _read_route(key)
         toll = Toll(key, terms, tuple(_make_option(terms, payee) for payee in payees))
         _check_terms(key, terms)
+        tolls.append(toll)
         for method in methods:
             if _PARAMETER.search(path):
                 patterned.setdefault(method, []).append((_compile_path(path), toll))
@@ -161,7 +164,7 @@ def compile_tolls(routes: Mapping[str, PaidRoute], payees: Sequence[Payee]) -> T
         )
         for method, paths in patterned.items()
     }
-    return Tolls(exact, patterns)
+    return Tolls(tuple(tolls), exact, patterns)
 
 
 def decode_payment(header: bytes) -> PaymentPayload:
