@@ -368,6 +368,15 @@ def test_a_wrong_setting_is_named_and_nothing_keeps_running(tmp_path: Path) -> N
         assert started.owner
 
 
+def test_a_failed_start_leaves_no_socket_folder(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    with pytest.raises(EmbeddedServerFailed):
+        embedded.start(deep, settings={"no_such_setting": "1"})
+    remembered = Path((deep / "postgresql/socket_dir").read_text())
+    assert remembered.parent == Path("/tmp")
+    assert not remembered.exists()
+
+
 def test_data_of_another_major_version_are_refused_untouched(tmp_path: Path) -> None:
     embedded.start(tmp_path).stop()
     (tmp_path / "postgresql/PG_VERSION").write_text("15\n")

@@ -106,12 +106,12 @@ class Cluster:
         roles = [ADMIN, "tollbook"]
         users = "".join(f'tollbook "{name}" {role}\n' for name in dict.fromkeys(names) for role in roles)
         header = "# Written by tollbook at every start. To change a setting for good, use ALTER SYSTEM.\n"
-        self._write("postgresql.conf", (header + render_settings(memory_bytes)).encode())
-        self._write("pg_hba.conf", (header + "local all all peer map=tollbook\n").encode())
-        self._write("pg_ident.conf", (header + users).encode())
+        self.write("postgresql.conf", (header + render_settings(memory_bytes)).encode())
+        self.write("pg_hba.conf", (header + "local all all peer map=tollbook\n").encode())
+        self.write("pg_ident.conf", (header + users).encode())
 
-    def _write(self, name: str, content: bytes) -> None:
-        # Root writes into another user's folder here: it must not be led elsewhere by a link.
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file of the cluster. For root it is another user's folder: no link leads it elsewhere."""
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             new = f"{name}.new"
@@ -143,7 +143,7 @@ class Cluster:
         short = Path(tempfile.mkdtemp(prefix="tollbook-", dir="/tmp"))
         if self.account.switch:
             os.chown(short, self.account.uid, self.account.gid, follow_symlinks=False)
-        self._write("socket_dir", os.fsencode(short))
+        self.write("socket_dir", os.fsencode(short))
         return short, str(short)
 
     def _make_folder(self, folder: Path) -> None:
@@ -179,7 +179,7 @@ class Cluster:
             return
         with open(os.open(self.folder / LOG, os.O_RDWR | os.O_NOFOLLOW), "r+b") as log:
             log.seek(-LOG_BYTES_MAX, os.SEEK_END)
-            self._write(f"{LOG}.old", log.read())
+            self.write(f"{LOG}.old", log.read())
             log.truncate(0)  # not renamed: the server has it open
 
     def read_log(self, offset: int) -> str:

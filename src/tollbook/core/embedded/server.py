@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -228,6 +229,7 @@ def _launch(
         _await_ready(server, ours, child, log_start)
     except BaseException:
         child.stop()
+        server.remove_socket_dir()
         raise
     return server
 
@@ -249,21 +251,22 @@ def _await_ready(server: Server, ours: Cluster, child: Child, log_start: int) ->
 
 def _greet(server: Server, ours: Cluster) -> bool:
     """Whether the socket answers and the data are ours; makes Tollbook's role and database if missing."""
+    # A copied cluster's postmaster.pid names the original's socket: only who reads our folder is ours.
+    greeting = secrets.token_hex(16)
+    ours.write("greeting", greeting.encode())
     try:
         with psycopg.connect(
             server.url("postgres", user=ADMIN), autocommit=True, connect_timeout=CONNECT_SECONDS_MAX
         ) as connection:
             row = connection.execute(
                 """
-                SELECT extract(epoch FROM (pg_stat_file('PG_VERSION')).change)::bigint AS changed,
+                SELECT pg_read_file('greeting', true) AS greeting,
                        EXISTS (SELECT FROM pg_roles WHERE rolname = 'tollbook') AS has_role,
                        EXISTS (SELECT FROM pg_database WHERE datname = 'tollbook') AS has_database
                 """
             ).fetchone()
             assert row is not None
-            # A copied cluster's postmaster.pid names the original's socket. Their data tell them apart: no
-            # copy of a file has the original's time of change, and nobody can set it.
-            if row[0] != int((ours.folder / "PG_VERSION").stat().st_ctime):
+            if row[0] != greeting:
                 return False
             if not row[1]:
                 connection.execute("CREATE ROLE tollbook LOGIN CREATEDB")
