@@ -1,0 +1,11 @@
+DROP FUNCTION payments.update_x402_analytics();
+DROP FUNCTION payments.cleanup_expired_x402_payments();
+DROP VIEW payments.v_x402_endpoint_stats;
+DROP VIEW payments.v_x402_top_payers;
+DROP VIEW payments.v_x402_stats_24h;
+DROP VIEW payments.v_x402_active_payments;
+DROP TABLE payments.x402_analytics;
+DROP TABLE payments.x402_usage;
+DROP TABLE payments.x402_tokens;
+DROP TABLE payments.x402_payments;
+DROP SCHEMA payments;
