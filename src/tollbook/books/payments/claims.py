@@ -23,7 +23,7 @@ from tollbook.core.chains import (
     find_network,
     normalize_hash,
 )
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
 
 AGE_MAX = timedelta(days=7)
@@ -113,7 +113,7 @@ async def claim(
         try:
             reserved = await payments.reserve(tx, offer, now=now)
         except AlreadyCounted as counted:
-            return await _claim_again(tx, counted, offer, now)
+            return await _claim_again(tx, counted, offer.from_address, tx_hash, now)
         payment = await payments.settle(
             tx,
             reserved.payment_id,
@@ -125,10 +125,12 @@ async def claim(
         return _make_claimed(payment, await tokens.issue(tx, payment.payment_id, now=now))
 
 
-async def _claim_again(tx: payments.WriteTx, counted: AlreadyCounted, offer: Offer, now: datetime) -> Claimed:
+async def _claim_again(
+    tx: WriteTx, counted: AlreadyCounted, payer: str, tx_hash: str, now: datetime
+) -> Claimed:
     """The payer lost his token: he gets another for the same payment, never a second payment."""
-    payment = counted.payment
-    if (payment.scheme, payment.tx_hash, payment.from_address) != (SCHEME, offer.tx_hash, offer.from_address):
+    payment = await payments.get(tx, counted.payment_id)
+    if (payment.scheme, payment.tx_hash, payment.from_address) != (SCHEME, tx_hash, payer):
         raise counted
     return _make_claimed(payment, await tokens.rotate(tx, payment.payment_id, now=now))
 
@@ -218,6 +220,7 @@ def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None)
         raise ClaimRefused("Several accounts pay in this transaction: name one in `payer`.")
     sender = senders.pop()
     amount = sum(transfer.amount for transfer in transfers)
+    nonce = _find_nonce(receipt, requirements.asset, sender)
     bought = amount // int(requirements.amount)
     if bought < 1:
         raise ClaimRefused(f"It pays {amount} minor units; {toll.key} costs {requirements.amount}.")
@@ -229,8 +232,8 @@ def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None)
         amount=amount,
         from_address=sender,
         to_address=requirements.pay_to,
-        nonce=_find_nonce(receipt, requirements.asset, sender),
-        tx_hash=receipt.transaction_hash,
+        nonce=nonce,
+        tx_hash=receipt.transaction_hash if nonce is None else None,
         scheme=SCHEME,
         endpoint=toll.key,
         requests_allocated=min(bought * toll.terms.requests, REQUESTS_MAX),
