@@ -1,0 +1,223 @@
+"""`tollbook doctor`: looks at everything Tollbook stands on, and says what is wrong and what to do."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import psycopg
+
+from tollbook.core import embedded, local_chain
+from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_credentials
+from tollbook.core.commands import answer, check_connection, open_database
+from tollbook.core.errors import Refusal
+from tollbook.core.local_chain import LocalChainMissing
+from tollbook.core.settings import Settings
+from tollbook.entrypoints import migrations
+from tollbook.entrypoints.serving import NoSuchHost, PortTaken, listening
+from tollbook.migrate.url import redact
+
+PYTHON_MIN = (3, 11)
+POSTGRES_MIN = 150000  # as server_version_num has it
+DISK_BYTES_MIN = 1024**3
+SKEW_SECONDS_MAX = 30  # EIP-3009's validAfter and validBefore are the chain's time, not ours
+NODE_SECONDS_MAX = 10
+NODE_MAJOR_MIN = 18
+LOOK = {"good": ("✓", "green"), "note": ("–", "yellow"), "wrong": ("✗", "red")}  # noqa: RUF001
+
+State = Literal["good", "note", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and what to do about it. A `note` keeps nothing from working."""
+
+    check: str
+    state: State
+    says: str
+    do: str | None = None
+
+
+def examine(settings: Settings, host: str, port: int, rpc_urls: Mapping[str, str]) -> list[Finding]:
+    """Look at everything; a check that fails does not keep the next from being made."""
+    checks: Sequence[Callable[[], Iterator[Finding]]] = (
+        _look_at_python,
+        lambda: _look_at_folder(settings),
+        _look_at_binaries,
+        lambda: _look_at_database(settings),
+        lambda: _look_at_port(host, port),
+        _look_at_node,
+        lambda: _look_at_chains(rpc_urls),
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print the findings as a list for people, or as JSON."""
+    if as_json:
+        answer([asdict(finding) for finding in findings], as_json=True)
+        return
+    for finding in findings:
+        mark, color = LOOK[finding.state]
+        click.echo(f"{click.style(mark, fg=color)} {finding.check:<12} {finding.says}")
+        if finding.do:
+            click.echo(f"  {'':<12} → {finding.do}")
+    wrong = sum(finding.state == "wrong" for finding in findings)
+    click.echo("Nothing is wrong." if not wrong else f"{wrong} of {len(findings)} checks found something wrong.")
+
+
+def _look_at_python() -> Iterator[Finding]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info[:2] >= PYTHON_MIN:
+        yield Finding("Python", "good", f"{version} at {sys.executable}")
+    else:
+        yield Finding("Python", "wrong", f"{version} is too old", "Install Python 3.11 or newer.")
+
+
+def _look_at_folder(settings: Settings) -> Iterator[Finding]:
+    folder = settings.data_dir
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        yield Finding(
+            "Data folder",
+            "wrong",
+            f"{folder} cannot be written by this user",
+            "Give --data-dir a folder of yours, or run as the user who made it.",
+        )
+        return
+    yield Finding("Data folder", "good", str(folder) if folder.exists() else f"{folder} (not made yet)")
+    free = shutil.disk_usage(nearest).free
+    says = f"{free / 1024**3:.1f} GiB free"
+    if free < DISK_BYTES_MIN:
+        yield Finding("Disk", "wrong", says, "Free at least 1 GiB, or choose a folder on another disk.")
+    else:
+        yield Finding("Disk", "good", says)
+
+
+def _look_at_binaries() -> Iterator[Finding]:
+    try:
+        folder = embedded.binaries()
+    except Refusal as refusal:
+        yield Finding("PostgreSQL", "wrong", "the embedded server is not installed", refusal.sentence)
+        return
+    yield Finding("PostgreSQL", "good", f"embedded at {folder}")
+    if (folder / "pg_dump").is_file() or shutil.which("pg_dump"):
+        yield Finding("pg_dump", "good", "found: `migrate backup` works")
+    else:
+        yield Finding("pg_dump", "wrong", "not found", "Install postgresql-client, or migrate --skip-backup.")
+
+
+def _look_at_database(settings: Settings) -> Iterator[Finding]:
+    """What the configured database says; the embedded one is started for the question if it does not run."""
+    if settings.database_url is None and settings.storage == "memory":
+        yield Finding("Database", "note", "in memory (TOLLBOOK_STORAGE=memory): kept while `up` runs")
+        return
+    if settings.database_url is None and not (settings.data_dir / "postgresql").exists():
+        yield Finding("Database", "note", "embedded, not made yet", "`tollbook up` makes it.")
+        return
+    try:
+        with open_database(settings) as url:
+            check_connection(url)
+            yield from _ask_database(url)
+    except (Refusal, psycopg.Error) as error:
+        yield Finding("Database", "wrong", str(error).strip().splitlines()[0], "See the sentence before this.")
+
+
+def _ask_database(url: str) -> Iterator[Finding]:
+    with closing(psycopg.connect(url)) as connection:
+        version = connection.info.server_version
+        name = connection.info.parameter_status("server_version")
+    if version < POSTGRES_MIN:
+        yield Finding(
+            "Database", "wrong", f"PostgreSQL {name} at {redact(url)} is too old", "Use PostgreSQL 15 or newer."
+        )
+        return
+    yield Finding("Database", "good", f"PostgreSQL {name} at {redact(url)}")
+    yield from _look_at_migrations(url)
+
+
+def _look_at_migrations(url: str) -> Iterator[Finding]:
+    pending, drift = migrations.compare(url)
+    if pending:
+        yield Finding("Migrations", "note", f"{len(pending)} pending: {', '.join(pending)}", "tollbook migrate apply")
+    if drift:
+        yield Finding("Migrations", "wrong", "; ".join(drift), "tollbook migrate verify tells more.")
+    if not pending and not drift:
+        yield Finding("Migrations", "good", "all applied, and what they promise is there")
+
+
+def _look_at_port(host: str, port: int) -> Iterator[Finding]:
+    try:
+        with listening(host, port):
+            yield Finding("Port", "good", f"{port} of {host} is free")
+    except PortTaken:
+        yield Finding(
+            "Port",
+            "note" if _is_ours(host, port) else "wrong",
+            f"{port} of {host} is taken" + (" by a running Tollbook" if _is_ours(host, port) else ""),
+            None if _is_ours(host, port) else "End the program that has it, or choose another --port.",
+        )
+    except NoSuchHost as refusal:
+        yield Finding("Port", "wrong", refusal.sentence)
+
+
+def _look_at_node() -> Iterator[Finding]:
+    """Node and anvil are for the demonstration alone: without them everything else works."""
+    node = shutil.which("node")
+    version = _read_version(node) if node else None
+    if version is None or version[0] < NODE_MAJOR_MIN:
+        yield Finding(
+            "Node",
+            "note",
+            "not found" if version is None else f"{version[0]} is too old",
+            "Only `up --demo` and its tests need Node 18 or newer.",
+        )
+    else:
+        yield Finding("Node", "good", ".".join(map(str, version)))
+    try:
+        yield Finding("Local chain", "good", str(local_chain.find_anvil()))
+    except LocalChainMissing as missing:
+        yield Finding("Local chain", "note", "anvil is not installed", str(missing))
+
+
+def _read_version(node: str) -> tuple[int, ...] | None:
+    try:
+        said = subprocess.run([node, "--version"], capture_output=True, timeout=NODE_SECONDS_MAX).stdout
+        return tuple(int(part) for part in said.decode().strip().removeprefix("v").split("."))
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return None
+
+
+def _look_at_chains(rpc_urls: Mapping[str, str]) -> Iterator[Finding]:
+    for network, url in rpc_urls.items():
+        yield asyncio.run(_ask_node(network, url))
+
+
+async def _ask_node(network: str, url: str) -> Finding:
+    name = f"Node of {network}"
+    async with Chain(network, url) as chain:
+        try:
+            number = await chain.get_chain_id()
+            block = await chain.get_block()
+        except (ChainUnreachable, ChainRefused) as error:
+            return Finding(name, "wrong", str(error), "Check the RPC URL, its key and the network.")
+    if f"eip155:{number}" != network:
+        return Finding(name, "wrong", f"{hide_credentials(url)} is of eip155:{number}", "Give the right node.")
+    skew = 0.0 if block is None else (block.time - datetime.now(UTC)).total_seconds()
+    if skew > SKEW_SECONDS_MAX:
+        return Finding(
+            name,
+            "wrong",
+            f"its newest block is {skew:.0f} s ahead of this machine's clock",
+            "Set this machine's clock (NTP): payments are valid by the chain's time.",
+        )
+    return Finding(name, "good", f"answers at {hide_credentials(url)}, newest block {-skew:.0f} s old")
