@@ -63,8 +63,8 @@ def check(url: str, backup_dir: Path | None = None) -> list[str]:
     needed, free = size // DUMP_SHARE_OF_DATABASE, shutil.disk_usage(_nearest(folder)).free
     if free < needed:
         found.append(
-            f"{folder} has {_megabytes(free)} free and the backup may take {_megabytes(needed)}. Free space there, "
-            "or name another folder with TOLLBOOK_BACKUP_DIR."
+            f"{folder} has {_megabytes(free)} free and the backup may take {_megabytes(needed)}. Free "
+            "space there, or name another folder with TOLLBOOK_BACKUP_DIR."
         )
     return found
 
@@ -105,6 +105,7 @@ def _write(dumper: Path, reader: Path, target: Target, path: Path) -> int:
             _prove(reader, partial, size)
             with _create(digest) as note:
                 note.write(f"{checksum}  {path.name}\n".encode())
+                _flush(note)
             os.rename(partial, path)
         _sync(path.parent)
     except BaseException:
@@ -113,10 +114,6 @@ def _write(dumper: Path, reader: Path, target: Target, path: Path) -> int:
                 left.unlink(missing_ok=True)
         raise
     return size
-
-
-class _Synced:
-    """A new file of ours alone, on disk when it is closed without an error."""
 
 
 def _create(path: Path) -> BinaryIO:
@@ -133,11 +130,10 @@ def _dump(dumper: Path, target: Target, file: BinaryIO) -> str:
             checksum.update(chunk)
         if error := dump.finish():
             raise BackupFailed(
-                f"No backup was made: {target.clean(error)}. Correct that and try again; {dumper} as this role "
-                "must be able to read every table."
+                f"No backup was made: {target.clean(error)}. Correct that and try again; this role must be "
+                "able to read every table."
             )
-    file.flush()
-    os.fsync(file.fileno())
+    _flush(file)
     return checksum.hexdigest()
 
 
@@ -149,8 +145,8 @@ def _prove(reader: Path, partial: Path, size: int) -> None:
         error = listing.finish()
     if error or not entries or not size:
         raise BackupFailed(
-            f"No backup was made: what pg_dump wrote cannot be read back ({error or 'it is empty'}). Check the "
-            f"disk of {partial.parent} and that pg_dump and {reader} are of one version; then try again."
+            f"No backup was made: what pg_dump wrote cannot be read back ({error or 'it is empty'}). Check "
+            f"the disk of {partial.parent} and that pg_dump and {reader} are of one version; then try again."
         )
 
 
@@ -162,9 +158,7 @@ def _name(database: str) -> str:
 def _ask(target: Target) -> tuple[int, int]:
     """Return the server's major version and the size of the database in bytes."""
     with target.connect() as connection:
-        row = connection.execute(
-            "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())"
-        ).fetchone()
+        row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         assert row is not None
         return connection.info.server_version // 10_000, int(str(row[0]))
 
@@ -199,6 +193,11 @@ def _sweep(folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(file.fileno()).st_mtime > SWEEP_AGE_SECONDS:
                 left.unlink()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

