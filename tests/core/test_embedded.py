@@ -468,3 +468,30 @@ def test_the_settings_follow_the_memory_within_bounds() -> None:
     assert "shared_buffers = 32MB\n" in small
     assert "shared_buffers = 1024MB\n" in large
     assert tuning.read_memory_bytes() > 64 * 2**20
+
+
+@only_root
+def test_the_system_account_is_made_once_and_can_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "SYSTEM_ACCOUNT", "tollbook-test")
+    try:
+        made = account.choose(Path("/"), Path("/nowhere"))
+        assert account.choose(Path("/"), Path("/nowhere")) == made
+        assert made.name == "tollbook-test"
+        entry = pwd.getpwnam("tollbook-test")
+        assert entry.pw_shell.endswith("/nologin")
+        assert not Path(entry.pw_dir).exists()
+    finally:
+        subprocess.run(["userdel", "tollbook-test"], check=True, capture_output=True)
+
+
+@only_root
+def test_where_no_account_can_be_made_an_unprivileged_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "SYSTEM_ACCOUNT", "tollbook-none")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert account.choose(Path("/"), Path("/nowhere")).name in account.SYSTEM_ACCOUNTS_ELSE
+
+
+def test_who_has_no_name_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 2**31 - 7)
+    with pytest.raises(NoAccess, match="has no name on this machine"):
+        embedded.start(tmp_path)

@@ -13,7 +13,7 @@ from tollbook.core.embedded.errors import NoAccess
 SYSTEM_ACCOUNT = "tollbook"
 # Where no account can be made (a read-only /etc): PostgreSQL's own, or the one with no rights at all.
 SYSTEM_ACCOUNTS_ELSE = ("postgres", "nobody")
-CREATE_ATTEMPTS_MAX = 20  # another process may hold the lock of /etc/passwd
+CREATE_ATTEMPTS_MAX = 10  # another process may hold the lock of /etc/passwd
 CREATE_WAIT_SECONDS = 0.1
 CREATE_SECONDS_MAX = 20
 
@@ -26,6 +26,19 @@ class Account:
     uid: int
     gid: int
     switch: bool
+
+    def take(self, folder: Path) -> None:
+        """Make the server's user the owner of a folder that was just made for it. Raises NoAccess."""
+        if not self.switch:
+            return
+        try:
+            os.chown(folder, self.uid, self.gid, follow_symlinks=False)
+        except OSError as error:
+            raise NoAccess(
+                f"PostgreSQL refuses to run as root, and this root may not give {folder} to the user "
+                f"{self.name} ({error.strerror}). Run Tollbook as an ordinary user, or choose another disk "
+                "with --data-dir."
+            ) from error
 
 
 def choose(home: Path, cluster: Path) -> Account:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 from tollbook.core.embedded.account import Account
@@ -23,7 +24,6 @@ def run(program: Sequence[str], account: Account, folder: Path, seconds_max: flo
     ran = subprocess.run(
         _command(program, account, signal.SIGKILL, log=""),
         cwd=folder,
-        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,7 +66,6 @@ class Child:
             process = subprocess.Popen(
                 command,
                 cwd=folder,  # entered before the user changes, so it may lie in a closed folder (root's home)
-                env=_environment(),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C reaches us alone: the server must outlive its users
             )
@@ -79,7 +78,8 @@ class Child:
 
     def _tend(self, tend: Callable[[], None]) -> None:
         while not self.ended.wait(TEND_SECONDS):
-            tend()
+            with suppress(OSError):  # a full disk: there is nothing to copy the log to
+                tend()
 
     def is_ours(self) -> bool:
         """Whether this process started it; a fork of that process did not."""
@@ -101,8 +101,3 @@ def _command(program: Sequence[str], account: Account, death_signal: int, log: s
     user = (account.uid, account.gid) if account.switch else (-1, -1)
     numbers = [str(number) for number in (*user, os.getpid(), int(death_signal))]
     return [sys.executable, "-I", "-S", str(LAUNCHER), *numbers, log, *program]
-
-
-def _environment() -> dict[str, str]:
-    # Nothing of ours: PGDATA, PGPORT or a foreign library path would change what runs.
-    return {"LC_ALL": "C", "PATH": os.defpath}

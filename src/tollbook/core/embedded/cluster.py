@@ -65,7 +65,8 @@ class Cluster:
         except FileNotFoundError:
             return None
         lines += [""] * (8 - len(lines))
-        return Note(int(lines[0] or 0), lines[4], lines[7].strip())
+        pid = lines[0].removeprefix("-")  # as single-user mode writes it
+        return Note(int(pid) if pid.isdigit() else 0, lines[4], lines[7].strip())
 
     def runs(self, pid: int) -> bool:
         """Whether this process is a PostgreSQL of this cluster. Without /proc: whether it exists at all."""
@@ -133,7 +134,8 @@ class Cluster:
         """
         inside = self.folder / "socket"
         if _socket_fits(inside):
-            self._make_folder(inside)
+            inside.mkdir(mode=0o700, exist_ok=True)
+            self.account.take(inside)  # always: a kill may have come between the two
             return inside, "socket"
         remembered = self.folder / "socket_dir"
         if remembered.is_file():
@@ -141,16 +143,9 @@ class Cluster:
             if short.parent == Path("/tmp") and self._is_closed(short):  # noqa: S108 - made by mkdtemp
                 return short, str(short)
         short = Path(tempfile.mkdtemp(prefix="tollbook-", dir="/tmp"))
-        if self.account.switch:
-            os.chown(short, self.account.uid, self.account.gid, follow_symlinks=False)
+        self.account.take(short)
         self.write("socket_dir", os.fsencode(short))
         return short, str(short)
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700)
-            if self.account.switch:
-                os.chown(folder, self.account.uid, self.account.gid, follow_symlinks=False)
 
     def _is_closed(self, folder: Path) -> bool:
         try:
@@ -209,8 +204,7 @@ def create(home: Path, account: Account, *, sync: bool) -> Cluster:
         raise NoSpaceLeft(home, free)
     new = Cluster(Path(tempfile.mkdtemp(prefix=NEW, dir=home)), account)
     try:
-        if account.switch:
-            os.chown(new.folder, account.uid, account.gid, follow_symlinks=False)
+        account.take(new.folder)
         _initdb(new, sync=sync)
         os.rename(new.folder, home / FOLDER)
     except BaseException:

@@ -12,6 +12,8 @@ import os
 import sys
 
 PR_SET_PDEATHSIG = 1
+# Nothing of ours: PGDATA, PGPORT or a foreign library path would change what runs.
+ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}
 
 
 def main(arguments: list[str]) -> None:
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> None:
         os.dup2(output, 2)
     if death_signal and sys.platform == "linux":
         _die_with(libc, parent, death_signal)
-    os.execv(program[0], program)  # noqa: S606 - no shell is what is wanted
+    os.execve(program[0], program, ENVIRONMENT)  # noqa: S606 - no shell is what is wanted
 
 
 def _become(uid: int, gid: int) -> None:
