@@ -1,0 +1,288 @@
+"""Applying what is pending: one transaction per migration, proven before it commits."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn, TypeVar
+from uuid import UUID
+
+import psycopg
+
+from tollbook.migrate import backups, execution, files, history, objects, preflight, tools
+from tollbook.migrate.backups import Backup
+from tollbook.migrate.errors import LockHeld, MigrateError, Problem, StatementFailed, WrongUsage
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.files import Folder, Migration
+from tollbook.migrate.history import Interruption
+from tollbook.migrate.objects import Count, Promise
+from tollbook.migrate.preflight import Standing
+from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+
+LOCK_TIMEOUT_SECONDS = 5.0
+ATTEMPTS_MAX = 5
+PAUSE_SECONDS = (0.5, 10.0)  # first and longest pause between attempts, with jitter
+# lock_not_available, deadlock_detected, serialization_failure: others were in the way, the file is not at fault
+RETRIED = ("55P03", "40P01", "40001")
+BLOCKERS_SHOWN_MAX = 3
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A migration that was applied, or reverted."""
+
+    migration: str
+    duration_seconds: float
+    counts: tuple[Count, ...]
+    objects: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What a run did; steps is empty where there was nothing to do."""
+
+    database: str
+    steps: tuple[Step, ...]
+    backup: Backup | None
+    interrupted: tuple[Interruption, ...]
+
+
+def apply(
+    url: str,
+    folders: Sequence[Folder],
+    *,
+    to: tuple[str, int] | None = None,
+    backup_folder: Path | None = None,
+    skip_backup: bool = False,
+    lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    listen: Listener = ignore,
+) -> ApplyResult:
+    """Apply what is pending in the folders, in order, up to a (folder, version) if one is given.
+
+    A migration that fails is rolled back and ends the run; those before it stay. Raises MigrateError.
+    """
+    migrations = files.read(folders)
+    with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
+        database = name_target(read_url(url))
+        standing = preflight.compare(migrations, folders, history.read(conn))
+        pending = cut(standing.pending, folders, to)
+        interrupted = history.find_interrupted(conn)
+        tell_interrupted(interrupted, [one.id for one in pending], listen)
+        ready = check(conn, standing, pending, None if skip_backup else backup_folder or backups.default_folder())
+        if not ready:
+            history.end(conn, [one.run_id for one in interrupted], "interrupted") if interrupted else None
+            return ApplyResult(database, (), None, tuple(interrupted))
+        saved = _save(conn, url, backup_folder, listen) if not skip_backup else None
+        history.create(conn)
+        history.end(conn, [one.run_id for one in interrupted], "interrupted")
+        run = history.start(conn, "apply", [one.migration.id for one in ready])
+        earlier = [promise for one in standing.applied for promise in one.promised]
+        steps: list[Step] = []
+        with recorded(conn, run):
+            for one in ready:
+                listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
+                step, kept = _apply_one(conn, one, run, pid, lock_timeout_seconds, earlier, listen)
+                earlier = kept
+                steps.append(step)
+                listen(Event("applied", one.migration.id, {"step": step}))
+        return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
+
+
+def cut(
+    pending: Sequence[Migration], folders: Sequence[Folder], to: tuple[str, int] | None
+) -> list[Migration]:
+    """Return the pending migrations up to and with a (folder, version); folders after it are left out."""
+    if to is None:
+        return list(pending)
+    order = {folder.name: place for place, folder in enumerate(folders)}
+    if to[0] not in order:
+        raise WrongUsage(f"There is no folder {to[0]} here; there are: {', '.join(order)}.")
+    last = (order[to[0]], to[1])
+    return [one for one in pending if (order[one.folder], one.version) <= last]
+
+
+def check(
+    conn: Connection, standing: Standing, pending: Sequence[Migration], backup_folder: Path | None
+) -> list[Prepared]:
+    """Run every pre-flight check. Returns the migrations ready to run; raises PreflightRefused."""
+    problems = preflight.check_history(standing)
+    ready, unreadable = preflight.prepare(pending)
+    problems += unreadable
+    if pending:
+        problems += preflight.check_server(conn, standing, writes=True)
+    preflight.refuse(problems)
+    if pending:
+        ready, problems = preflight.check_objects(conn, ready)
+    if pending and backup_folder is not None and backups.holds_tables(conn):
+        problems += _check_backup(conn, backup_folder)
+    preflight.refuse(problems)
+    return ready
+
+
+def _check_backup(conn: Connection, folder: Path) -> list[Problem]:
+    if error := backups.check_folder(folder):
+        return [Problem(error.sentence, "Choose another by --backup-dir.")]
+    try:
+        tools.find(conn.info.server_version)
+    except MigrateError as error:
+        return [Problem(error.sentence, "")]
+    return preflight.check_disk(conn, folder)
+
+
+def _save(conn: Connection, url: str, folder: Path | None, listen: Listener) -> Backup | None:
+    if not backups.holds_tables(conn):
+        listen(Event("no backup", "No backup: the database holds no tables yet."))
+        return None
+    return backups.write(conn, url, folder or backups.default_folder(), listen)
+
+
+def tell_interrupted(interrupted: Sequence[Interruption], next_ones: Sequence[str], listen: Listener) -> None:
+    """Say of each run that was killed where it stopped: what it had begun is rolled back by the server."""
+    for one in interrupted:
+        began = f"The {one.command} that began at {one.started_at:%Y-%m-%d %H:%M:%S} was interrupted"
+        if one.at is None:
+            text = f"{began} after its last migration was committed; nothing is missing."
+        elif one.command == "apply" and one.at in next_ones:
+            text = f"{began}: {one.at} left no trace; applying it now."
+        else:
+            text = f"{began}: {one.at} was left as it was."
+        listen(Event("interrupted", text, {"run": str(one.run_id), "at": one.at}))
+
+
+class recorded:
+    """Record how a run ends; a run that is killed, or loses its connection, stays open for the next to find."""
+
+    def __init__(self, conn: Connection, run: UUID) -> None:
+        self.conn = conn
+        self.run = run
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if not self.conn.broken and not self.conn.closed:
+            history.end(self.conn, [self.run], "done" if error is None else "failed")
+
+
+def _apply_one(
+    conn: Connection,
+    one: Prepared,
+    run: UUID,
+    pid: int,
+    lock_timeout_seconds: float,
+    earlier: Sequence[Promise],
+    listen: Listener,
+) -> tuple[Step, list[Promise]]:
+    started = time.monotonic()
+    settings = name_settings(lock_timeout_seconds)
+    before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
+
+    def attempt() -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
+        opening = f"{RESET} BEGIN; {settings}"
+        kept = execution.perform(conn, one, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
+        removed = history_removed(conn, before)
+        seconds = timedelta(seconds=time.monotonic() - started)
+        history.add_and_commit(conn, run, one.migration, seconds, kept, removed)
+        return kept, removed
+
+    kept, removed = retrying(conn, one.migration.id, attempt, listen)
+    step = Step(
+        one.migration.id, time.monotonic() - started, objects.count(kept, ()), tuple(f"{p.kind} {p}" for p in kept)
+    )
+    return step, [promise for promise in [*earlier, *kept] if promise not in removed]
+
+
+def history_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:
+    """Return which of the promises kept before are no longer, inside the open transaction."""
+    if not before:
+        return ()
+    still = execution.find_standing(conn, before)
+    return tuple(promise for promise in before if promise not in still)
+
+
+def name_settings(lock_timeout_seconds: float) -> str:
+    """Return the statements that bound the waits of a transaction."""
+    return f"SET LOCAL lock_timeout = {round(lock_timeout_seconds * 1000)};"
+
+
+def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: Listener) -> T:
+    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld at last."""
+    import tenacity
+
+    def is_passing(error: BaseException) -> bool:
+        return read_sqlstate(error) in RETRIED
+
+    def roll_back_and_tell(state: tenacity.RetryCallState) -> None:
+        pause = state.next_action.sleep if state.next_action else 0
+        error = state.outcome.exception() if state.outcome else None
+        listen(
+            Event(
+                "retrying",
+                f"{name}: {_first_sentence(error)}; attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
+            )
+        )
+
+    def guarded() -> T:
+        try:
+            return attempt()
+        except BaseException:
+            roll_back(conn)
+            raise
+
+    def give_up(state: tenacity.RetryCallState) -> NoReturn:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        raise LockHeld(
+            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}) and is rolled back. "
+            f"{_name_blockers(conn)} Run again when they are done, or give it longer by --lock-timeout.",
+            getattr(error, "place", None),
+            sqlstate=read_sqlstate(error),
+        ) from error
+
+    first, longest = PAUSE_SECONDS
+    retry = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_attempt(ATTEMPTS_MAX),
+        wait=tenacity.wait_exponential_jitter(initial=first, max=longest, jitter=first),
+        before_sleep=roll_back_and_tell,
+        retry_error_callback=give_up,
+    )
+    return retry(guarded)
+
+
+def read_sqlstate(error: BaseException | None) -> str | None:
+    """Return the server's code of an error, wherever it came from."""
+    if isinstance(error, MigrateError):
+        return error.details.get("sqlstate") if isinstance(error, StatementFailed) else None
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def roll_back(conn: Connection) -> None:
+    """Leave the open transaction, if the session still lives."""
+    if not conn.broken and not conn.closed:
+        conn.execute("ROLLBACK")
+
+
+def _first_sentence(error: BaseException | None) -> str:
+    return str(getattr(error, "sentence", None) or error).splitlines()[0].rstrip(".")
+
+
+def _name_blockers(conn: Connection) -> str:
+    rows = conn.execute(
+        """SELECT a.pid, a.application_name, a.xact_start, left(a.query, 80)
+        FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL
+          AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.granted)
+        ORDER BY a.xact_start LIMIT %(most)s""",
+        {"most": BLOCKERS_SHOWN_MAX},
+    ).fetchall()
+    if not rows:
+        return "No transaction is open now."
+    shown = [f"process {pid} ({name or 'unnamed'}) since {since:%H:%M:%S}: {query}" for pid, name, since, query in rows]
+    return f"Open transactions, oldest first: {'; '.join(shown)}."

@@ -1,0 +1,159 @@
+"""Running a script in one round trip inside the open transaction, and saying where it failed if it does."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import generators, pq
+from psycopg.pq.abc import PGresult
+
+from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
+from tollbook.migrate.files import Migration, Script
+from tollbook.migrate.objects import Promise
+from tollbook.migrate.presence import Verdict, judge, look_up
+from tollbook.migrate.promises import Promises
+from tollbook.migrate.session import Connection, check_pid
+from tollbook.migrate.statements import Statement
+
+BOOLEAN_OID = 16
+GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY)
+# A file may have changed the role, the search path and any setting; none of it may reach the next one.
+RESET_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE;"
+RESET = f"{RESET_ROLE} RESET ALL;"
+RESET_COUNT = 3
+WRONG_SHOWN_MAX = 20
+CONTEXT_LINES_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A migration with what its files say, read before anything runs."""
+
+    migration: Migration
+    statements: tuple[Statement, ...]
+    promises: Promises
+    check: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sql:
+    """A script as it is sent: what stands before and after it counts in statements."""
+
+    script: Script
+    statements: tuple[Statement, ...]
+    before: str = ""
+    before_count: int = 0
+    after: str = ""
+
+
+def send(conn: Connection, sql: str) -> list[PGresult]:
+    """Send statements as one simple query; return a result for each that ran, the last may be an error."""
+    conn.pgconn.send_query(sql.encode())
+    return conn.wait(generators.execute(conn.pgconn))
+
+
+def run(conn: Connection, sql: Sql) -> list[PGresult]:
+    """Run a script, with what surrounds it, in one round trip. Raises StatementFailed with its place."""
+    results = send(conn, f"{sql.before}{sql.script.text}\n;{sql.after}")
+    last = results[-1]
+    if last.status not in GOOD:
+        raise _explain(conn, sql, psycopg.errors.error_from_result(last), len(results) - 1)
+    return results
+
+
+def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Exception:
+    """Turn the server's error in result `number` into a sentence with the file's line and a caret."""
+    diag = error.diag
+    if diag.severity_nonlocalized in ("FATAL", "PANIC"):
+        return psycopg.OperationalError(str(error))  # the session is over: that is no fault of the file
+    index = number - sql.before_count
+    place: Place | None = Place(str(sql.script.path))
+    sentence = diag.message_primary or str(error)
+    if 0 <= index < len(sql.statements):
+        start = sql.statements[index].index
+        exact = int(diag.statement_position) - 1 - len(sql.before) if diag.statement_position else -1
+        place = point(str(sql.script.path), sql.script.text, exact if exact >= 0 else start, caret=exact >= 0)
+    elif index >= len(sql.statements):
+        sentence = f"{sentence} (when its deferred constraints were checked at the end)"
+    parts = [f"{sentence} [{error.sqlstate}]"]
+    parts += [f"{word}: {text}" for word, text in (("Detail", diag.message_detail), ("Hint", diag.message_hint)) if text]
+    if diag.context:
+        parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
+    return StatementFailed(
+        ". ".join(part.rstrip(".") for part in parts) + ".",
+        place,
+        sqlstate=error.sqlstate,
+        detail=diag.message_detail,
+        hint=diag.message_hint,
+    )
+
+
+def perform(
+    conn: Connection, prepared: Prepared, pid: int, opening: str, opening_count: int, settings: str
+) -> tuple[Promise, ...]:
+    """Run a migration in the transaction that `opening` begins, and prove it, leaving it uncommitted.
+
+    Returns what it promised, with the schemas and names found. Raises StatementFailed, VerificationFailed
+    and SessionNotOurs; the caller rolls back.
+    """
+    after = (
+        f"SET CONSTRAINTS ALL IMMEDIATE; {RESET_ROLE}"
+        "SELECT pg_backend_pid(), array_to_json(current_schemas(false))"
+    )
+    sql = Sql(prepared.migration.up, prepared.statements, opening, opening_count, after)
+    last = run(conn, sql)[-1]
+    check_pid(int(last.get_value(0, 0) or b"0"), pid)
+    path: list[str] = json.loads(last.get_value(0, 1) or b"[]")
+    verdict = judge(prepared.promises.made, look_up(conn, prepared.promises.made), path)
+    refuse_unkept(prepared.migration.id, verdict)
+    if prepared.migration.check is not None:
+        run_check(conn, prepared.migration.check, prepared.check, settings)
+    return verdict.found
+
+
+def refuse_unkept(name: str, verdict: Verdict) -> None:
+    """Raise VerificationFailed where a promise is not kept, naming each."""
+    if not verdict.wrong:
+        return
+    shown = list(verdict.wrong[:WRONG_SHOWN_MAX])
+    if len(verdict.wrong) > len(shown):
+        shown.append(f"and {len(verdict.wrong) - len(shown)} more")
+    raise VerificationFailed(
+        f"{name} ran, but not everything it promises is there: {'; '.join(shown)}. It is rolled back. Correct "
+        "the file and run again.",
+        missing=[str(promise) for promise in verdict.missing],
+    )
+
+
+def run_check(conn: Connection, script: Script, statements: tuple[Statement, ...], settings: str) -> None:
+    """Run smoke statements inside a savepoint and roll them back. Raises VerificationFailed.
+
+    It fails on any error, and where a SELECT of one boolean column returns false or NULL in any row.
+    """
+    before = f"SAVEPOINT smoke; {RESET} {settings}"
+    sql = Sql(script, statements, before, 1 + RESET_COUNT + settings.count(";"), "ROLLBACK TO SAVEPOINT smoke")
+    try:
+        results = run(conn, sql)
+    except StatementFailed as error:
+        raise VerificationFailed(
+            f"The check failed: {error.sentence} The migration is rolled back.", error.place, **error.details
+        ) from None
+    for statement, result in zip(statements, results[sql.before_count :], strict=False):
+        if is_false(result):
+            raise VerificationFailed(
+                "The check failed: this statement returned false or NULL. The migration is rolled back.",
+                point(str(script.path), script.text, statement.index, caret=False),
+            )
+
+
+def is_false(result: PGresult) -> bool:
+    """Whether a result is one boolean column with a row that is not true."""
+    if result.status != pq.ExecStatus.TUPLES_OK or result.nfields != 1 or result.ftype(0) != BOOLEAN_OID:
+        return False
+    return any(result.get_value(row, 0) != b"t" for row in range(result.ntuples))
+
+
+def find_standing(conn: Connection, promises: Sequence[Promise]) -> list[Promise]:
+    """Return those of the promises, all with their schemas, that are kept now."""
+    return list(judge(promises, look_up(conn, promises), ()).found)

@@ -1,0 +1,214 @@
+"""The record kept in the database itself: what was applied, what was reverted, and every run."""
+
+import getpass
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from tollbook.migrate.files import Migration
+from tollbook.migrate.objects import Promise, unpack
+from tollbook.migrate.session import Connection
+
+# The engine's own tables. IF NOT EXISTS throughout: they are made under the run's lock, once.
+SCHEMA_SQL = """
+CREATE SCHEMA IF NOT EXISTS tollbook_migrate;
+CREATE TABLE IF NOT EXISTS tollbook_migrate.runs (
+    run_id uuid PRIMARY KEY,
+    command text NOT NULL CHECK (command IN ('apply', 'revert')),
+    planned text[] NOT NULL,
+    engine text NOT NULL,
+    started_by text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    outcome text CHECK (outcome IN ('done', 'failed', 'interrupted')),
+    CHECK ((ended_at IS NULL) = (outcome IS NULL))
+);
+CREATE TABLE IF NOT EXISTS tollbook_migrate.history (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    folder text NOT NULL,
+    version numeric NOT NULL,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    run_id uuid NOT NULL REFERENCES tollbook_migrate.runs,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    duration interval NOT NULL,
+    applied_by text NOT NULL,
+    engine text NOT NULL,
+    down_sql text,
+    promised jsonb NOT NULL,
+    removed jsonb NOT NULL,
+    reverted_at timestamptz,
+    reverted_run_id uuid REFERENCES tollbook_migrate.runs
+);
+CREATE UNIQUE INDEX IF NOT EXISTS history_applied
+    ON tollbook_migrate.history (folder, version) WHERE reverted_at IS NULL;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A migration that is in force. removed: the ids of earlier promises that it took away."""
+
+    id: int
+    folder: str
+    version: int
+    label: str
+    checksum: str
+    applied_at: datetime
+    duration: timedelta
+    applied_by: str
+    down_sql: str | None
+    promised: tuple[Promise, ...]
+    removed: tuple[Promise, ...]
+
+    @property
+    def name(self) -> str:
+        """The migration's full name, such as payments/0001_start."""
+        return f"{self.folder}/{self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """A run that began and never ended: killed, or cut off. at: the first migration it left undone."""
+
+    run_id: UUID
+    command: str
+    started_at: datetime
+    at: str | None
+
+
+def engine_version() -> str:
+    """Return this engine's version, as the history keeps it."""
+    try:
+        return version("tollbook")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def exists(conn: Connection) -> bool:
+    """Whether this database has a history."""
+    row = conn.execute("SELECT to_regclass('tollbook_migrate.history') IS NOT NULL").fetchone()
+    return bool(row and row[0])
+
+
+def create(conn: Connection) -> None:
+    """Make the engine's tables where they are missing."""
+    if not exists(conn):
+        with conn.transaction():
+            conn.execute(SCHEMA_SQL)
+
+
+def read(conn: Connection) -> list[Applied]:
+    """Return what is in force, oldest first; nothing where there is no history."""
+    if not exists(conn):
+        return []
+    rows = conn.execute(
+        """SELECT id, folder, version, name, checksum, applied_at, duration, applied_by, down_sql,
+                  promised, removed
+        FROM tollbook_migrate.history WHERE reverted_at IS NULL ORDER BY id"""
+    )
+    return [_read_row(row) for row in rows]
+
+
+def _read_row(row: tuple[Any, ...]) -> Applied:
+    *plain, promised, removed = row
+    number: Decimal = plain[2]
+    return Applied(
+        plain[0], plain[1], int(number), *plain[3:], tuple(map(unpack, promised)), tuple(map(unpack, removed))
+    )
+
+
+def find_interrupted(conn: Connection) -> list[Interruption]:
+    """Return runs that never ended. Ask only while holding the run's lock: then none of them still works."""
+    if not exists(conn):
+        return []
+    rows = conn.execute(
+        """SELECT r.run_id, r.command, r.started_at,
+            (SELECT p.name FROM unnest(r.planned) WITH ORDINALITY AS p (name, place)
+             WHERE NOT EXISTS (
+                SELECT FROM tollbook_migrate.history h WHERE h.folder || '/' || h.name = p.name
+                AND r.run_id = CASE r.command WHEN 'apply' THEN h.run_id ELSE h.reverted_run_id END)
+             ORDER BY p.place LIMIT 1)
+        FROM tollbook_migrate.runs r WHERE r.ended_at IS NULL ORDER BY r.started_at"""
+    )
+    return [Interruption(*row) for row in rows]
+
+
+def start(conn: Connection, command: str, planned: Sequence[str]) -> UUID:
+    """Record that a run begins, in a transaction of its own, so that a kill leaves a trace."""
+    run = uuid4()
+    conn.execute(
+        """INSERT INTO tollbook_migrate.runs (run_id, command, planned, engine, started_by)
+        VALUES (%(run)s, %(command)s, %(planned)s, %(engine)s, %(by)s)""",
+        {"run": run, "command": command, "planned": list(planned), "engine": engine_version(), "by": _name_us()},
+    )
+    return run
+
+
+def end(conn: Connection, runs: Sequence[UUID], outcome: str) -> None:
+    """Record how runs ended."""
+    conn.execute(
+        """UPDATE tollbook_migrate.runs SET ended_at = clock_timestamp(), outcome = %(outcome)s
+        WHERE run_id = ANY(%(runs)s) AND ended_at IS NULL""",
+        {"runs": list(runs), "outcome": outcome},
+    )
+
+
+def _name_us() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def add_and_commit(
+    conn: Connection,
+    run: UUID,
+    migration: Migration,
+    duration: timedelta,
+    promised: Sequence[Promise],
+    removed: Sequence[Promise],
+) -> None:
+    """Record a migration and commit it, both in one round trip; if either fails neither has happened."""
+    values = {
+        "folder": migration.folder,
+        "version": Decimal(migration.version),
+        "name": migration.label,
+        "checksum": migration.up.checksum,
+        "run": run,
+        "duration": duration,
+        "engine": engine_version(),
+        "down": migration.down.text if migration.down else None,
+        "promised": Jsonb([promise.pack() for promise in promised]),
+        "removed": Jsonb([promise.pack() for promise in removed]),
+    }
+    with conn.pipeline():
+        conn.execute(
+            """INSERT INTO tollbook_migrate.history
+                (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql, promised, removed)
+            VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
+                %(engine)s, %(down)s, %(promised)s, %(removed)s)""",
+            values,
+        )
+        conn.execute("COMMIT")
+
+
+def take_back_and_commit(conn: Connection, run: UUID, applied: Applied) -> None:
+    """Record that a migration was reverted and commit it, both in one round trip."""
+    with conn.pipeline():
+        conn.execute(
+            """UPDATE tollbook_migrate.history
+            SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
+            WHERE id = %(id)s AND reverted_at IS NULL""",
+            {"run": run, "id": applied.id},
+        )
+        conn.execute("COMMIT")

@@ -1,0 +1,237 @@
+"""Everything that can be known to stand in the way before a run changes anything, all named at once."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tollbook.migrate import history, presence, promises, statements
+from tollbook.migrate.errors import Place, PreflightRefused, Problem, point
+from tollbook.migrate.execution import Prepared
+from tollbook.migrate.files import Folder, Migration, Script
+from tollbook.migrate.history import Applied
+from tollbook.migrate.objects import Promise
+from tollbook.migrate.promises import same
+from tollbook.migrate.session import Connection
+
+SERVER_VERSION_MIN = 150000
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a database stands against the folders."""
+
+    applied: tuple[Applied, ...]  # of these folders, oldest first
+    pending: tuple[Migration, ...]
+    edited: tuple[Migration, ...]
+    missing: tuple[Applied, ...]  # applied, but the file is gone
+    elsewhere: tuple[Applied, ...]  # applied under the name of a folder that was not given
+
+
+def compare(migrations: Sequence[Migration], folders: Sequence[Folder], applied: Sequence[Applied]) -> Standing:
+    """Set the files beside the history."""
+    names = {folder.name for folder in folders}
+    ours = [one for one in applied if one.folder in names]
+    by_key = {(one.folder, one.version): one for one in ours}
+    files = {(one.folder, one.version): one for one in migrations}
+    return Standing(
+        applied=tuple(ours),
+        pending=tuple(one for key, one in files.items() if key not in by_key),
+        edited=tuple(one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum),
+        missing=tuple(one for key, one in by_key.items() if key not in files),
+        elsewhere=tuple(one for one in applied if one.folder not in names),
+    )
+
+
+def check_history(standing: Standing) -> list[Problem]:
+    """Name what is edited, missing or out of order, and what to do about each."""
+    problems = [
+        Problem(
+            f"{one.id} was edited after it was applied.",
+            "Put the applied text back (from version control) and write the change as a new migration.",
+            Place(str(one.up.path)),
+        )
+        for one in standing.edited
+    ]
+    problems += [
+        Problem(
+            f"{one.name} is applied, but its file is gone.",
+            "Put the file back (from version control), or take the migration back by `revert`: its down "
+            "statements are kept in the database.",
+        )
+        for one in standing.missing
+    ]
+    newest = {one.folder: one for one in sorted(standing.applied, key=lambda one: one.version)}
+    problems += [
+        Problem(
+            f"{one.id} is numbered below {newest[one.folder].label}, which is applied already.",
+            f"Give it a number above {newest[one.folder].version}, in all of its files.",
+            Place(str(one.up.path)),
+        )
+        for one in standing.pending
+        if one.folder in newest and one.version < newest[one.folder].version
+    ]
+    return problems + _find_renamed_folder(standing)
+
+
+def _find_renamed_folder(standing: Standing) -> list[Problem]:
+    known = {(one.label, one.checksum): one.folder for one in standing.elsewhere}
+    for one in standing.pending:
+        if folder := known.get((one.label, one.up.checksum)):
+            return [
+                Problem(
+                    f"{one.label} is applied already, in a folder that was then called {folder}.",
+                    f"Give the folder that name: --dir {folder}={one.up.path.parent}",
+                )
+            ]
+    return []
+
+
+def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]]:
+    """Read the pending files by grammar; return them ready to run, and what must not run."""
+    ready: list[Prepared] = []
+    problems: list[Problem] = []
+    for migration in pending:
+        up = statements.read(migration.up)
+        check = statements.read(migration.check) if migration.check else statements.Reading((), ())
+        problems += [*up.problems, *check.problems]
+        if migration.down:  # found now, not on the day it is needed
+            problems += statements.read(migration.down).problems
+        ready.append(Prepared(migration, up.statements, promises.collect(up.statements), check.statements))
+    return ready, problems
+
+
+def check_server(conn: Connection, standing: Standing, *, writes: bool) -> list[Problem]:
+    """Check version, role and rights of the server's side."""
+    problems: list[Problem] = []
+    if conn.info.server_version < SERVER_VERSION_MIN:
+        problems.append(
+            Problem(
+                f"The server is PostgreSQL {conn.info.server_version // 10000}.",
+                f"Use version {SERVER_VERSION_MIN // 10000} or newer.",
+            )
+        )
+    row = conn.execute(
+        """SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
+            has_database_privilege(current_database(), 'CREATE'), current_user::text, current_database()::text"""
+    ).fetchone()
+    assert row is not None
+    standby, read_only, may_create, user, database = row
+    if standby:
+        problems.append(Problem("The server is a standby, which takes no changes.", "Give the primary's address."))
+    elif read_only:
+        problems.append(
+            Problem(
+                "Transactions are read-only here.",
+                f"Set default_transaction_read_only to off for {user} or {database}.",
+            )
+        )
+    elif writes and not may_create and not history.exists(conn):
+        problems.append(
+            Problem(
+                f"{user} may not create schemas in {database}.",
+                f'As its owner: GRANT CREATE ON DATABASE "{database}" TO "{user}"',
+            )
+        )
+    return problems
+
+
+def check_objects(conn: Connection, ready: list[Prepared]) -> tuple[list[Prepared], list[Problem]]:
+    """Check extensions, schema rights, and objects that are there already.
+
+    Returns the migrations with each promise marked by whether it will be made or was there before.
+    """
+    asked = [promise for one in ready for promise in one.promises.made]
+    problems = _check_extensions(conn, ready)
+    problems += _check_schema_rights(conn, asked)
+    row = conn.execute("SELECT current_schemas(false)::text[]").fetchone()
+    path: list[str] = row[0] if row else []
+    there = list(presence.judge(asked, presence.look_up(conn, asked), path).found)
+    dropped: list[Promise] = []
+    opaque = False
+    for number, one in enumerate(ready):
+        dropped += one.promises.dropped
+        opaque = opaque or one.promises.opaque
+        marked: list[Promise] = []
+        for promise in one.promises.made:
+            # Not so if it is dropped before, or if something could drop it that the grammar cannot see.
+            before = next((other for other in there if promise.name and same(promise, other)), None)
+            marked.append(replace(promise, made=before is None))
+            if before and not promise.conditional and not opaque and not any(same(gone, promise) for gone in dropped):
+                problems.append(_name_conflict(one.migration, before))
+        one.promises.made[:] = marked
+        there += marked
+        ready[number] = one
+    return ready, problems
+
+
+def _name_conflict(migration: Migration, promise: Promise) -> Problem:
+    return Problem(
+        f"{migration.id} makes the {promise.kind} {promise}, which is there already.",
+        "If an earlier file or a hand made it, drop or rename it, or write IF NOT EXISTS / OR REPLACE.",
+        Place(str(migration.up.path)),
+    )
+
+
+def _check_extensions(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
+    wanted = [(name, index, one.migration.up) for one in ready for name, index in one.promises.extensions]
+    if not wanted:
+        return []
+    rows = conn.execute(
+        """SELECT name::text FROM pg_available_extensions WHERE name = ANY(%(names)s)""",
+        {"names": [name for name, _, _ in wanted]},
+    )
+    available = {row[0] for row in rows}
+    return [
+        Problem(
+            f"The server has no extension {name}.",
+            "Install its package on the server (or choose a server that offers it), then run again.",
+            _point(script, index),
+        )
+        for name, index, script in wanted
+        if name not in available
+    ]
+
+
+def _point(script: Script, index: int) -> Place:
+    return point(str(script.path), script.text, index, caret=False)
+
+
+def _check_schema_rights(conn: Connection, asked: Sequence[Promise]) -> list[Problem]:
+    schemas = sorted({promise.schema for promise in asked if promise.schema and promise.kind != "trigger"})
+    bare = any(promise.schema is None and promise.kind not in ("schema", "extension") for promise in asked)
+    rows = conn.execute(
+        """SELECT nspname::text, current_user::text FROM pg_namespace
+        WHERE (nspname = ANY(%(schemas)s) OR (%(bare)s AND nspname = current_schema()))
+          AND NOT has_schema_privilege(oid, 'CREATE')""",
+        {"schemas": schemas, "bare": bare},
+    )
+    return [
+        Problem(
+            f"{user} may not create objects in the schema {schema}.",
+            f'As its owner: GRANT CREATE ON SCHEMA "{schema}" TO "{user}"',
+        )
+        for schema, user in rows
+    ]
+
+
+def check_disk(conn: Connection, folder: Path) -> list[Problem]:
+    """Check that a backup as large as the whole database would fit; it is usually much smaller."""
+    row = conn.execute("SELECT pg_database_size(current_database())").fetchone()
+    size = int(row[0]) if row else 0
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free >= size:
+        return []
+    return [
+        Problem(
+            f"The disk of {folder} has {free // 2**20} MiB left, and the database holds {size // 2**20} MiB.",
+            "Choose another disk by --backup-dir, or back up elsewhere and give --skip-backup.",
+        )
+    ]
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise PreflightRefused if there are problems."""
+    if problems:
+        raise PreflightRefused(problems)

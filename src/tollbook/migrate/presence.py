@@ -1,0 +1,195 @@
+"""Whether promised objects are there: looked up in the catalog by name, of the right kind, and valid."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tollbook.migrate.objects import Promise
+from tollbook.migrate.session import Connection
+
+Row = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Presence:
+    """The catalog's rows for the names asked for."""
+
+    relations: list[Row] = field(default_factory=list[Row])  # kind, schema, name, table, valid, by constraint
+    functions: list[Row] = field(default_factory=list[Row])  # schema, name, input types
+    triggers: list[Row] = field(default_factory=list[Row])  # schema, table, name
+    types: list[Row] = field(default_factory=list[Row])  # schema, name
+    names: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # schemas, extensions
+    type_names: dict[str, str | None] = field(default_factory=dict[str, str | None])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of promises: the found ones with their schemas and names, and what is wrong with the rest."""
+
+    found: tuple[Promise, ...]
+    missing: tuple[Promise, ...]
+    wrong: tuple[str, ...]  # a sentence for each missing one
+
+
+def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
+    """Fetch what the catalog holds under the promised names, in one round trip."""
+    promises = list(promises)
+    presence = Presence()
+    if not promises:
+        return presence
+    with conn.pipeline():
+        cursors = [conn.execute(sql, values) for sql, values in _choose_queries(promises)]  # pyright: ignore[reportArgumentType]
+    for cursor in cursors:
+        for what, *row in cursor.fetchall():
+            if what == "name":
+                presence.names.add((row[0], row[1]))
+            elif what == "type name":
+                presence.type_names[row[0]] = row[1]
+            else:
+                getattr(presence, what).append(tuple(row))
+    return presence
+
+
+def _choose_queries(promises: Sequence[Promise]) -> list[tuple[str, dict[str, Any]]]:
+    names = {kind: sorted({p.name for p in promises if p.kind == kind and p.name}) for kind in {p.kind for p in promises}}
+    relations = [name for kind in RELATION_KINDS for name in names.get(kind, [])]
+    unnamed = sorted({p.on for p in promises if p.kind == "index" and p.name is None and p.on})
+    queries: list[tuple[str, dict[str, Any]]] = []
+    if relations or unnamed:
+        queries.append((RELATIONS, {"names": sorted(set(relations)), "tables": unnamed}))
+    if "function" in names:
+        queries.append((FUNCTIONS, {"names": names["function"]}))
+        texts = sorted({arg for p in promises for arg in p.args or ()})
+        queries.append((TYPE_NAMES, {"names": texts}))
+    if "trigger" in names:
+        queries.append((TRIGGERS, {"names": names["trigger"]}))
+    if "type" in names:
+        queries.append((TYPES, {"names": names["type"]}))
+    if "schema" in names or "extension" in names:
+        queries.append((NAMES, {"schemas": names.get("schema", []), "extensions": names.get("extension", [])}))
+    return queries
+
+
+RELATION_KINDS = ("table", "view", "materialized view", "sequence", "index")
+RELATIONS = """
+SELECT 'relations', CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'f' THEN 'table'
+        WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
+        WHEN 'c' THEN 'type' ELSE 'index' END,
+    n.nspname::text, c.relname::text, t.relname::text, coalesce(i.indisvalid, true),
+    EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid
+WHERE c.oid IN (
+    SELECT oid FROM pg_class WHERE relname = ANY(%(names)s)
+    UNION ALL SELECT x.indexrelid FROM pg_index x JOIN pg_class y ON y.oid = x.indrelid
+        WHERE y.relname = ANY(%(tables)s))
+  AND c.relpersistence <> 't'
+ORDER BY c.oid DESC"""
+# Types by schema and name: PostgreSQL's own notation of a type depends on the search_path of the moment.
+FUNCTIONS = """
+SELECT 'functions', n.nspname::text, p.proname::text,
+    ARRAY(SELECT quote_ident(tn.nspname) || '.' || quote_ident(t.typname)
+        FROM unnest(p.proargtypes) WITH ORDINALITY AS a (oid, place)
+        JOIN pg_type t ON t.oid = a.oid JOIN pg_namespace tn ON tn.oid = t.typnamespace ORDER BY a.place)
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.proname = ANY(%(names)s)"""
+TYPE_NAMES = """
+SELECT 'type name', w.word, quote_ident(tn.nspname) || '.' || quote_ident(t.typname)
+FROM unnest(%(names)s::text[]) AS w (word)
+LEFT JOIN pg_type t ON t.oid = to_regtype(w.word)::oid LEFT JOIN pg_namespace tn ON tn.oid = t.typnamespace"""
+TRIGGERS = """
+SELECT 'triggers', n.nspname::text, c.relname::text, g.tgname::text
+FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE g.tgname = ANY(%(names)s) AND NOT g.tgisinternal"""
+TYPES = """
+SELECT 'types', n.nspname::text, t.typname::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_class c ON c.oid = t.typrelid
+WHERE t.typname = ANY(%(names)s) AND t.typtype IN ('b', 'c', 'd', 'e', 'r') AND (c.oid IS NULL OR c.relkind = 'c')"""
+NAMES = """
+SELECT 'name', 'schema', nspname::text FROM pg_namespace WHERE nspname = ANY(%(schemas)s)
+UNION ALL SELECT 'name', 'extension', extname::text FROM pg_extension WHERE extname = ANY(%(extensions)s)"""
+
+
+def judge(promises: Iterable[Promise], presence: Presence, path: Sequence[str]) -> Verdict:
+    """Match promises with the catalog; a name without a schema is looked for along the path."""
+    promises = list(promises)
+    found: list[Promise] = []
+    missing: list[Promise] = []
+    wrong: list[str] = []
+    claimed = {p.name for p in promises if p.kind == "index" and p.name}
+    for promise in promises:
+        match, complaint = _match(promise, presence, path, claimed)
+        if match is not None:
+            found.append(match)
+        else:
+            missing.append(promise)
+            wrong.append(complaint)
+    return Verdict(tuple(found), tuple(missing), tuple(wrong))
+
+
+def _match(
+    promise: Promise, presence: Presence, path: Sequence[str], claimed: set[str]
+) -> tuple[Promise | None, str]:
+    if promise.kind in ("schema", "extension"):
+        there = (promise.kind, promise.name) in presence.names
+        return (promise if there else None), f"the {promise.kind} {promise} is missing"
+    places = [promise.schema] if promise.schema else list(path)
+    for schema in places:
+        match, complaint = MATCHERS.get(promise.kind, _match_relation)(promise, schema, presence, claimed)
+        if match or complaint:
+            return (replace(match, schema=schema) if match else None), complaint
+    return None, f"the {promise.kind} {promise} is missing"
+
+
+def _match_relation(
+    promise: Promise, schema: str, presence: Presence, claimed: set[str]
+) -> tuple[Promise | None, str]:
+    for kind, its_schema, name, table, valid, by_constraint in presence.relations:
+        if its_schema != schema:
+            continue
+        if promise.name is None:
+            # The newest index of the table that is nobody else's: rows come newest first.
+            if table == promise.on and not by_constraint and name not in claimed and kind == "index":
+                claimed.add(name)
+                return replace(promise, name=name), ""
+            continue
+        if name != promise.name:
+            continue
+        if kind != promise.kind:
+            return None, f"{promise} should be a {promise.kind}, but a {kind} of that name is there"
+        if not valid:
+            return None, f"the index {promise} is invalid: an earlier build failed; drop it and build it again"
+        return promise, ""
+    return None, ""
+
+
+def _match_function(
+    promise: Promise, schema: str, presence: Presence, claimed: set[str]
+) -> tuple[Promise | None, str]:
+    wanted = [presence.type_names.get(arg, arg) for arg in promise.args or ()]
+    for its_schema, name, args in presence.functions:
+        if (its_schema, name) != (schema, promise.name):
+            continue
+        same_types = None in wanted and len(wanted) == len(args)  # a type we cannot name, such as t.column%TYPE
+        if promise.args is None or args == wanted or same_types:
+            return replace(promise, args=tuple(args)), ""
+    return None, ""
+
+
+def _match_trigger(
+    promise: Promise, schema: str, presence: Presence, claimed: set[str]
+) -> tuple[Promise | None, str]:
+    return (promise if (schema, promise.on, promise.name) in presence.triggers else None), ""
+
+
+def _match_type(
+    promise: Promise, schema: str, presence: Presence, claimed: set[str]
+) -> tuple[Promise | None, str]:
+    return (promise if (schema, promise.name) in presence.types else None), ""
+
+
+MATCHERS = {"function": _match_function, "trigger": _match_trigger, "type": _match_type}
+
+
+def find_missing(conn: Connection, promises: Sequence[Promise], path: Sequence[str] = ()) -> tuple[Promise, ...]:
+    """Return those of the promises that are not in the database now."""
+    return judge(promises, look_up(conn, promises), path).missing

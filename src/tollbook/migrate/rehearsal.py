@@ -1,0 +1,92 @@
+"""The dry run: every pending migration really runs, in one transaction that is rolled back."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tollbook.migrate import catalog, execution, files, history, objects, preflight
+from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, check, cut, name_settings, read_sqlstate, roll_back
+from tollbook.migrate.catalog import Change
+from tollbook.migrate.errors import StatementFailed
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.files import Folder
+from tollbook.migrate.objects import Count
+from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+
+UNSAFE_NEW_ENUM_VALUE = "55P04"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """A pending migration that ran in the dry run, and what the catalog gained, lost and changed by it."""
+
+    migration: str
+    duration_seconds: float
+    counts: tuple[Count, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What apply would do. untried: pending migrations that cannot run in one transaction with the rest."""
+
+    database: str
+    pending: tuple[str, ...]
+    steps: tuple[PlannedStep, ...]
+    untried: tuple[str, ...]
+
+
+def plan(
+    url: str,
+    folders: Sequence[Folder],
+    *,
+    to: tuple[str, int] | None = None,
+    backup_folder: Path | None = None,
+    lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    listen: Listener = ignore,
+) -> Plan:
+    """Run what is pending, with every check that apply makes, and roll it all back. Raises MigrateError.
+
+    Nothing is left behind, save that sequences which the migrations' own rows advanced stay advanced.
+    backup_folder, if given, is checked for room as apply would.
+    """
+    migrations = files.read(folders)
+    with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
+        standing = preflight.compare(migrations, folders, history.read(conn))
+        pending = cut(standing.pending, folders, to)
+        ready = check(conn, standing, pending, backup_folder)
+        names = tuple(one.id for one in pending)
+        steps: list[PlannedStep] = []
+        if ready:
+            conn.execute("BEGIN")
+            try:
+                _rehearse(conn, ready, pid, name_settings(lock_timeout_seconds), steps, listen)
+            finally:
+                roll_back(conn)
+        return Plan(name_target(read_url(url)), names, tuple(steps), names[len(steps) :])
+
+
+def _rehearse(
+    conn: Connection, ready: Sequence[Prepared], pid: int, settings: str, steps: list[PlannedStep], listen: Listener
+) -> None:
+    before = catalog.snapshot(conn)
+    for number, one in enumerate(ready):
+        listen(Event("trying", one.migration.id, {"file": str(one.migration.up.path)}))
+        started = time.monotonic()
+        opening = f"SAVEPOINT step_{number}; {RESET} {settings}"
+        try:
+            kept = execution.perform(conn, one, pid, opening, 1 + RESET_COUNT + settings.count(";"), settings)
+        except StatementFailed as error:
+            if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or number == 0:
+                raise
+            # A value that an earlier pending file adds to an enum can be used only after that file's commit.
+            listen(Event("note", f"{one.migration.id} uses a new enum value: it can only be tried once that is applied."))
+            return
+        seconds = time.monotonic() - started
+        after = catalog.snapshot(conn)
+        changes = tuple(catalog.diff(before, after))
+        steps.append(PlannedStep(one.migration.id, seconds, objects.count(kept, ()), changes))
+        before = after

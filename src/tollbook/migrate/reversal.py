@@ -1,0 +1,165 @@
+"""Taking migrations back: their down statements, newest first, one proven transaction each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from uuid import UUID
+
+from tollbook.migrate import backups, execution, files, history, objects, preflight, presence, promises, statements
+from tollbook.migrate.application import (
+    LOCK_TIMEOUT_SECONDS,
+    ApplyResult,
+    Step,
+    name_settings,
+    recorded,
+    retrying,
+    tell_interrupted,
+)
+from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.files import Folder, Migration, Script
+from tollbook.migrate.history import Applied
+from tollbook.migrate.objects import SHARED_KINDS, Promise
+from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+
+STEPS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """An applied migration with its down statements, ready to run, and what must be gone after them."""
+
+    applied: Applied
+    down: Prepared
+    gone: tuple[Promise, ...]
+
+
+def revert(
+    url: str,
+    folders: Sequence[Folder],
+    *,
+    steps: int = 1,
+    to: tuple[str, int] | None = None,
+    backup_folder: Path | None = None,
+    skip_backup: bool = False,
+    lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
+    lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    listen: Listener = ignore,
+) -> ApplyResult:
+    """Take back the newest migrations of the folders: `steps` of them, or all applied after (folder, version).
+
+    The down file is used where there is one, else the down statements kept in the history. Raises
+    MigrateError; NoWayBack, before anything is changed, where one of them has no down statements.
+    """
+    if not 1 <= steps <= STEPS_MAX:
+        raise WrongUsage(f"--steps must be from 1 to {STEPS_MAX}.")
+    migrations = {(one.folder, one.version): one for one in files.read(folders)}
+    with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
+        everything = history.read(conn)
+        names = {folder.name for folder in folders}
+        chosen = choose([one for one in everything if one.folder in names], steps, to)
+        interrupted = history.find_interrupted(conn)
+        tell_interrupted(interrupted, (), listen)
+        ways = _prepare(chosen, migrations, everything)
+        database = name_target(read_url(url))
+        if not ways:
+            return ApplyResult(database, (), None, tuple(interrupted))
+        saved = None if skip_backup else backups.write(conn, url, backup_folder or backups.default_folder(), listen)
+        history.end(conn, [one.run_id for one in interrupted], "interrupted")
+        run = history.start(conn, "revert", [one.applied.name for one in ways])
+        done: list[Step] = []
+        with recorded(conn, run):
+            for way in ways:
+                listen(Event("reverting", way.applied.name))
+                done.append(_revert_one(conn, way, run, pid, lock_timeout_seconds, listen))
+                listen(Event("reverted", way.applied.name, {"step": done[-1]}))
+        return ApplyResult(database, tuple(done), saved, tuple(interrupted))
+
+
+def choose(applied: Sequence[Applied], steps: int, to: tuple[str, int] | None) -> list[Applied]:
+    """Return what to take back, newest first. Raises WrongUsage where the target is not applied."""
+    newest_first = sorted(applied, key=lambda one: -one.id)
+    if to is None:
+        return newest_first[:steps]
+    if to[1] == 0:
+        return [one for one in newest_first if one.folder == to[0]]
+    target = next((one for one in applied if (one.folder, one.version) == to), None)
+    if target is None:
+        raise WrongUsage(f"{to[0]}/{to[1]} is not applied; `tollbook migrate status` lists what is.")
+    return [one for one in newest_first if one.id > target.id]
+
+
+def _prepare(
+    chosen: Sequence[Applied], migrations: dict[tuple[str, int], Migration], everything: Sequence[Applied]
+) -> list[_Way]:
+    without = [one.name for one in chosen if _find_down(one, migrations) is None]
+    if without:
+        raise NoWayBack(
+            f"{', '.join(without)}: there is no down file, and none was kept when it was applied. Write one beside "
+            "its up file, or restore a backup. Nothing was changed."
+        )
+    standing = list(everything)
+    ways: list[_Way] = []
+    for one in chosen:
+        standing.remove(one)
+        down = _find_down(one, migrations)
+        assert down is not None
+        reading = statements.read(down)
+        preflight.refuse(reading.problems)
+        made = promises.collect(reading.statements)
+        # What an earlier migration promises too, or the down statements put back, is to stay.
+        kept = [promise for earlier in standing for promise in earlier.promised] + made.made
+        gone = tuple(p for p in one.promised if _must_go(p) and not any(promises.same(p, other) for other in kept))
+        migration = Migration(one.folder, one.version, one.label, down, None, None)
+        ways.append(_Way(one, Prepared(migration, reading.statements, made, ()), gone))
+    return ways
+
+
+def _must_go(promise: Promise) -> bool:
+    return promise.made and not (promise.conditional and promise.kind in SHARED_KINDS)
+
+
+def _find_down(applied: Applied, migrations: dict[tuple[str, int], Migration]) -> Script | None:
+    migration = migrations.get((applied.folder, applied.version))
+    if migration is not None and migration.down is not None:
+        return migration.down
+    if applied.down_sql is None:
+        return None
+    path = Path(f"{applied.label}.down.sql (as kept in the history)")
+    return Script(path, applied.down_sql, sha256(applied.down_sql.encode()).hexdigest())
+
+
+def _revert_one(
+    conn: Connection, way: _Way, run: UUID, pid: int, lock_timeout_seconds: float, listen: Listener
+) -> Step:
+    started = time.monotonic()
+    settings = name_settings(lock_timeout_seconds)
+
+    def attempt() -> None:
+        opening = f"{RESET} BEGIN; {settings}"
+        execution.perform(conn, way.down, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
+        if left := execution.find_standing(conn, way.gone):
+            raise VerificationFailed(
+                f"The down statements of {way.applied.name} leave behind: "
+                f"{', '.join(f'the {promise.kind} {promise}' for promise in left)}. It is rolled back, and the "
+                "migration stays applied. Complete its down file and run again.",
+                left=[str(promise) for promise in left],
+            )
+        if absent := presence.find_missing(conn, way.applied.removed):
+            listen(
+                Event(
+                    "note",
+                    f"{way.applied.name} had removed what its down statements do not put back: "
+                    f"{', '.join(str(promise) for promise in absent)}.",
+                )
+            )
+        history.take_back_and_commit(conn, run, way.applied)
+
+    retrying(conn, way.applied.name, attempt, listen)
+    shown = tuple(f"{promise.kind} {promise}" for promise in way.gone)
+    return Step(way.applied.name, time.monotonic() - started, objects.count(way.gone, ()), shown)
+
+
