@@ -13,10 +13,11 @@ from typing import Any, cast
 
 from psycopg.types.json import Jsonb
 
-from tollbook.core.database import WriteTx
+from tollbook.core.database import Database, WriteTx
 
 FACTS_MAX = 10_000
 READ_MAX = 10_000
+WEEKS_AHEAD = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,17 @@ async def check_epoch(tx: WriteTx) -> int:
     Every process that appends calls it once, before its first fact, in a transaction of its own.
     """
     return cast(int, await tx.value("SELECT core.check_journal_epoch()"))
+
+
+async def make_partitions(database: Database) -> int:
+    """Make the partitions of the weeks to come; how many were missing. Without one nothing is appended."""
+    async with database.write() as tx:
+        return cast(
+            int,
+            await tx.value(
+                "SELECT core.ensure_partitions('core.journal', '7 days', %(weeks)s)", {"weeks": WEEKS_AHEAD}
+            ),
+        )
 
 
 async def _hold(tx: WriteTx, reader: str) -> Position:
