@@ -60,8 +60,10 @@ class Promises:
 
     def make(self, promise: Promise) -> None:
         """Add a promise; made again (OR REPLACE, IF NOT EXISTS) it counts once."""
-        if promise.schema is None and promise.kind not in ("schema", "extension") and promise.on is None:
-            promise = replace(promise, schema=self.schema)
+        if promise.schema is None and promise.kind not in ("schema", "extension"):
+            # An index or trigger lies in its table's schema, which need not be the first of the search path.
+            tables = (other.schema for other in self.made if promise.on and other.name == promise.on)
+            promise = replace(promise, schema=next(tables, self.schema))
         if promise.name is None or not any(same(promise, other) for other in self.made):
             self.made.append(promise)
 
