@@ -7,9 +7,9 @@ from decimal import Decimal
 
 import psycopg
 import pytest
-from fixtures.payments import make_offer, pay
 from psycopg import errors as pg
 
+from fixtures.payments import make_offer, pay
 from tollbook.books.payments import payments
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState, PaymentUnknown
 from tollbook.books.payments.payments import Offer, Payment

@@ -27,7 +27,7 @@ class AlreadyCounted(Refusal):
         self.payment_id = payment_id
         shown = ids.show("pay", payment_id)
         super().__init__(
-            f"This payment was presented before, as {shown}, and counts once. Use the access token it bought, "
+            f"This payment was presented before, as {shown}, and counts once. Use the token it bought, "
             "or pay again with a new authorization.",
             payment_id=shown,
         )

@@ -143,6 +143,13 @@ async def reserve(tx: WriteTx, offer: Offer, *, now: datetime) -> Payment:
     raise RuntimeError("a payment's identity was taken and freed again too often")
 
 
+async def refuse_counted(tx: ReadTx, offer: Offer) -> None:
+    """Raise AlreadyCounted where the offer's identity is taken: a cheap look before anybody else is asked."""
+    taken_by = await _find_identity(tx, _identify(offer))
+    if taken_by is not None:
+        raise AlreadyCounted(taken_by)
+
+
 async def settle(
     tx: WriteTx,
     payment_id: int,

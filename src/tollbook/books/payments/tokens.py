@@ -50,7 +50,7 @@ class Grant:
 
 
 def hash_secret(secret: str) -> bytes:
-    """What is kept of a secret: its SHA-256. It has 256 random bits, so it needs no salt and no stretching."""
+    """What is kept of a secret: its SHA-256. With 256 random bits it needs no salt and no stretching."""
     return hashlib.sha256(secret.encode()).digest()
 
 

@@ -1,0 +1,417 @@
+"""Usage: each request takes from its payment's quota before it runs, and is on disk before it is answered.
+
+Requests share commits. They queue in memory; one loop takes quota for all that wait in one statement, and
+another writes the rows of all that were handled, each on a connection of its own. Neither waits to gather
+more: it flushes what came while it was busy (a linger of 1, 2 or 4 ms was slower).
+
+The taking is committed without waiting for the disk: nothing has been answered yet, and a crash only gives
+quota back. It is seen by every process at once, so a quota of N admits N. The row that follows is committed
+with the disk, and because the log is sequential that makes the taking before it durable as well.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString, NamedTuple, Self
+
+import psycopg
+from psycopg import AsyncConnection
+
+from tollbook.books.payments.errors import (
+    NotRecorded,
+    TokenExpired,
+    TokenForeign,
+    TokenRevoked,
+    TokenSpent,
+    TokenUnknown,
+    TooManyWaiting,
+)
+from tollbook.core import labels
+from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable, Refusal
+
+WAITING_MAX = 10_000  # requests waiting for their quota or their row; so also the largest batch
+STATEMENT_SECONDS_MAX = 10
+ANSWER_SECONDS_MAX = 15  # the server ends the statement earlier, unless it or the network is gone
+CONNECT_SECONDS_MAX = 5
+RECONNECT_SECONDS_MIN = 0.05
+RECONNECT_SECONDS_MAX = 2.0
+ENDPOINT = "payments.endpoint"
+SERVER_ERROR = 500
+
+# One plan for any number of rows, from index to index, whatever the tables' size was when it was made:
+# planning this statement anew takes longer than running it.
+SETTINGS = (
+    "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off "
+    f"-c enable_mergejoin=off -c statement_timeout={STATEMENT_SECONDS_MAX}s -c synchronous_commit="
+)
+
+FAILURES = (psycopg.Error, TimeoutError, OSError)
+
+REFUSALS: Mapping[str, Callable[[], Refusal]] = {
+    "granted": TokenSpent,  # of a group that was granted some, those for whom nothing was left
+    "unknown": TokenUnknown,
+    "revoked": TokenRevoked,
+    "foreign": TokenForeign,
+    "expired": TokenExpired,
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Leave to answer one request. `requests_remaining` is what the payment buys after it."""
+
+    payment_id: int
+    requests_remaining: int
+    expires_at: datetime
+
+
+class Meter:
+    """Admits requests and records them. One a process: `async with Meter(url) as meter`.
+
+    Any number of processes may meter the same payments.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._names = Database(url, application="tollbook-labels", connections_max=1)
+        self._takes: dict[_Group, list[asyncio.Future[Admission]]] = {}
+        self._takes_waiting = 0
+        self._gives: dict[int, list[asyncio.Future[bool]]] = {}
+        self._records: list[_Record] = []
+        self._taker = _Line(url, "off", self._flush_takes)
+        self._recorder = _Line(url, "on", self._flush_records)
+
+    async def open(self) -> None:
+        """Connect. Raises DatabaseUnreachable."""
+        await self._names.__aenter__()
+        self._taker.open()
+        self._recorder.open()
+
+    async def close(self) -> None:
+        """Answer and write what waits, then let go of the database. Admit nothing after it."""
+        await self._taker.close()
+        await self._recorder.close()
+        await self._names.__aexit__()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def admit(self, secret_hash: bytes, endpoint: str) -> Admission:
+        """Take one request from the quota of the token with this hash, for the route `endpoint`.
+
+        Raises TokenUnknown, TokenRevoked, TokenForeign, TokenExpired, TokenSpent; TooManyWaiting;
+        DatabaseUnreachable (the request may then have been taken).
+        """
+        return await self._take(_Group(secret_hash, None, endpoint))
+
+    async def admit_first(self, payment_id: int) -> Admission:
+        """Take the request that came with the payment itself. Raises as admit() does."""
+        return await self._take(_Group(None, payment_id, None))
+
+    async def record(
+        self, admission: Admission, *, endpoint: str, status_code: int, response_time_ms: int
+    ) -> None:
+        """Write the handled request down; returns when its row is on disk.
+
+        A status of 500 or more gives the request back to the quota first. Raises NotRecorded: the request
+        must then not be answered as a success.
+        """
+        try:
+            endpoint_id = await labels.intern(self._names, ENDPOINT, endpoint)
+        except (psycopg.Error, DatabaseUnreachable) as error:
+            raise NotRecorded from error
+        if status_code >= SERVER_ERROR and not await self._give(admission.payment_id):
+            log.warning("a failed request of payment %s was not given back", admission.payment_id)
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        record = _Record(admission.payment_id, response_time_ms, endpoint_id, status_code, written)
+        self._records.append(record)
+        self._recorder.wake()
+        await written
+
+    async def _take(self, group: "_Group") -> Admission:
+        if self._takes_waiting + len(self._records) >= WAITING_MAX:
+            raise TooManyWaiting
+        future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+        self._takes.setdefault(group, []).append(future)
+        self._takes_waiting += 1
+        self._taker.wake()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The admission came in the same moment as the cancellation: nobody will use it.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._give(future.result().payment_id)
+            raise
+
+    def _give(self, payment_id: int) -> "asyncio.Future[bool]":
+        """Give one request back; whether that is done, once it is."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._gives.setdefault(payment_id, []).append(future)
+        self._taker.wake()
+        return future
+
+    async def _flush_takes(self, line: "_Line") -> None:
+        takes = [
+            (group, live)
+            for group, waiting in self._takes.items()
+            if (live := [future for future in waiting if not future.done()])
+        ]
+        gives = self._gives
+        self._takes, self._gives, self._takes_waiting = {}, {}, 0
+        if not takes and not gives:
+            return
+        try:
+            answers = await _take(line, [(group, len(live)) for group, live in takes], gives)
+        except FAILURES as error:
+            for _, live in takes:
+                _refuse(live, _unreachable, error)
+            _resolve((future for waiting in gives.values() for future in waiting), value=False)
+            raise
+        for (_, live), answer in zip(takes, answers, strict=True):
+            self._answer(live, answer)
+        _resolve((future for waiting in gives.values() for future in waiting), value=True)
+
+    def _answer(self, waiting: "list[asyncio.Future[Admission]]", answer: "_Answer") -> None:
+        remaining = answer.free
+        for nth, future in enumerate(waiting):
+            if nth >= answer.granted:
+                if not future.done():
+                    future.set_exception(REFUSALS[answer.verdict]())
+                continue
+            remaining -= 1
+            if future.done():  # its caller went away meanwhile
+                self._give(answer.payment_id)
+            else:
+                future.set_result(Admission(answer.payment_id, remaining, answer.expires_at))
+
+    async def _flush_records(self, line: "_Line") -> None:
+        records, self._records = self._records, []
+        if not records:
+            return
+        written = [record.written for record in records]
+        try:
+            await _write(line, records)
+        except FAILURES as error:
+            _refuse(written, NotRecorded, error)
+            raise
+        _resolve(written, value=None)
+
+
+class _Group(NamedTuple):
+    """Requests that are judged together: those of one token for one route, or of one payment."""
+
+    token_hash: bytes | None
+    payment_id: int | None
+    endpoint: str | None
+
+
+class _Answer(NamedTuple):
+    """What a group got: of `free` requests, `granted`."""
+
+    verdict: str
+    payment_id: int
+    expires_at: datetime
+    granted: int
+    free: int
+
+
+class _Record(NamedTuple):
+    payment_id: int
+    response_time_ms: int
+    endpoint_id: int
+    status_code: int
+    written: "asyncio.Future[None]"
+
+
+class _Line:
+    """A connection of its own, and the loop that flushes on it what waits, as soon as something does."""
+
+    def __init__(
+        self, url: str, synchronous_commit: str, flush: "Callable[[_Line], Awaitable[None]]"
+    ) -> None:
+        self._url = url
+        self._settings = SETTINGS + synchronous_commit
+        self._flush = flush
+        self._wanted = asyncio.Event()
+        self._closing = False
+        self._connection: AsyncConnection[Any] | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._loop = asyncio.create_task(self._run())
+
+    def wake(self) -> None:
+        self._wanted.set()
+
+    async def close(self) -> None:
+        self._closing = True
+        self.wake()
+        if self._loop is not None:
+            await self._loop
+        await self._hang_up()
+
+    async def execute(self, sql: LiteralString, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run one statement, which is one transaction. After a failure that may have lost the line, hang up."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                connection = self._connection or await self._connect()
+                async with connection.cursor(binary=True) as cursor:
+                    await cursor.execute(sql, params, prepare=True)
+                    return await cursor.fetchall() if cursor.description else []
+        except (psycopg.OperationalError, TimeoutError, OSError):
+            await self._hang_up()
+            raise
+
+    async def _run(self) -> None:
+        pause_seconds = RECONNECT_SECONDS_MIN
+        while not self._closing or self._wanted.is_set():
+            await self._wanted.wait()
+            self._wanted.clear()
+            try:
+                await self._flush(self)
+                pause_seconds = RECONNECT_SECONDS_MIN
+            except FAILURES as error:
+                log.warning("requests could not be metered: %s", error)
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, RECONNECT_SECONDS_MAX)
+
+    async def _connect(self) -> AsyncConnection[Any]:
+        self._connection = await psycopg.AsyncConnection.connect(
+            self._url,
+            autocommit=True,
+            application_name="tollbook-meter",
+            connect_timeout=CONNECT_SECONDS_MAX,
+            options=self._settings,
+        )
+        return self._connection
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(*FAILURES):
+                await connection.close()
+
+
+async def _take(
+    line: _Line, groups: list[tuple[_Group, int]], gives: Mapping[int, list[Any]]
+) -> list[_Answer]:
+    """Judge the groups and move the quotas, in one statement; the answers in the groups' order.
+
+    Rows are locked in the order of their ids, so that no two processes wait for each other in a circle.
+    What is given back counts before anything is taken.
+    """
+    rows = await line.execute(
+        """
+        WITH asked AS MATERIALIZED (
+            SELECT a.nth, a.wanted, a.endpoint, coalesce(a.payment_id, t.payment_id) AS payment_id,
+                   t.revoked_at IS NOT NULL AS is_revoked, coalesce(t.expires_at <= now(), false) AS is_over
+            FROM unnest(%(token_hashes)s::bytea[], %(payment_ids)s::bigint[], %(endpoints)s::text[],
+                        %(wanted)s::integer[])
+                 WITH ORDINALITY AS a (token_hash, payment_id, endpoint, wanted, nth)
+            LEFT JOIN payments.x402_tokens AS t ON t.token_hash = a.token_hash
+        ), locked AS MATERIALIZED (
+            SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated, p.requests_used
+            FROM payments.x402_payments AS p
+            WHERE p.payment_id IN (SELECT payment_id FROM asked)
+            ORDER BY p.payment_id
+            FOR NO KEY UPDATE OF p
+        ), judged AS (
+            SELECT asked.nth, asked.wanted, locked.payment_id, locked.expires_at, locked.requests_allocated,
+                   locked.requests_used,
+                   CASE
+                       WHEN asked.wanted < 0 THEN 'given'
+                       WHEN asked.is_revoked THEN 'revoked'
+                       WHEN asked.endpoint <> locked.endpoint THEN 'foreign'
+                       WHEN asked.is_over OR locked.status = 'expired' OR locked.expires_at <= now()
+                           THEN 'expired'
+                       WHEN locked.status IN ('verified', 'used') THEN 'granted'
+                       ELSE 'unknown'
+                   END AS verdict
+            FROM asked LEFT JOIN locked USING (payment_id)
+        ), shared AS (
+            SELECT nth, wanted, payment_id, expires_at, requests_allocated, verdict,
+                   requests_allocated - greatest(0, requests_used
+                       + coalesce(sum(wanted) FILTER (WHERE verdict = 'given') OVER payment, 0)) AS free,
+                   coalesce(sum(wanted) FILTER (WHERE verdict = 'granted') OVER earlier, 0) AS promised
+            FROM judged
+            WINDOW payment AS (PARTITION BY payment_id),
+                   earlier AS (PARTITION BY payment_id ORDER BY nth
+                               ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        ), taken AS MATERIALIZED (
+            SELECT nth, payment_id, expires_at, requests_allocated, verdict, free, promised,
+                   CASE verdict WHEN 'granted' THEN greatest(0, least(wanted, free - promised)) ELSE 0 END
+                       AS granted
+            FROM shared
+        ), counted AS (
+            UPDATE payments.x402_payments AS p
+            SET requests_used = c.requests_used,
+                status = CASE
+                    WHEN p.status = 'expired' THEN 'expired'
+                    WHEN c.requests_used = p.requests_allocated THEN 'used'
+                    ELSE 'verified'
+                END,
+                updated_at = now()
+            FROM (
+                SELECT payment_id, (min(requests_allocated) - min(free) + sum(granted))::integer AS requests_used
+                FROM taken GROUP BY payment_id
+            ) AS c
+            WHERE p.payment_id = c.payment_id AND p.requests_used <> c.requests_used
+              AND p.status IN ('verified', 'used', 'expired')
+        )
+        SELECT verdict, payment_id, expires_at, granted::integer, (free - promised)::integer
+        FROM taken ORDER BY nth
+        """,
+        {
+            "token_hashes": [group.token_hash for group, _ in groups] + [None] * len(gives),
+            "payment_ids": [group.payment_id for group, _ in groups] + list(gives),
+            "endpoints": [group.endpoint for group, _ in groups] + [None] * len(gives),
+            "wanted": [wanted for _, wanted in groups] + [-len(waiting) for waiting in gives.values()],
+        },
+    )
+    return [_Answer(*row) for row in rows[: len(groups)]]
+
+
+async def _write(line: _Line, records: list[_Record]) -> None:
+    payment_ids, times, endpoint_ids, status_codes, _ = zip(*records, strict=True)
+    await line.execute(
+        """
+        INSERT INTO payments.x402_usage (payment_id, response_time_ms, endpoint_id, status_code)
+        SELECT * FROM unnest(%(payment_ids)s::bigint[], %(times)s::integer[], %(endpoint_ids)s::smallint[],
+                             %(status_codes)s::smallint[])
+        """,
+        {
+            "payment_ids": list(payment_ids),
+            "times": list(times),
+            "endpoint_ids": list(endpoint_ids),
+            "status_codes": list(status_codes),
+        },
+    )
+
+
+def _unreachable() -> Refusal:
+    return DatabaseUnreachable("The database did not answer in time. Try again in a second.")
+
+
+def _refuse(
+    waiting: "Iterable[asyncio.Future[Any]]", refusal: Callable[[], Refusal], cause: BaseException
+) -> None:
+    for future in waiting:
+        if not future.done():
+            raised = refusal()
+            raised.__cause__ = cause
+            future.set_exception(raised)
+
+
+def _resolve(waiting: "Iterable[asyncio.Future[Any]]", *, value: bool | None) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(value)

@@ -1,0 +1,229 @@
+"""The meter: a quota of N admits N on any number of processes, and a recorded request is on disk."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from fixtures.payments import ENDPOINT, buy, make_offer, pay
+from tollbook.books.payments import payments, tokens, usage
+from tollbook.books.payments.errors import (
+    NotRecorded,
+    TokenExpired,
+    TokenForeign,
+    TokenRevoked,
+    TokenSpent,
+    TokenUnknown,
+    TooManyWaiting,
+)
+from tollbook.books.payments.tokens import Grant, hash_secret
+from tollbook.books.payments.usage import Admission, Meter
+from tollbook.core import clock
+from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable
+
+METERS = 3
+
+
+@pytest.fixture
+async def meter(database_url: str) -> AsyncIterator[Meter]:
+    async with Meter(database_url) as opened:
+        yield opened
+
+
+async def read_quota(database: Database, payment_id: int) -> tuple[str, int]:
+    async with database.read() as tx:
+        payment = await payments.get(tx, payment_id)
+    return payment.status, payment.requests_used
+
+
+async def use(meter: Meter, grant: Grant, *, status_code: int = 200) -> Admission:
+    admission = await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    await meter.record(admission, endpoint=ENDPOINT, status_code=status_code, response_time_ms=3)
+    return admission
+
+
+async def test_a_spent_payment_buys_nothing_more(database: Database, meter: Meter) -> None:
+    grant = await buy(database, requests_allocated=3)
+    remaining = [(await use(meter, grant)).requests_remaining for _ in range(3)]
+    assert remaining == [2, 1, 0]
+    with pytest.raises(TokenSpent):
+        await use(meter, grant)
+    assert await read_quota(database, grant.token.payment_id) == ("used", 3)
+
+
+async def test_a_quota_of_n_admits_n_over_many_clients_and_meters(database: Database) -> None:
+    quotas = (1, 7, 40)
+    grants = [await buy(database, requests_allocated=quota) for quota in quotas]
+    async with AsyncExitStack() as stack:
+        meters = [await stack.enter_async_context(Meter(database.url)) for _ in range(METERS)]
+        for grant, quota in zip(grants, quotas, strict=True):
+            results = await asyncio.gather(
+                *(use(meters[nth % METERS], grant) for nth in range(quota + 30)), return_exceptions=True
+            )
+            admitted = [result for result in results if isinstance(result, Admission)]
+            assert len(admitted) == quota
+            assert {type(result) for result in results} == {Admission, TokenSpent}
+            assert sorted(row.requests_remaining for row in admitted) == list(range(quota))
+            assert await read_quota(database, grant.token.payment_id) == ("used", quota)
+    with psycopg.connect(database.url) as connection:
+        rows = connection.execute("SELECT count(*) FROM payments.x402_usage").fetchone()
+    assert rows == (sum(quotas),)
+
+
+async def test_two_tokens_of_one_payment_share_its_quota(database: Database, meter: Meter) -> None:
+    payment = await pay(database, requests_allocated=5)
+    async with database.write() as tx:
+        grants = [await tokens.issue(tx, payment.payment_id, now=clock.now()) for _ in range(2)]
+    results = await asyncio.gather(
+        *(use(meter, grants[nth % 2]) for nth in range(12)),
+        *(meter.admit_first(payment.payment_id) for _ in range(2)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, Admission) for result in results) == 5
+    assert await read_quota(database, payment.payment_id) == ("used", 5)
+
+
+async def test_two_processes_share_a_quota(database: Database) -> None:
+    grant = await buy(database, requests_allocated=50)
+    program = f"""
+import asyncio
+from tollbook.books.payments.usage import Admission, Meter
+async def main():
+    async with Meter({database.url!r}) as meter:
+        asked = (meter.admit(bytes.fromhex({hash_secret(grant.secret).hex()!r}), {ENDPOINT!r}) for _ in range(40))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        print(sum(isinstance(answer, Admission) for answer in answers))
+asyncio.run(main())
+"""
+    running = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    counts = [int((await process.communicate())[0]) for process in running]
+    assert sum(counts) == 50
+    assert await read_quota(database, grant.token.payment_id) == ("used", 50)
+
+
+async def test_a_recorded_request_is_seen_by_others_when_record_returns(
+    database: Database, meter: Meter
+) -> None:
+    grant = await buy(database)
+    with psycopg.connect(database.url, autocommit=True) as other:
+        for nth in range(1, 4):
+            await use(meter, grant, status_code=404)
+            row = other.execute(
+                "SELECT count(*), min(status_code), min(l.label) FROM payments.x402_usage "
+                "JOIN core.labels l ON l.kind = 'payments.endpoint' AND l.label_id = endpoint_id"
+            ).fetchone()
+            assert row == (nth, 404, ENDPOINT)
+
+
+async def test_a_failed_request_gives_its_quota_back(database: Database, meter: Meter) -> None:
+    grant = await buy(database, requests_allocated=1)
+    await use(meter, grant, status_code=500)
+    assert await read_quota(database, grant.token.payment_id) == ("verified", 0)
+    await use(meter, grant, status_code=404)
+    assert await read_quota(database, grant.token.payment_id) == ("used", 1)
+    with pytest.raises(TokenSpent):
+        await use(meter, grant)
+
+
+async def test_an_expired_payment_takes_back_quota_but_buys_nothing(database: Database, meter: Meter) -> None:
+    grant = await buy(database, lifetime=timedelta(milliseconds=400))
+    admission = await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    await asyncio.sleep(0.5)
+    with pytest.raises(TokenExpired):
+        await use(meter, grant)
+    async with database.write() as tx:
+        assert await tx.value("SELECT payments.cleanup_expired_x402_payments()") == 1
+    await meter.record(admission, endpoint=ENDPOINT, status_code=503, response_time_ms=1)
+    assert await read_quota(database, grant.token.payment_id) == ("expired", 0)
+    with pytest.raises(TokenExpired):
+        await meter.admit_first(grant.token.payment_id)
+
+
+async def test_unknown_foreign_and_unsettled_are_refused(database: Database, meter: Meter) -> None:
+    grant = await buy(database)
+    with pytest.raises(TokenUnknown):
+        await meter.admit(hash_secret("tbk_guessed"), ENDPOINT)
+    with pytest.raises(TokenForeign):
+        await meter.admit(hash_secret(grant.secret), "GET /dearer")
+    async with database.write() as tx:
+        pending = await payments.reserve(tx, make_offer(), now=clock.now())
+    with pytest.raises(TokenUnknown):
+        await meter.admit_first(pending.payment_id)
+    assert await read_quota(database, grant.token.payment_id) == ("verified", 0)
+
+
+async def test_a_revoked_token_is_refused_at_once_on_every_process(database: Database) -> None:
+    grant = await buy(database)
+    async with Meter(database.url) as one, Meter(database.url) as other:
+        await use(one, grant)
+        await use(other, grant)
+        async with database.write() as tx:
+            renewed = await tokens.rotate(tx, grant.token.payment_id, now=clock.now())
+        for meter in (one, other):
+            with pytest.raises(TokenRevoked):
+                await use(meter, grant)
+            await use(meter, renewed)
+
+
+async def test_a_refunded_payment_buys_nothing(database: Database, meter: Meter) -> None:
+    grant = await buy(database)
+    async with database.write() as tx:
+        await payments.mark_refunded(tx, grant.token.payment_id, "0x" + "cd" * 32, now=clock.now())
+    with pytest.raises(TokenExpired):
+        await use(meter, grant)
+
+
+async def test_who_goes_away_while_waiting_loses_nothing(database: Database, meter: Meter) -> None:
+    grant = await buy(database, requests_allocated=100)
+    secret_hash = hash_secret(grant.secret)
+    for laps in range(12):  # cancelled in the queue, on the way, or with the answer in hand
+        waiting = [asyncio.create_task(meter.admit(secret_hash, ENDPOINT)) for _ in range(5)]
+        for _ in range(laps * 2):
+            await asyncio.sleep(0.0003)
+        for task in waiting:
+            task.cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        for admission in done:
+            if isinstance(admission, Admission):
+                await meter.record(admission, endpoint=ENDPOINT, status_code=500, response_time_ms=1)
+    await use(meter, grant)  # follows all that was given back
+    assert await read_quota(database, grant.token.payment_id) == ("verified", 1)
+
+
+async def test_too_many_waiting_are_turned_away(
+    database: Database, meter: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = await buy(database, requests_allocated=100)
+    monkeypatch.setattr(usage, "WAITING_MAX", 10)
+    results = await asyncio.gather(*(use(meter, grant) for _ in range(15)), return_exceptions=True)
+    assert sum(isinstance(result, TooManyWaiting) for result in results) == 5
+    assert await read_quota(database, grant.token.payment_id) == ("verified", 10)
+
+
+async def test_a_lost_database_refuses_and_a_returned_one_serves_again(
+    database: Database, meter: Meter
+) -> None:
+    grant = await buy(database)
+    admission = await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    await use(meter, grant)
+    async with database.read() as tx:
+        await tx.value(
+            """
+            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE application_name = 'tollbook-meter' AND datname = current_database()
+            """
+        )
+    with pytest.raises(DatabaseUnreachable):
+        await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    with pytest.raises(NotRecorded):
+        await meter.record(admission, endpoint=ENDPOINT, status_code=200, response_time_ms=1)
+    await use(meter, grant)
