@@ -105,7 +105,7 @@ async def run(
     """
     if not KEY_LENGTH_MIN <= len(key) <= KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise IdempotencyKeyMalformed(
-            f"An Idempotency-Key has {KEY_LENGTH_MIN} to {KEY_LENGTH_MAX} ASCII characters, best a random UUID."
+            f"An Idempotency-Key has {KEY_LENGTH_MIN} to {KEY_LENGTH_MAX} ASCII characters: a random UUID."
         )
     attempt = Attempt(caller, key, request_hash, ids.make())
     kept = await _begin(database, attempt, now)
