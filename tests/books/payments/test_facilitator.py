@@ -907,3 +907,15 @@ async def test_the_key_shows_nowhere(
     for text in (shown, caplog.text):
         assert operator.key.hex() not in text
         assert repr(bytes(operator.key)) not in text
+
+
+async def test_a_seller_may_write_addresses_in_lower_case(
+    chain: LocalChain, token: str, payer: LocalAccount, operator: LocalAccount, seller: LocalAccount
+) -> None:
+    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex())
+    requirements = require(token.lower(), seller.address.lower(), 10_000)
+    payment = await sign(payer, requirements)
+    assert (await facilitator.verify(payment, requirements)).is_valid
+    assert (await facilitator.settle(payment, requirements)).success
+    await facilitator.aclose()
+    assert chain.read_balance(seller.address) == 10_000

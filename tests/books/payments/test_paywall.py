@@ -143,7 +143,7 @@ async def test_without_payment_the_answer_says_how_to_pay(shop: Shop) -> None:
     required = decode_payment_required_header(answer.headers["PAYMENT-REQUIRED"])
     (asked,) = required.accepts
     assert isinstance(asked, PaymentRequirements)
-    assert (asked.network, asked.amount, asked.pay_to) == (NETWORK, str(PRICE), shop.seller.lower())
+    assert (asked.network, asked.amount, asked.pay_to) == (NETWORK, str(PRICE), shop.seller)
     assert required.resource is not None
     assert required.resource.url == f"{shop.url}/weather/rome"
     assert answer.json()["type"] == "urn:tollbook:problem:payment-required"

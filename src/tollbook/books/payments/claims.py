@@ -205,11 +205,12 @@ async def _read_transaction(chain: Chain, option: Option, tx_hash: str, now: dat
 
 def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None) -> Offer:
     requirements = option.requirements
+    asset, recipient = requirements.asset.lower(), requirements.pay_to.lower()
     transfers = [
         transfer
         for log in receipt.logs
         if (transfer := decode_transfer(log)) is not None
-        and (transfer.token, transfer.receiver) == (requirements.asset, requirements.pay_to)
+        and (transfer.token, transfer.receiver) == (asset, recipient)
         and payer in (None, transfer.sender)
     ]
     senders = {transfer.sender for transfer in transfers}
@@ -220,18 +221,18 @@ def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None)
         raise ClaimRefused("Several accounts pay in this transaction: name one in `payer`.")
     sender = senders.pop()
     amount = sum(transfer.amount for transfer in transfers)
-    nonce = _find_nonce(receipt, requirements.asset, sender)
+    nonce = _find_nonce(receipt, asset, sender)
     bought = amount // int(requirements.amount)
     if bought < 1:
         raise ClaimRefused(f"It pays {amount} minor units; {toll.key} costs {requirements.amount}.")
     return Offer(
         network=option.network.id,
         chain=option.network.name,
-        asset=requirements.asset,
+        asset=asset,
         decimals=option.token.decimals,
         amount=amount,
         from_address=sender,
-        to_address=requirements.pay_to,
+        to_address=recipient,
         nonce=nonce,
         tx_hash=receipt.transaction_hash if nonce is None else None,
         scheme=SCHEME,

@@ -49,6 +49,7 @@ WHY_CHARS_MAX = 200
 
 _KEY = re.compile(r"0x[0-9a-f]{64}")
 # What nodes say when they did not take a transaction. Everything else may mean that they did.
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _NONCE_TAKEN = re.compile(r"nonce too low|replacement transaction underpriced|could not replace", re.I)
 _NO_GAS_MONEY = re.compile(r"insufficient funds", re.I)
 _NOT_TAKEN = re.compile(
@@ -106,6 +107,12 @@ def check_operator_key(text: str) -> str:
             "The operator's key is no private key. Give 64 hexadecimal digits, with or without 0x."
         ) from None
     return key
+
+
+def _spell(argument: Any) -> Any:
+    """web3 refuses addresses that sellers rightly write in lower case."""
+    is_address = isinstance(argument, str) and _ADDRESS.fullmatch(argument) is not None
+    return Web3.to_checksum_address(argument) if is_address else argument
 
 
 class Node(FacilitatorWeb3Signer):
@@ -191,7 +198,11 @@ class Node(FacilitatorWeb3Signer):
     ) -> str:
         """Return the call data of a contract's function, as 0x hex."""
         contract = self._w3.eth.contract(address=Web3.to_checksum_address(address), abi=abi)
-        return cast(str, contract.encode_abi(function, args=list(args)))
+        return cast(str, contract.encode_abi(function, args=[_spell(arg) for arg in args]))
+
+    def read_contract(self, address: str, abi: list[dict[str, Any]], function_name: str, *args: Any) -> Any:
+        """Return what a contract's function answers; addresses may come in any spelling."""
+        return super().read_contract(address, abi, function_name, *map(_spell, args))
 
     def wait_for_transaction_receipt(self, tx_hash: str) -> TransactionReceipt:
         """Return a transaction's receipt. Raises NodeFailed when it was not mined in time."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Literal, cast
 
+from eth_utils.address import to_checksum_address
 from pydantic import ValidationError
 from x402.mechanisms.evm.constants import SCHEME_EXACT
 from x402.schemas import PaymentPayload, PaymentRequirements
@@ -250,13 +251,18 @@ def _make_option(terms: PaidRoute, payee: Payee) -> Option:
     requirements = PaymentRequirements(
         scheme=SCHEME_EXACT,
         network=network.id,
-        asset=normalize_address(token.address),
+        asset=_spell(token.address),
         amount=str(read_price(terms.price, token.decimals)),
-        pay_to=normalize_address(payee.address),
+        pay_to=_spell(payee.address),
         max_timeout_seconds=terms.timeout_seconds_max,
         extra=extra,
     )
     return Option(network, token, requirements)
+
+
+def _spell(address: str) -> str:
+    """On the wire addresses wear their checksum (EIP-55), which some facilitators insist on."""
+    return to_checksum_address(normalize_address(address))
 
 
 def _check_terms(key: str, terms: PaidRoute) -> None:
