@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import json
-import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from tollbook.core import ids
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 # What is slow to import is imported where it is used, so that `tollbook --help` answers at once.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS_MAX = 5
 CONNECTIONS_MAX = 2
+PIPE_WIDTH_MAX = 2000
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
@@ -69,7 +70,7 @@ def check_connection(url: str) -> None:
     try:
         psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX).close()
     except psycopg.Error as error:
-        said = (str(error).strip().splitlines() or ["no answer"])[-1].strip()
+        said = (str(error).strip().splitlines() or ["no answer"])[0].strip()
         raise DatabaseUnreachable(
             f"The database at {redact(url)} does not let us in: {said}. Check that it runs and that "
             "--database-url or DATABASE_URL names it; without either, the embedded PostgreSQL is used."
@@ -115,6 +116,21 @@ def read_settings(data_dir: Path | None, database_url: str | None) -> "Settings"
     return found.model_copy(update=changes)
 
 
+class Id(click.ParamType):
+    """An id as people see it: a prefix such as pay_, and 13 letters."""
+
+    def __init__(self, prefix: str) -> None:
+        self.name = f"{prefix}_id"
+        self._prefix = prefix
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number behind the id, or fail as wrong usage."""
+        number = value if isinstance(value, int) else ids.read(self._prefix, str(value))
+        if number is None:
+            self.fail(f"{str(value)[:40]!r} is no id like {ids.show(self._prefix, 0)}.", param, ctx)
+        return number
+
+
 def json_option(command: _Command) -> _Command:
     """Give a command --json, handed to it as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")(command)
@@ -148,7 +164,7 @@ def answer(value: object, *, as_json: bool, title: str = "", empty: str = "Nothi
 
 
 def to_plain(value: object) -> Any:
-    """Return what JSON can carry: times as ISO 8601 in UTC, decimals as texts, dataclasses as the API has them."""
+    """Return what JSON can carry: times in ISO 8601, decimals as texts, dataclasses as the API has them."""
     if is_dataclass(value) and not isinstance(value, type):
         from pydantic import TypeAdapter
 
@@ -191,6 +207,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*(click.unstyle(cell) for cell in row))
     console = Console()
-    if not sys.stdout.isatty():  # a pipe has no width: nothing is folded for it
+    if not console.is_terminal:  # a pipe has no width: nothing is folded for it
+        console = Console(width=PIPE_WIDTH_MAX)
         console.width = max(console.measure(table).maximum, 1)
     console.print(table, markup=False)

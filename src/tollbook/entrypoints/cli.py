@@ -5,11 +5,11 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from tollbook.core.commands import answer, ask, json_option, storage_options
+from tollbook.core.commands import json_option, storage_options
 
 if TYPE_CHECKING:
     from tollbook.core.settings import Settings
@@ -32,8 +32,11 @@ class Door(NamedTuple):
 # What the books and the engine offer; their modules are slow to import and most runs need none of them.
 DOORS = {
     "payments": Door("tollbook.books.payments.cli", "payments_group", "What was paid and what it bought."),
+    "keys": Door("tollbook.entrypoints.api_keys", "group", "API keys and their scopes."),
     "tokens": Door("tollbook.books.payments.cli", "tokens_group", "Access tokens: list and revoke them."),
-    "migrate": Door("tollbook.entrypoints.migrate", "group", "Plan, apply, verify and take back migrations."),
+    "migrate": Door(
+        "tollbook.entrypoints.migrations", "group", "Plan, apply, verify and take back migrations."
+    ),
 }
 
 
@@ -110,45 +113,6 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
         raise SystemExit(EXIT_FAILED)
 
 
-@tollbook.group()
-def keys() -> None:
-    """API keys and their scopes."""
-
-
-@keys.command("create")
-@click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, help="As payments:read; give it repeatedly.")
-@storage_options
-@json_option
-def create_key(name: str, *, settings: "Settings", scopes: tuple[str, ...], as_json: bool) -> None:
-    """Make an API key. Its secret is shown now and never again."""
-    from tollbook.entrypoints import api_keys
-
-    made = ask(settings, lambda database: api_keys.create(database, name, scopes))
-    answer(made, as_json=as_json, title="Keep the secret: it is shown this once.")
-
-
-@keys.command("list")
-@storage_options
-@json_option
-def list_keys(*, settings: "Settings", as_json: bool) -> None:
-    """List the API keys, without their secrets."""
-    from tollbook.entrypoints import api_keys
-
-    answer(ask(settings, api_keys.list_all), as_json=as_json, title="API keys", empty="No keys yet.")
-
-
-@keys.command("revoke")
-@click.argument("key_id")
-@storage_options
-@json_option
-def revoke_key(key_id: str, *, settings: "Settings", as_json: bool) -> None:
-    """Revoke an API key: it is refused from now on."""
-    from tollbook.entrypoints import api_keys
-
-    answer(ask(settings, lambda database: api_keys.revoke(database, key_id)), as_json=as_json)
-
-
 @tollbook.command()
 @click.option("--rpc", multiple=True, required=True, metavar="NETWORK=URL", help="As base=https://node/…")
 @click.option(
@@ -161,7 +125,7 @@ def revoke_key(key_id: str, *, settings: "Settings", as_json: bool) -> None:
 @json_option
 def facilitator(rpc: tuple[str, ...], key_file: Path | None, host: str, port: int, *, as_json: bool) -> None:
     """Verify and settle x402 payments for servers in any language, until Ctrl-C."""
-    from tollbook.entrypoints.up import run_facilitator
+    from tollbook.entrypoints.facilitator import run_facilitator
 
     run_facilitator(read_rpc_urls(rpc), key_file, host, port, as_json=as_json)
 
@@ -216,7 +180,7 @@ def _describe(error: Exception) -> dict[str, Any] | None:
     """Return a refusal as a JSON object; None for an exception that nobody foresaw."""
     facts = getattr(error, "facts", None)
     if callable(facts):  # the migration engine's own, which knows nothing of the core
-        return dict(facts())
+        return cast(dict[str, Any], facts())
     reason = getattr(error, "reason", None)
     if isinstance(reason, str) and hasattr(error, "exit_code"):
         details: dict[str, Any] = getattr(error, "details", {})

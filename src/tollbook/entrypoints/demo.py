@@ -224,5 +224,3 @@ class Agent:
             response = await client.get("/weather/lisbon", headers={"Authorization": f"Bearer {self.token}"})
             if response.headers.get(REMAINING_HEADER) == "0":
                 self.token = None
-
-

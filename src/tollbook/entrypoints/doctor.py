@@ -3,17 +3,16 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
+import httpx
 import psycopg
 
 from tollbook.core import embedded, local_chain
@@ -32,6 +31,7 @@ DISK_BYTES_MIN = 1024**3
 SKEW_SECONDS_MAX = 30  # EIP-3009's validAfter and validBefore are the chain's time, not ours
 NODE_SECONDS_MAX = 10
 NODE_MAJOR_MIN = 18
+ANSWER_SECONDS_MAX = 2
 LOOK = {"good": ("✓", "green"), "note": ("–", "yellow"), "wrong": ("✗", "red")}  # noqa: RUF001
 
 State = Literal["good", "note", "wrong"]
@@ -72,7 +72,9 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> None:
         if finding.do:
             click.echo(f"  {'':<12} → {finding.do}")
     wrong = sum(finding.state == "wrong" for finding in findings)
-    click.echo("Nothing is wrong." if not wrong else f"{wrong} of {len(findings)} checks found something wrong.")
+    click.echo(
+        "Nothing is wrong." if not wrong else f"{wrong} of {len(findings)} checks found something wrong."
+    )
 
 
 def _look_at_python() -> Iterator[Finding]:
@@ -129,7 +131,9 @@ def _look_at_database(settings: Settings) -> Iterator[Finding]:
             check_connection(url)
             yield from _ask_database(url)
     except (Refusal, psycopg.Error) as error:
-        yield Finding("Database", "wrong", str(error).strip().splitlines()[0], "See the sentence before this.")
+        yield Finding(
+            "Database", "wrong", str(error).strip().splitlines()[0], "See the sentence before this."
+        )
 
 
 def _ask_database(url: str) -> Iterator[Finding]:
@@ -138,7 +142,10 @@ def _ask_database(url: str) -> Iterator[Finding]:
         name = connection.info.parameter_status("server_version")
     if version < POSTGRES_MIN:
         yield Finding(
-            "Database", "wrong", f"PostgreSQL {name} at {redact(url)} is too old", "Use PostgreSQL 15 or newer."
+            "Database",
+            "wrong",
+            f"PostgreSQL {name} at {redact(url)} is too old",
+            "Use PostgreSQL 15 or newer.",
         )
         return
     yield Finding("Database", "good", f"PostgreSQL {name} at {redact(url)}")
@@ -148,7 +155,9 @@ def _ask_database(url: str) -> Iterator[Finding]:
 def _look_at_migrations(url: str) -> Iterator[Finding]:
     pending, drift = migrations.compare(url)
     if pending:
-        yield Finding("Migrations", "note", f"{len(pending)} pending: {', '.join(pending)}", "tollbook migrate apply")
+        yield Finding(
+            "Migrations", "note", f"{len(pending)} pending: {', '.join(pending)}", "tollbook migrate apply"
+        )
     if drift:
         yield Finding("Migrations", "wrong", "; ".join(drift), "tollbook migrate verify tells more.")
     if not pending and not drift:
@@ -160,14 +169,22 @@ def _look_at_port(host: str, port: int) -> Iterator[Finding]:
         with listening(host, port):
             yield Finding("Port", "good", f"{port} of {host} is free")
     except PortTaken:
-        yield Finding(
-            "Port",
-            "note" if _is_ours(host, port) else "wrong",
-            f"{port} of {host} is taken" + (" by a running Tollbook" if _is_ours(host, port) else ""),
-            None if _is_ours(host, port) else "End the program that has it, or choose another --port.",
-        )
+        if _is_ours(host, port):
+            yield Finding("Port", "note", f"{port} of {host} is taken by a running Tollbook")
+        else:
+            advice = "End the program that has it, or choose another --port."
+            yield Finding("Port", "wrong", f"{port} of {host} is taken by another program", advice)
     except NoSuchHost as refusal:
         yield Finding("Port", "wrong", refusal.sentence)
+
+
+def _is_ours(host: str, port: int) -> bool:
+    """Whether a Tollbook answers there."""
+    try:
+        answered = httpx.get(f"http://{host}:{port}/healthz", timeout=ANSWER_SECONDS_MAX, trust_env=False)
+        return "tollbook" in answered.text.lower() or answered.json().get("status") == "ok"
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return False
 
 
 def _look_at_node() -> Iterator[Finding]:
@@ -211,7 +228,9 @@ async def _ask_node(network: str, url: str) -> Finding:
         except (ChainUnreachable, ChainRefused) as error:
             return Finding(name, "wrong", str(error), "Check the RPC URL, its key and the network.")
     if f"eip155:{number}" != network:
-        return Finding(name, "wrong", f"{hide_credentials(url)} is of eip155:{number}", "Give the right node.")
+        return Finding(
+            name, "wrong", f"{hide_credentials(url)} is of eip155:{number}", "Give the right node."
+        )
     skew = 0.0 if block is None else (block.time - datetime.now(UTC)).total_seconds()
     if skew > SKEW_SECONDS_MAX:
         return Finding(

@@ -6,9 +6,11 @@ from pathlib import Path
 import tollbook
 from tollbook import migrate
 from tollbook.entrypoints.serving import Teller
+from tollbook.migrate.objects import show_counts
 
 SOURCE = Path(tollbook.__file__).parent
 BOOKS = ("payments",)
+TOLD = ("backup", "interrupted", "retrying", "waiting")  # of the engine's events, those people want to know
 
 
 def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
@@ -17,3 +19,29 @@ def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
         migrate.Folder("core", SOURCE / "core" / "migrations"),
         *(migrate.Folder(book, SOURCE / "books" / book / "migrations") for book in books),
     ]
+
+
+def bring_up_to_date(url: str, books: Sequence[str], teller: Teller) -> None:
+    """Apply what is pending, after a backup, then verify all of it and tell the counts. Raises MigrateError."""
+
+    def tell(event: migrate.Event) -> None:
+        if event.kind == "applied":
+            step: migrate.Step = event.data["step"]
+            teller.say(
+                "migrated",
+                f"Migrated     {step.migration}   {show_counts(step.counts)}   in {step.duration_seconds:.2f} s",
+                migration=step.migration,
+                counts=show_counts(step.counts),
+            )
+        elif event.kind in TOLD:
+            teller.say(event.kind.replace(" ", "-"), f"             {event.text}")
+
+    folders = find_folders(books)
+    migrate.apply(url, folders, listen=tell)
+    migrate.verify(url, folders)
+    teller.say("verified", f"Books        {', '.join(books)}: migrated and verified")
+
+
+def compare(url: str) -> tuple[list[str], list[str]]:
+    """Return which migrations are pending, and in which ways the catalog differs from what was applied."""
+    raise NotImplementedError

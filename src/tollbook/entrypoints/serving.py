@@ -1,4 +1,4 @@
-"""Servers and jobs side by side in one process, from the first port that is taken to the last that is freed."""
+"""Servers and jobs side by side in one process, from the first port taken to the last one freed."""
 
 import asyncio
 import errno
@@ -43,7 +43,7 @@ class NoSuchHost(Refusal):
 
     def __init__(self, host: str, port: int, why: str) -> None:
         super().__init__(
-            f"Cannot listen on {host} port {port}: {why}. Nothing was started. Choose with --host and --port.",
+            f"Cannot listen on {host} port {port}: {why}. Nothing was started: change --host or --port.",
             port=port,
         )
 
@@ -58,7 +58,9 @@ class Teller:
         """Tell one thing, on standard output."""
         if self.as_json:
             at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            sentence = json.dumps({"event": event, "at": at, "message": sentence.strip(), **facts}, default=str)
+            sentence = json.dumps(
+                {"event": event, "at": at, "message": sentence.strip(), **facts}, default=str
+            )
         click.echo(sentence)
 
 
@@ -171,5 +173,5 @@ def _stop_signal(servers: Sequence[_Server]) -> Generator[asyncio.Event]:
 
 
 def log_warnings() -> None:
-    """Write warnings and worse to standard error, a line each; never a request's headers or a URL's secret."""
+    """Write warnings and worse to standard error, a line each."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

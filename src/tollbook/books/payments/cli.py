@@ -1,0 +1,139 @@
+"""`tollbook payments` and `tollbook tokens`: the book read, and its upkeep, from the command line."""
+
+from typing import get_args
+
+import click
+
+from tollbook.books.payments import payments, tokens
+from tollbook.books.payments.payments import Payment, Status
+from tollbook.core import clock
+from tollbook.core.chains import find_network, normalize_address
+from tollbook.core.commands import Id, answer, ask, json_option, storage_options
+from tollbook.core.database import Database
+from tollbook.core.settings import Settings
+
+LIMIT_DEFAULT = 20
+BATCHES_MAX = 1000  # of cleanup, each of up to 10,000 payments
+
+
+_limit = click.option(
+    "--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, payments.PAGE_MAX)
+)
+
+
+@click.group("payments")
+def payments_group() -> None:
+    """What was paid and what it bought."""
+
+
+@payments_group.command("list")
+@click.option("--status", type=click.Choice(get_args(Status)))
+@click.option("--from", "from_address", metavar="ADDRESS", help="Only this payer's.")
+@click.option("--network", metavar="NETWORK", help="Only this network's, by name or CAIP-2 id.")
+@click.option("--after", type=Id("pay"), metavar="PAY_ID", help="Those older than this one.")
+@_limit
+@storage_options
+@json_option
+def list_payments(
+    *,
+    settings: Settings,
+    status: Status | None,
+    from_address: str | None,
+    network: str | None,
+    after: int | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List payments, the newest first."""
+    payer = normalize_address(from_address) if from_address else None
+    chain = find_network(network).id if network else None
+
+    async def read(database: Database) -> list[Payment]:
+        async with database.read() as tx:
+            return await payments.page(
+                tx, after=after, limit=limit, status=status, from_address=payer, network=chain
+            )
+
+    found = ask(settings, read)
+    rows = found if as_json else [_shorten(payment) for payment in found]
+    answer(rows, as_json=as_json, title="Payments, newest first", empty="No payments yet.")
+
+
+@payments_group.command("show")
+@click.argument("payment_id", type=Id("pay"))
+@storage_options
+@json_option
+def show_payment(payment_id: int, *, settings: Settings, as_json: bool) -> None:
+    """Show one payment."""
+
+    async def read(database: Database) -> Payment:
+        async with database.read() as tx:
+            return await payments.get(tx, payment_id)
+
+    answer(ask(settings, read), as_json=as_json)
+
+
+@payments_group.command("stats")
+@storage_options
+@json_option
+def show_stats(*, settings: Settings, as_json: bool) -> None:
+    """Show the last 24 hours of each chain."""
+
+    async def read(database: Database) -> list[payments.Stats]:
+        async with database.read() as tx:
+            return await payments.stats(tx)
+
+    answer(ask(settings, read), as_json=as_json, title="The last 24 hours", empty="No payments in 24 hours.")
+
+
+@click.group("tokens")
+def tokens_group() -> None:
+    """Access tokens: list and revoke them."""
+
+
+@tokens_group.command("list")
+@click.option("--payment", "payment_id", type=Id("pay"), metavar="PAY_ID", help="Only this payment's.")
+@click.option("--after", type=Id("tok"), metavar="TOK_ID", help="Those older than this one.")
+@_limit
+@storage_options
+@json_option
+def list_tokens(
+    *, settings: Settings, payment_id: int | None, after: int | None, limit: int, as_json: bool
+) -> None:
+    """List tokens, the newest first; their secrets are not kept and cannot be shown."""
+
+    async def read(database: Database) -> list[tokens.Token]:
+        async with database.read() as tx:
+            return await tokens.page(tx, after=after, limit=limit, payment_id=payment_id)
+
+    answer(ask(settings, read), as_json=as_json, title="Tokens, newest first", empty="No tokens yet.")
+
+
+@tokens_group.command("revoke")
+@click.argument("token_id", type=Id("tok"))
+@storage_options
+@json_option
+def revoke_token(token_id: int, *, settings: Settings, as_json: bool) -> None:
+    """Revoke a token: every process refuses it within a second."""
+
+    async def revoke(database: Database) -> tokens.Token:
+        async with database.write() as tx:
+            return await tokens.revoke(tx, token_id, now=clock.now())
+
+    answer(ask(settings, revoke), as_json=as_json)
+
+
+def _shorten(payment: Payment) -> dict[str, object]:
+    """What fits a terminal's width of a payment."""
+    return {
+        "payment": payments.show(payment.payment_id),
+        "created": f"{payment.created_at:%Y-%m-%d %H:%M:%S}",
+        "status": payment.status
+        if payment.settlement == "settled"
+        else f"{payment.status}, {payment.settlement}",
+        "usdc": f"{payment.amount_usdc.normalize():f}",
+        "chain": payment.chain,
+        "from": f"{payment.from_address[:8]}…{payment.from_address[-4:]}",
+        "endpoint": payment.endpoint,
+        "used": f"{payment.requests_used}/{payment.requests_allocated}",
+    }
