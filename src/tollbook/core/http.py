@@ -163,7 +163,7 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
             "type": f"urn:tollbook:problem:{reason}",
             "title": reason.replace("-", " "),
             "status": error.status_code,
-            "detail": f"{request.method} {request.url.path[:200]}: {error.detail}. See /docs for what there is.",
+            "detail": f"{request.method} {request.url.path[:200]}: {error.detail}. /docs shows what there is.",
         },
         dict(error.headers or {}),
     )
@@ -196,7 +196,7 @@ class Frame:
         except Exception:
             logger.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if status:
-                raise  # half an answer has left: the server cuts the connection, so that nobody takes it whole
+                raise  # half an answer has left: the connection must break, so that nobody takes it whole
             await _unexpected(request_id)(scope, receive, framed)
         finally:
             _count(scope, status, time.perf_counter() - started)

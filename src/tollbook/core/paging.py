@@ -59,7 +59,7 @@ def make_cursor(number: int) -> str:
 
 
 def cut(rows: Sequence[Item], limit: int, number: Callable[[Item], int]) -> Page[Item]:
-    """A page of `limit` out of rows asked for with a limit of one more, which tells whether it is the last."""
+    """A page of `limit` out of rows asked for with a limit of one more, which tells if it is the last."""
     items = list(rows[:limit])
     more = len(rows) > limit
     return Page(items=items, next_cursor=make_cursor(number(items[-1])) if more else None)
