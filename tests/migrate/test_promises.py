@@ -1,0 +1,110 @@
+"""What a file promises and what it may not hold."""
+
+from pathlib import Path
+
+import pytest
+
+from tollbook.migrate import promises, statements
+from tollbook.migrate.files import Script
+
+
+def script(text: str) -> Script:
+    return Script(Path("0001_a.up.sql"), text, "")
+
+
+def made(text: str) -> list[str]:
+    reading = statements.read(script(text))
+    assert not reading.problems
+    return [f"{promise.kind} {promise}" for promise in promises.collect(reading.statements).made]
+
+
+def problems(text: str) -> list[str]:
+    return [str(problem) for problem in statements.read(script(text)).problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("CREATE TABLE a.b (i int)", ["table a.b"]),
+        ("CREATE TABLE IF NOT EXISTS b (i int); CREATE TABLE IF NOT EXISTS b (i int)", ["table b"]),
+        (
+            "CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE TABLE p1 PARTITION OF p DEFAULT",
+            ["table p"],
+        ),
+        ("CREATE TEMP TABLE t (i int)", []),
+        ("CREATE TABLE t AS SELECT 1 AS i", ["table t"]),
+        ("CREATE OR REPLACE VIEW v AS SELECT 1", ["view v"]),
+        ("CREATE MATERIALIZED VIEW m AS SELECT 1", ["materialized view m"]),
+        ("CREATE TYPE a.e AS ENUM ('x'); CREATE DOMAIN d AS int", ["type a.e", "type d"]),
+        ("CREATE SEQUENCE s", ["sequence s"]),
+        ("CREATE SCHEMA s CREATE TABLE t (i int)", ["schema s", "table s.t"]),
+        ("CREATE EXTENSION IF NOT EXISTS pgcrypto", ["extension pgcrypto"]),
+        ("CREATE TRIGGER g BEFORE INSERT ON t EXECUTE FUNCTION f()", ["trigger g on t"]),
+        ("CREATE TABLE t (i int UNIQUE); CREATE INDEX i ON t (i)", ["table t", "index i"]),
+        ("CREATE TABLE t (i int); DROP TABLE t", []),
+        ("CREATE TABLE t (i int); CREATE INDEX i ON t (i); DROP TABLE t", []),
+        ("CREATE SCHEMA s; CREATE TABLE s.t (i int); DROP SCHEMA s CASCADE", []),
+        ("DROP TABLE IF EXISTS t; CREATE TABLE t (i int)", ["table t"]),
+        ("CREATE TABLE t (i int); ALTER TABLE t RENAME TO u", ["table u"]),
+        ("SET search_path = a, b; CREATE TABLE t (i int)", ["table a.t"]),
+    ],
+)
+def test_a_file_promises_what_it_creates_and_does_not_drop_again(text: str, wanted: list[str]) -> None:
+    assert made(text) == wanted
+
+
+def test_functions_of_one_name_are_told_apart_by_their_arguments() -> None:
+    body = "RETURNS int LANGUAGE sql AS 'SELECT 1'"
+    text = f"CREATE FUNCTION f() {body}; CREATE FUNCTION f(i int) {body}; DROP FUNCTION f(int)"
+    assert made(text) == ["function f()"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", "CREATE INDEX CONCURRENTLY"),
+        ("DROP INDEX CONCURRENTLY i", "DROP INDEX CONCURRENTLY"),
+        ("REINDEX TABLE CONCURRENTLY t", "REINDEX CONCURRENTLY"),
+        ("VACUUM t", "VACUUM"),
+        ("CREATE DATABASE d", "CREATE DATABASE"),
+        ("ALTER SYSTEM SET work_mem = '1MB'", "ALTER SYSTEM"),
+        ("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", "DETACH PARTITION CONCURRENTLY"),
+        ("BEGIN", "BEGIN"),
+        ("COMMIT", "COMMIT"),
+        ("ROLLBACK", "ROLLBACK"),
+        ("COPY t FROM STDIN", "COPY"),
+        ("\\i other.sql", "psql"),
+        ("\\restrict abc", "psql"),
+    ],
+)
+def test_what_cannot_stand_in_a_migration_is_named_with_its_line(statement: str, name: str) -> None:
+    (problem,) = problems(f"-- words\nSELECT 1;\n\n{statement};\n")
+    assert name in problem
+    assert "0001_a.up.sql:4" in problem
+
+
+def test_all_of_a_files_offences_are_named_at_once() -> None:
+    assert len(problems("BEGIN;\nSELECT 1;\nVACUUM;\nCOMMIT;")) == 3
+
+
+def test_data_of_a_copy_is_not_taken_for_sql() -> None:
+    (problem,) = problems("SELECT 1;\nCOPY t (a, b) FROM stdin;\n1\t'x\n\\.\n")
+    assert "COPY" in problem
+    assert "0001_a.up.sql:2" in problem
+
+
+def test_words_that_only_look_dangerous_are_let_through() -> None:
+    text = """
+        SELECT 'BEGIN; COMMIT; \\d', $$ VACUUM; $$; -- COMMIT;
+        SAVEPOINT s; ROLLBACK TO s; RELEASE s; ANALYZE;
+        CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN NULL; END $$;
+    """
+    assert problems(text) == []
+
+
+def test_a_syntax_error_has_file_line_column_and_a_caret() -> None:
+    reading = statements.read(script("SELECT 'é';\n  CREAT TABLE t ();"))
+    (problem,) = reading.problems
+    assert problem.place
+    assert (problem.place.line, problem.place.column) == (2, 3)
+    assert problem.place.excerpt == "  CREAT TABLE t ();\n  ^"
