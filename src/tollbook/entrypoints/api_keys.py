@@ -62,8 +62,7 @@ def revoke(key_id: int, *, settings: Settings, as_json: bool) -> None:
 
 async def ensure_admin(url: str) -> str | None:
     """Make a key for everything where there is no key yet, and return its secret; else None."""
-    async with Database(url, application="tollbook up", connections_max=1) as database:
-        async with database.write() as tx:
-            if await keys.page(tx, limit=1):
-                return None
-            return (await keys.create(tx, name=ADMIN_NAME, scopes=["*"], now=clock.now())).secret
+    async with Database(url, connections_max=1) as database, database.write() as tx:
+        if await keys.page(tx, limit=1):
+            return None
+        return (await keys.create(tx, name=ADMIN_NAME, scopes=["*"], now=clock.now())).secret

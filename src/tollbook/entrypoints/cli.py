@@ -34,9 +34,7 @@ DOORS = {
     "payments": Door("tollbook.books.payments.cli", "payments_group", "What was paid and what it bought."),
     "keys": Door("tollbook.entrypoints.api_keys", "group", "API keys and their scopes."),
     "tokens": Door("tollbook.books.payments.cli", "tokens_group", "Access tokens: list and revoke them."),
-    "migrate": Door(
-        "tollbook.entrypoints.migrations", "group", "Plan, apply, verify and take back migrations."
-    ),
+    "migrate": Door("tollbook.entrypoints.migrations", "group", "Plan, apply, verify and revert migrations."),
 }
 
 

@@ -10,7 +10,12 @@ from tollbook.migrate.objects import show_counts
 
 SOURCE = Path(tollbook.__file__).parent
 BOOKS = ("payments",)
-TOLD = ("backup", "interrupted", "retrying", "waiting")  # of the engine's events, those people want to know
+TOLD = (
+    "backed up",
+    "interrupted",
+    "retrying",
+    "waiting",
+)  # of the engine's events, those people want to know
 
 
 def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
@@ -22,17 +27,14 @@ def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
 
 
 def bring_up_to_date(url: str, books: Sequence[str], teller: Teller) -> None:
-    """Apply what is pending, after a backup, then verify all of it and tell the counts. Raises MigrateError."""
+    """Apply what is pending, after a backup, verify it, and tell the counts. Raises MigrateError."""
 
     def tell(event: migrate.Event) -> None:
         if event.kind == "applied":
             step: migrate.Step = event.data["step"]
-            teller.say(
-                "migrated",
-                f"Migrated     {step.migration}   {show_counts(step.counts)}   in {step.duration_seconds:.2f} s",
-                migration=step.migration,
-                counts=show_counts(step.counts),
-            )
+            counts = show_counts(step.counts)
+            text = f"Migrated     {step.migration:<22} {counts}"
+            teller.say("migrated", text, migration=step.migration, counts=counts)
         elif event.kind in TOLD:
             teller.say(event.kind.replace(" ", "-"), f"             {event.text}")
 

@@ -11,7 +11,7 @@ from tollbook.core.commands import open_database, refuse_memory
 from tollbook.core.database import Database
 from tollbook.core.local_chain import LocalChainMissing
 from tollbook.core.settings import Settings
-from tollbook.entrypoints import api_keys, demo, migrations, serving, worker
+from tollbook.entrypoints import api, api_keys, demo, migrations, serving, worker
 from tollbook.entrypoints.serving import Site, Teller, listening, terminable
 from tollbook.migrate.url import redact
 
@@ -72,7 +72,7 @@ def _name_database(wish: Wish, url: str) -> str:
     if wish.settings.database_url is not None:
         return redact(url)
     where = "in memory, gone when this stops" if wish.in_memory else f"in {wish.settings.data_dir}"
-    return f"embedded PostgreSQL {where}\n             {redact(url)}"
+    return f"embedded PostgreSQL {where}\n             {url}"
 
 
 def _open_stage(stack: ExitStack, wish: Wish, teller: Teller) -> demo.Stage | None:
@@ -100,7 +100,7 @@ def _open_shop(wish: Wish, stage: demo.Stage, teller: Teller) -> Coroutine[Any, 
 
 
 def _make_api(url: str, stage: demo.Stage | None) -> Any:
-    raise NotImplementedError
+    return api.create_api(url)
 
 
 def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:
