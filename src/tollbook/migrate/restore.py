@@ -100,7 +100,8 @@ BEGIN
         SELECT p.oid FROM pg_proc AS p
         WHERE p.pronamespace = 'public'::regnamespace
           AND NOT EXISTS (SELECT FROM pg_depend AS d
-                          WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+                          WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+                            AND d.deptype IN ('e', 'i'))
     LOOP
         IF EXISTS (SELECT FROM pg_proc WHERE oid = thing.oid) THEN
             EXECUTE format('DROP ROUTINE %s CASCADE', thing.oid::regprocedure);
@@ -164,8 +165,8 @@ def restore(url: str, file: Path, *, into: str | None = None) -> Restored:
 
     Until the third step the old database is as it was, however this ends. A kill leaves the new one behind,
     to be dropped by hand. Where the role may not create databases, all this happens inside the database in
-    one transaction: everything in it that is not an extension's is dropped, the backup loaded and counted, then
-    committed; a kill rolls it back.
+    one transaction: everything in it that is not an extension's is dropped, the backup loaded and counted,
+    then committed; a kill rolls it back.
 
     Nobody else may be connected: they would lose what they write meanwhile. We end nobody's session but
     refuse, naming them. Objects are owned by our role and have no grants (a backup works under any role):
@@ -180,7 +181,9 @@ def restore(url: str, file: Path, *, into: str | None = None) -> Restored:
         kept = _put_back(target, reader, file, contents)
     except (OSError, psycopg.Error) as error:
         said = target.clean(" ".join(str(error).split())).rstrip(".")
-        raise RestoreFailed(f"{target.database} is as it was: {said}. Correct that and try again.") from None
+        raise RestoreFailed(
+            f"The database {target.database} is as it was: {said}. Correct that and try again."
+        ) from None
     rows = sum(contents.rows.values())
     return Restored(target.database, file, time.monotonic() - began, contents.tables, rows, kept)
 
@@ -249,7 +252,7 @@ def _put_back(target: Target, reader: Path, file: Path, contents: _Contents) -> 
     elif not now.may_create:
         raise RestoreFailed(
             f"The database {target.database} is not there and this role may not create it. Nothing was "
-            "touched. As an administrator: CREATE DATABASE with this role as its OWNER, or ALTER ROLE ... CREATEDB."
+            "touched. As an administrator: CREATE DATABASE ... OWNER this role, or ALTER ROLE ... CREATEDB."
         )
     if not now.may_create:
         _load(target, reader, file, contents, now.major, in_place=True)
@@ -302,7 +305,7 @@ def _refuse_others(target: Target, lobby: str) -> None:
         shown = ", ".join(str(row[0]) for row in rows[:SESSIONS_SHOWN_MAX])
         more = f" and {len(rows) - SESSIONS_SHOWN_MAX} more" if len(rows) > SESSIONS_SHOWN_MAX else ""
         raise RestoreFailed(
-            f"{target.database} is as it was: others are connected to it: {target.clean(shown)}{more}. Stop "
+            f"The database {target.database} is as it was; others are connected to it: {shown}{more}. Stop "
             "them and try again, or restore into another database."
         )
 
