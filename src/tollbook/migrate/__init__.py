@@ -2,6 +2,8 @@
 
     from tollbook.migrate import Folder, apply
     apply("postgresql:///app", [Folder("app", Path("migrations"))])
+
+Backups: `tollbook.migrate.backup.backup` and `tollbook.migrate.restore.restore`.
 """
 
 from importlib import import_module
@@ -11,8 +13,6 @@ if TYPE_CHECKING:
     from tollbook.migrate.application import ApplyResult as ApplyResult
     from tollbook.migrate.application import Step as Step
     from tollbook.migrate.application import apply as apply
-    from tollbook.migrate.backups import Backup as Backup
-    from tollbook.migrate.backups import backup as backup
     from tollbook.migrate.errors import MigrateError as MigrateError
     from tollbook.migrate.events import Event as Event
     from tollbook.migrate.files import Folder as Folder
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tollbook.migrate.inspection import verify as verify
     from tollbook.migrate.rehearsal import Plan as Plan
     from tollbook.migrate.rehearsal import plan as plan
-    from tollbook.migrate.restoration import Restored as Restored
-    from tollbook.migrate.restoration import restore as restore
     from tollbook.migrate.reversal import revert as revert
 
 # Loaded when first asked for: the driver and the grammar take a fifth of a second that `--help` need not wait.
@@ -31,8 +29,6 @@ _HOMES = {
     "ApplyResult": "application",
     "Step": "application",
     "apply": "application",
-    "Backup": "backups",
-    "backup": "backups",
     "MigrateError": "errors",
     "Event": "events",
     "Folder": "files",
@@ -42,8 +38,6 @@ _HOMES = {
     "verify": "inspection",
     "Plan": "rehearsal",
     "plan": "rehearsal",
-    "Restored": "restoration",
-    "restore": "restoration",
     "revert": "reversal",
 }
 

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import psycopg
 
-from tollbook.migrate import backups, execution, files, history, objects, preflight, tools
-from tollbook.migrate.backups import Backup
+from tollbook.migrate import backup as backups
+from tollbook.migrate import execution, files, history, objects, preflight
+from tollbook.migrate.backup import Backup
 from tollbook.migrate.errors import LockHeld, MigrateError, Problem, StatementFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
@@ -19,7 +20,14 @@ from tollbook.migrate.files import Folder, Migration
 from tollbook.migrate.history import Interruption
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
-from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+from tollbook.migrate.session import (
+    LOCK_WAIT_SECONDS_MAX,
+    Connection,
+    connected,
+    locked,
+    name_target,
+    read_url,
+)
 
 LOCK_TIMEOUT_SECONDS = 5.0
 ATTEMPTS_MAX = 5
@@ -56,15 +64,16 @@ def apply(
     folders: Sequence[Folder],
     *,
     to: tuple[str, int] | None = None,
-    backup_folder: Path | None = None,
-    skip_backup: bool = False,
+    backup: bool = True,
+    backup_dir: Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
 ) -> ApplyResult:
     """Apply what is pending in the folders, in order, up to a (folder, version) if one is given.
 
-    A migration that fails is rolled back and ends the run; those before it stay. Raises MigrateError.
+    A database that holds tables is backed up first. A migration that fails is rolled back and ends the
+    run; those before it stay. Raises MigrateError.
     """
     migrations = files.read(folders)
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
@@ -73,13 +82,15 @@ def apply(
         pending = cut(standing.pending, folders, to)
         interrupted = history.find_interrupted(conn)
         tell_interrupted(interrupted, [one.id for one in pending], listen)
-        ready = check(conn, standing, pending, None if skip_backup else backup_folder or backups.default_folder())
+        ready = check(conn, standing, pending)
+        if backup and ready:
+            check_backup(conn, url, backup_dir)
+        if interrupted:
+            history.end(conn, [one.run_id for one in interrupted], "interrupted")
         if not ready:
-            history.end(conn, [one.run_id for one in interrupted], "interrupted") if interrupted else None
             return ApplyResult(database, (), None, tuple(interrupted))
-        saved = _save(conn, url, backup_folder, listen) if not skip_backup else None
+        saved = save(conn, url, backup_dir, listen) if backup else None
         history.create(conn)
-        history.end(conn, [one.run_id for one in interrupted], "interrupted")
         run = history.start(conn, "apply", [one.migration.id for one in ready])
         earlier = [promise for one in standing.applied for promise in one.promised]
         steps: list[Step] = []
@@ -106,39 +117,35 @@ def cut(
     return [one for one in pending if (order[one.folder], one.version) <= last]
 
 
-def check(
-    conn: Connection, standing: Standing, pending: Sequence[Migration], backup_folder: Path | None
-) -> list[Prepared]:
+def check(conn: Connection, standing: Standing, pending: Sequence[Migration]) -> list[Prepared]:
     """Run every pre-flight check. Returns the migrations ready to run; raises PreflightRefused."""
     problems = preflight.check_history(standing)
-    ready, unreadable = preflight.prepare(pending)
+    ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
     if pending:
-        problems += preflight.check_server(conn, standing, writes=True)
-    preflight.refuse(problems)
-    if pending:
-        ready, problems = preflight.check_objects(conn, ready)
-    if pending and backup_folder is not None and backups.holds_tables(conn):
-        problems += _check_backup(conn, backup_folder)
+        problems += preflight.check_server(conn)
+        problems += preflight.check_objects(conn, ready)
     preflight.refuse(problems)
     return ready
 
 
-def _check_backup(conn: Connection, folder: Path) -> list[Problem]:
-    if error := backups.check_folder(folder):
-        return [Problem(error.sentence, "Choose another by --backup-dir.")]
-    try:
-        tools.find(conn.info.server_version)
-    except MigrateError as error:
-        return [Problem(error.sentence, "")]
-    return preflight.check_disk(conn, folder)
+def check_backup(conn: Connection, url: str, backup_dir: Path | None) -> None:
+    """Refuse what a backup would fail for: folder, tools, room. Nothing is checked where nothing is to save."""
+    if preflight.holds_tables(conn):
+        preflight.refuse(
+            [Problem(sentence, "Or give --skip-backup.") for sentence in backups.check(url, backup_dir)]
+        )
 
 
-def _save(conn: Connection, url: str, folder: Path | None, listen: Listener) -> Backup | None:
-    if not backups.holds_tables(conn):
+def save(conn: Connection, url: str, backup_dir: Path | None, listen: Listener) -> Backup | None:
+    """Back the database up unless it holds no tables yet. Raises BackupFailed."""
+    if not preflight.holds_tables(conn):
         listen(Event("no backup", "No backup: the database holds no tables yet."))
         return None
-    return backups.write(conn, url, folder or backups.default_folder(), listen)
+    listen(Event("backing up", "Backing up the database."))
+    saved = backups.backup(url, backup_dir)
+    listen(Event("backup", f"Backup: {saved.path} ({saved.size_bytes:,} bytes)", {"path": str(saved.path)}))
+    return saved
 
 
 def tell_interrupted(interrupted: Sequence[Interruption], next_ones: Sequence[str], listen: Listener) -> None:
@@ -185,19 +192,22 @@ def _apply_one(
     def attempt() -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
         opening = f"{RESET} BEGIN; {settings}"
         kept = execution.perform(conn, one, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
-        removed = history_removed(conn, before)
+        removed = _find_removed(conn, before)
         seconds = timedelta(seconds=time.monotonic() - started)
         history.add_and_commit(conn, run, one.migration, seconds, kept, removed)
         return kept, removed
 
     kept, removed = retrying(conn, one.migration.id, attempt, listen)
     step = Step(
-        one.migration.id, time.monotonic() - started, objects.count(kept, ()), tuple(f"{p.kind} {p}" for p in kept)
+        one.migration.id,
+        time.monotonic() - started,
+        objects.count(kept, ()),
+        tuple(f"{p.kind} {p}" for p in kept),
     )
     return step, [promise for promise in [*earlier, *kept] if promise not in removed]
 
 
-def history_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:
+def _find_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:
     """Return which of the promises kept before are no longer, inside the open transaction."""
     if not before:
         return ()
@@ -249,7 +259,7 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_passing),
         stop=tenacity.stop_after_attempt(ATTEMPTS_MAX),
-        wait=tenacity.wait_exponential_jitter(initial=first, max=longest, jitter=first),
+        wait=tenacity.wait_exponential_jitter(multiplier=first, max=longest, jitter=first),
         before_sleep=roll_back_and_tell,
         retry_error_callback=give_up,
     )
@@ -284,5 +294,8 @@ def _name_blockers(conn: Connection) -> str:
     ).fetchall()
     if not rows:
         return "No transaction is open now."
-    shown = [f"process {pid} ({name or 'unnamed'}) since {since:%H:%M:%S}: {query}" for pid, name, since, query in rows]
+    shown = [
+        f"process {pid} ({name or 'unnamed'}) since {since:%H:%M:%S}: {query}"
+        for pid, name, since, query in rows
+    ]
     return f"Open transactions, oldest first: {'; '.join(shown)}."

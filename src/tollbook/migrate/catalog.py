@@ -39,7 +39,11 @@ def diff(before: Snapshot, after: Snapshot) -> list[Change]:
         if before.get(key) != after.get(key)
     ]
     whole = {change.name for change in changes if change.kind == "table" and change.what != "changed"}
-    return [change for change in changes if change.kind not in PARTS or change.name.partition(": ")[0] not in whole]
+    return [
+        change
+        for change in changes
+        if change.kind not in PARTS or change.name.rpartition(".")[0] not in whole
+    ]
 
 
 SNAPSHOT = """
@@ -64,7 +68,7 @@ UNION ALL SELECT 'table', full_name,
         CASE WHEN relrowsecurity THEN 'row security' END, CASE WHEN relforcerowsecurity THEN 'forced' END,
         relacl::text, reloptions::text, 'owner ' || relowner::regrole::text)
 FROM relations WHERE relkind IN ('r', 'p', 'f')
-UNION ALL SELECT 'column', r.full_name || ': ' || quote_ident(a.attname),
+UNION ALL SELECT 'column', r.full_name || '.' || quote_ident(a.attname),
     concat_ws(' ', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'not null' END,
         CASE WHEN d.oid IS NOT NULL THEN
             CASE WHEN a.attgenerated <> '' THEN 'generated ' ELSE 'default ' END || pg_get_expr(d.adbin, d.adrelid) END,
@@ -78,7 +82,7 @@ FROM relations WHERE relkind IN ('v', 'm')
 UNION ALL SELECT 'index', full_name, pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END
 FROM relations r JOIN pg_index i ON i.indexrelid = r.oid
 WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = r.oid AND k.contype IN ('p', 'u', 'x'))
-UNION ALL SELECT 'constraint', r.full_name || ': ' || quote_ident(k.conname),
+UNION ALL SELECT 'constraint', r.full_name || '.' || quote_ident(k.conname),
     pg_get_constraintdef(k.oid)
 FROM relations r JOIN pg_constraint k ON k.conrelid = r.oid WHERE k.contype IN ('p', 'u', 'f', 'c', 'x')
 UNION ALL SELECT 'sequence', r.full_name,
@@ -91,10 +95,10 @@ UNION ALL SELECT 'function', format('%s.%I(%s)', s.name, p.proname, pg_get_funct
     CASE WHEN p.prokind = 'a' THEN 'aggregate' ELSE pg_get_functiondef(p.oid) END || coalesce(p.proacl::text, '')
 FROM pg_proc p JOIN spaces s ON s.oid = p.pronamespace
 WHERE NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_proc'::regclass AND f.objid = p.oid)
-UNION ALL SELECT 'trigger', r.full_name || ': ' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
+UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
     || CASE t.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' ELSE ' (' || t.tgenabled::text || ')' END
 FROM relations r JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
-UNION ALL SELECT 'policy', r.full_name || ': ' || quote_ident(p.polname),
+UNION ALL SELECT 'policy', r.full_name || '.' || quote_ident(p.polname),
     concat_ws(' ', p.polcmd::text, CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END,
         p.polroles::regrole[]::text, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
 FROM relations r JOIN pg_policy p ON p.polrelid = r.oid

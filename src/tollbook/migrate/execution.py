@@ -66,7 +66,8 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     """Turn the server's error in result `number` into a sentence with the file's line and a caret."""
     diag = error.diag
     if diag.severity_nonlocalized in ("FATAL", "PANIC"):
-        return psycopg.OperationalError(str(error))  # the session is over: that is no fault of the file
+        conn.close()  # the session is over, which is no fault of the file
+        return psycopg.OperationalError(str(error))
     index = number - sql.before_count
     place: Place | None = Place(str(sql.script.path))
     sentence = diag.message_primary or str(error)
@@ -77,7 +78,11 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     elif index >= len(sql.statements):
         sentence = f"{sentence} (when its deferred constraints were checked at the end)"
     parts = [f"{sentence} [{error.sqlstate}]"]
-    parts += [f"{word}: {text}" for word, text in (("Detail", diag.message_detail), ("Hint", diag.message_hint)) if text]
+    parts += [
+        f"{word}: {text}"
+        for word, text in (("Detail", diag.message_detail), ("Hint", diag.message_hint))
+        if text
+    ]
     if diag.context:
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
     return StatementFailed(
@@ -132,7 +137,9 @@ def run_check(conn: Connection, script: Script, statements: tuple[Statement, ...
     It fails on any error, and where a SELECT of one boolean column returns false or NULL in any row.
     """
     before = f"SAVEPOINT smoke; {RESET} {settings}"
-    sql = Sql(script, statements, before, 1 + RESET_COUNT + settings.count(";"), "ROLLBACK TO SAVEPOINT smoke")
+    sql = Sql(
+        script, statements, before, 1 + RESET_COUNT + settings.count(";"), "ROLLBACK TO SAVEPOINT smoke"
+    )
     try:
         results = run(conn, sql)
     except StatementFailed as error:

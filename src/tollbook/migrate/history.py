@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -55,7 +55,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS history_applied
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A migration that is in force. removed: the ids of earlier promises that it took away."""
+    """A migration that is in force, with what it promised, and what of earlier promises it took away."""
 
     id: int
     folder: str
@@ -88,8 +88,8 @@ class Interruption:
 def engine_version() -> str:
     """Return this engine's version, as the history keeps it."""
     try:
-        return version("tollbook")
-    except PackageNotFoundError:
+        return metadata.version("tollbook")
+    except metadata.PackageNotFoundError:
         return "unknown"
 
 
@@ -119,11 +119,9 @@ def read(conn: Connection) -> list[Applied]:
 
 
 def _read_row(row: tuple[Any, ...]) -> Applied:
-    *plain, promised, removed = row
-    number: Decimal = plain[2]
-    return Applied(
-        plain[0], plain[1], int(number), *plain[3:], tuple(map(unpack, promised)), tuple(map(unpack, removed))
-    )
+    number, folder, version, name, checksum, at, duration, by, down, promised, removed = row
+    made, gone = (tuple(unpack(packed) for packed in kept) for kept in (promised, removed))
+    return Applied(number, folder, int(version), name, checksum, at, duration, by, down, made, gone)
 
 
 def find_interrupted(conn: Connection) -> list[Interruption]:
@@ -148,7 +146,13 @@ def start(conn: Connection, command: str, planned: Sequence[str]) -> UUID:
     conn.execute(
         """INSERT INTO tollbook_migrate.runs (run_id, command, planned, engine, started_by)
         VALUES (%(run)s, %(command)s, %(planned)s, %(engine)s, %(by)s)""",
-        {"run": run, "command": command, "planned": list(planned), "engine": engine_version(), "by": _name_us()},
+        {
+            "run": run,
+            "command": command,
+            "planned": list(planned),
+            "engine": engine_version(),
+            "by": _name_us(),
+        },
     )
     return run
 

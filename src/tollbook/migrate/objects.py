@@ -46,7 +46,13 @@ class Promise:
 
     def pack(self) -> dict[str, Any]:
         """Return it as the history keeps it."""
-        packed = {"kind": self.kind, "schema": self.schema, "name": self.name, "on": self.on, "args": self.args}
+        packed = {
+            "kind": self.kind,
+            "schema": self.schema,
+            "name": self.name,
+            "on": self.on,
+            "args": self.args,
+        }
         flags = {"conditional": self.conditional, "made": self.made}
         return {key: value for key, value in packed.items() if value is not None} | flags
 

@@ -1,9 +1,7 @@
 """Everything that can be known to stand in the way before a run changes anything, all named at once."""
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tollbook.migrate import history, presence, promises, statements
 from tollbook.migrate.errors import Place, PreflightRefused, Problem, point
@@ -28,7 +26,9 @@ class Standing:
     elsewhere: tuple[Applied, ...]  # applied under the name of a folder that was not given
 
 
-def compare(migrations: Sequence[Migration], folders: Sequence[Folder], applied: Sequence[Applied]) -> Standing:
+def compare(
+    migrations: Sequence[Migration], folders: Sequence[Folder], applied: Sequence[Applied]
+) -> Standing:
     """Set the files beside the history."""
     names = {folder.name for folder in folders}
     ours = [one for one in applied if one.folder in names]
@@ -37,7 +37,9 @@ def compare(migrations: Sequence[Migration], folders: Sequence[Folder], applied:
     return Standing(
         applied=tuple(ours),
         pending=tuple(one for key, one in files.items() if key not in by_key),
-        edited=tuple(one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum),
+        edited=tuple(
+            one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum
+        ),
         missing=tuple(one for key, one in by_key.items() if key not in files),
         elsewhere=tuple(one for one in applied if one.folder not in names),
     )
@@ -101,7 +103,7 @@ def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]
     return ready, problems
 
 
-def check_server(conn: Connection, standing: Standing, *, writes: bool) -> list[Problem]:
+def check_server(conn: Connection) -> list[Problem]:
     """Check version, role and rights of the server's side."""
     problems: list[Problem] = []
     if conn.info.server_version < SERVER_VERSION_MIN:
@@ -118,7 +120,9 @@ def check_server(conn: Connection, standing: Standing, *, writes: bool) -> list[
     assert row is not None
     standby, read_only, may_create, user, database = row
     if standby:
-        problems.append(Problem("The server is a standby, which takes no changes.", "Give the primary's address."))
+        problems.append(
+            Problem("The server is a standby, which takes no changes.", "Give the primary's address.")
+        )
     elif read_only:
         problems.append(
             Problem(
@@ -126,7 +130,7 @@ def check_server(conn: Connection, standing: Standing, *, writes: bool) -> list[
                 f"Set default_transaction_read_only to off for {user} or {database}.",
             )
         )
-    elif writes and not may_create and not history.exists(conn):
+    elif not may_create and not history.exists(conn):
         problems.append(
             Problem(
                 f"{user} may not create schemas in {database}.",
@@ -136,10 +140,10 @@ def check_server(conn: Connection, standing: Standing, *, writes: bool) -> list[
     return problems
 
 
-def check_objects(conn: Connection, ready: list[Prepared]) -> tuple[list[Prepared], list[Problem]]:
+def check_objects(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
     """Check extensions, schema rights, and objects that are there already.
 
-    Returns the migrations with each promise marked by whether it will be made or was there before.
+    Marks each promise of the migrations by whether it will be made or was there before.
     """
     asked = [promise for one in ready for promise in one.promises.made]
     problems = _check_extensions(conn, ready)
@@ -149,7 +153,7 @@ def check_objects(conn: Connection, ready: list[Prepared]) -> tuple[list[Prepare
     there = list(presence.judge(asked, presence.look_up(conn, asked), path).found)
     dropped: list[Promise] = []
     opaque = False
-    for number, one in enumerate(ready):
+    for one in ready:
         dropped += one.promises.dropped
         opaque = opaque or one.promises.opaque
         marked: list[Promise] = []
@@ -157,12 +161,16 @@ def check_objects(conn: Connection, ready: list[Prepared]) -> tuple[list[Prepare
             # Not so if it is dropped before, or if something could drop it that the grammar cannot see.
             before = next((other for other in there if promise.name and same(promise, other)), None)
             marked.append(replace(promise, made=before is None))
-            if before and not promise.conditional and not opaque and not any(same(gone, promise) for gone in dropped):
+            if (
+                before
+                and not promise.conditional
+                and not opaque
+                and not any(same(gone, promise) for gone in dropped)
+            ):
                 problems.append(_name_conflict(one.migration, before))
         one.promises.made[:] = marked
         there += marked
-        ready[number] = one
-    return ready, problems
+    return problems
 
 
 def _name_conflict(migration: Migration, promise: Promise) -> Problem:
@@ -215,20 +223,17 @@ def _check_schema_rights(conn: Connection, asked: Sequence[Promise]) -> list[Pro
     ]
 
 
-def check_disk(conn: Connection, folder: Path) -> list[Problem]:
-    """Check that a backup as large as the whole database would fit; it is usually much smaller."""
-    row = conn.execute("SELECT pg_database_size(current_database())").fetchone()
-    size = int(row[0]) if row else 0
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if free >= size:
-        return []
-    return [
-        Problem(
-            f"The disk of {folder} has {free // 2**20} MiB left, and the database holds {size // 2**20} MiB.",
-            "Choose another disk by --backup-dir, or back up elsewhere and give --skip-backup.",
-        )
-    ]
+def holds_tables(conn: Connection) -> bool:
+    """Whether there is anything to lose: a table that is not the system's, an extension's or the engine's."""
+    row = conn.execute(
+        """SELECT EXISTS (
+            SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_'
+              AND n.nspname NOT IN ('information_schema', 'tollbook_migrate')
+              AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e'
+                AND d.classid = 'pg_class'::regclass))"""
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def refuse(problems: Sequence[Problem]) -> None:

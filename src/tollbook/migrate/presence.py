@@ -30,6 +30,10 @@ class Verdict:
     missing: tuple[Promise, ...]
     wrong: tuple[str, ...]  # a sentence for each missing one
 
+    def missing_of(self, promises: Iterable[Promise]) -> list[Promise]:
+        """Return those of the promises that are missing."""
+        return [promise for promise in promises if promise in self.missing]
+
 
 def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
     """Fetch what the catalog holds under the promised names, in one round trip."""
@@ -51,7 +55,10 @@ def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
 
 
 def _choose_queries(promises: Sequence[Promise]) -> list[tuple[str, dict[str, Any]]]:
-    names = {kind: sorted({p.name for p in promises if p.kind == kind and p.name}) for kind in {p.kind for p in promises}}
+    names = {
+        kind: sorted({p.name for p in promises if p.kind == kind and p.name})
+        for kind in {p.kind for p in promises}
+    }
     relations = [name for kind in RELATION_KINDS for name in names.get(kind, [])]
     unnamed = sorted({p.on for p in promises if p.kind == "index" and p.name is None and p.on})
     queries: list[tuple[str, dict[str, Any]]] = []
@@ -66,7 +73,9 @@ def _choose_queries(promises: Sequence[Promise]) -> list[tuple[str, dict[str, An
     if "type" in names:
         queries.append((TYPES, {"names": names["type"]}))
     if "schema" in names or "extension" in names:
-        queries.append((NAMES, {"schemas": names.get("schema", []), "extensions": names.get("extension", [])}))
+        queries.append(
+            (NAMES, {"schemas": names.get("schema", []), "extensions": names.get("extension", [])})
+        )
     return queries
 
 
@@ -157,7 +166,10 @@ def _match_relation(
         if kind != promise.kind:
             return None, f"{promise} should be a {promise.kind}, but a {kind} of that name is there"
         if not valid:
-            return None, f"the index {promise} is invalid: an earlier build failed; drop it and build it again"
+            return (
+                None,
+                f"the index {promise} is invalid: an earlier build failed; drop it and build it again",
+            )
         return promise, ""
     return None, ""
 
@@ -169,7 +181,9 @@ def _match_function(
     for its_schema, name, args in presence.functions:
         if (its_schema, name) != (schema, promise.name):
             continue
-        same_types = None in wanted and len(wanted) == len(args)  # a type we cannot name, such as t.column%TYPE
+        same_types = None in wanted and len(wanted) == len(
+            args
+        )  # a type we cannot name, such as t.column%TYPE
         if promise.args is None or args == wanted or same_types:
             return replace(promise, args=tuple(args)), ""
     return None, ""
@@ -190,6 +204,8 @@ def _match_type(
 MATCHERS = {"function": _match_function, "trigger": _match_trigger, "type": _match_type}
 
 
-def find_missing(conn: Connection, promises: Sequence[Promise], path: Sequence[str] = ()) -> tuple[Promise, ...]:
+def find_missing(
+    conn: Connection, promises: Sequence[Promise], path: Sequence[str] = ()
+) -> tuple[Promise, ...]:
     """Return those of the promises that are not in the database now."""
     return judge(promises, look_up(conn, promises), path).missing

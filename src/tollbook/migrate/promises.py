@@ -9,7 +9,7 @@ from pglast.enums import FunctionParameterMode, ObjectType
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.objects import Promise
-from tollbook.migrate.statements import Statement
+from tollbook.migrate.statements import Statement, kind_of
 
 # Statements after which other objects are what they were: with only these, nothing promised earlier can go.
 KEEPING = (
@@ -70,7 +70,9 @@ class Promises:
     def drop(self, gone: Promise) -> None:
         """Take back what a later statement of the same script drops, with the indexes and triggers on it."""
         self.dropped.append(gone)
-        self.made = [promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))]
+        self.made = [
+            promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))
+        ]
 
 
 def same(one: Promise, other: Promise) -> bool:
@@ -99,11 +101,12 @@ def collect(statements: Iterable[Statement]) -> Promises:
     promises = Promises()
     for statement in statements:
         tree = statement.tree
+        handle = HANDLERS.get(kind_of(tree))
         if isinstance(tree, OPAQUE):
             promises.opaque = True
         if not isinstance(tree, KEEPING):
             promises.may_remove = True
-        if handle := HANDLERS.get(type(tree)):
+        if handle:
             handle(promises, tree, statement.index)
     return promises
 
@@ -144,12 +147,16 @@ def _make_sequence(promises: Promises, tree: Any, index: int) -> None:
 
 def _make_index(promises: Promises, tree: Any, index: int) -> None:
     table = tree.relation
-    promises.make(Promise("index", table.schemaname, tree.idxname, table.relname, conditional=tree.if_not_exists))
+    promises.make(
+        Promise("index", table.schemaname, tree.idxname, table.relname, conditional=tree.if_not_exists)
+    )
 
 
 def _make_trigger(promises: Promises, tree: Any, index: int) -> None:
     table = tree.relation
-    promises.make(Promise("trigger", table.schemaname, tree.trigname, table.relname, conditional=tree.replace))
+    promises.make(
+        Promise("trigger", table.schemaname, tree.trigname, table.relname, conditional=tree.replace)
+    )
 
 
 def _make_function(promises: Promises, tree: Any, index: int) -> None:
@@ -164,9 +171,8 @@ def _make_schema(promises: Promises, tree: Any, index: int) -> None:
     if tree.schemaname:
         promises.make(Promise("schema", None, tree.schemaname, conditional=tree.if_not_exists))
     outside, promises.schema = promises.schema, tree.schemaname or promises.schema
-    for element in tree.schemaElts or ():
-        if handle := HANDLERS.get(type(element)):
-            handle(promises, element, index)
+    for element in collect(Statement(element, index) for element in tree.schemaElts or ()).made:
+        promises.make(element if element.schema else replace(element, schema=promises.schema))
     promises.schema = outside
 
 
@@ -176,10 +182,15 @@ def _make_extension(promises: Promises, tree: Any, index: int) -> None:
 
 
 def _make_type(promises: Promises, tree: Any, index: int) -> None:
-    if isinstance(tree, ast.CompositeTypeStmt):
-        promises.make(Promise("type", tree.typevar.schemaname, tree.typevar.relname))
-        return
-    promises.make(Promise("type", *_split_name(tree.domainname if isinstance(tree, ast.CreateDomainStmt) else tree.typeName)))
+    promises.make(Promise("type", *_split_name(tree.typeName)))
+
+
+def _make_composite(promises: Promises, tree: Any, index: int) -> None:
+    promises.make(_relation("type", tree.typevar, conditional=False))
+
+
+def _make_domain(promises: Promises, tree: Any, index: int) -> None:
+    promises.make(Promise("type", *_split_name(tree.domainname)))
 
 
 def _define(promises: Promises, tree: Any, index: int) -> None:
@@ -201,7 +212,7 @@ def _name_object(kind: str, name: Any) -> Promise:
         args = None if name.args_unspecified else tuple(_name_type(arg) for arg in name.objargs or ())
         return Promise(kind, *_split_name(name.objname), args=args)
     if isinstance(name, ast.TypeName):
-        return Promise(kind, *_split_name(name.names))
+        return Promise(kind, *_split_name(name.names or ()))
     if isinstance(name, ast.String):
         return Promise(kind, None, name.sval)
     if kind == "trigger":
@@ -244,7 +255,11 @@ def _move(promises: Promises, tree: Any, index: int) -> None:
     kind = KINDS.get(tree.objectType)
     if kind is None or kind == "extension":
         return
-    old = _relation(kind, tree.relation, conditional=False) if tree.relation else _name_object(kind, tree.object)
+    old = (
+        _relation(kind, tree.relation, conditional=False)
+        if tree.relation
+        else _name_object(kind, tree.object)
+    )
     moved = [promise for promise in promises.made if same(old, promise) or _hangs_on(promise, old)]
     promises.drop(old)
     for promise in moved or [old]:
@@ -253,7 +268,8 @@ def _move(promises: Promises, tree: Any, index: int) -> None:
 
 def _set(promises: Promises, tree: Any, index: int) -> None:
     if tree.name == "search_path":
-        words = [arg.val.sval for arg in tree.args or () if isinstance(arg, ast.A_Const) and isinstance(arg.val, ast.String)]
+        values: list[Any] = [getattr(argument, "val", None) for argument in tree.args or ()]
+        words: list[str] = [value.sval for value in values if isinstance(value, ast.String) and value.sval]
         promises.schema = next((word for word in words if not word.startswith("$")), None)
 
 
@@ -281,8 +297,8 @@ HANDLERS: dict[type, Callable[[Promises, Any, int], None]] = {
     ast.CreateExtensionStmt: _make_extension,
     ast.CreateEnumStmt: _make_type,
     ast.CreateRangeStmt: _make_type,
-    ast.CreateDomainStmt: _make_type,
-    ast.CompositeTypeStmt: _make_type,
+    ast.CreateDomainStmt: _make_domain,
+    ast.CompositeTypeStmt: _make_composite,
     ast.DefineStmt: _define,
     ast.DropStmt: _drop,
     ast.AlterTableStmt: _alter_table,

@@ -3,17 +3,30 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tollbook.migrate import catalog, execution, files, history, objects, preflight
-from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, check, cut, name_settings, read_sqlstate, roll_back
+from tollbook.migrate.application import (
+    LOCK_TIMEOUT_SECONDS,
+    check,
+    cut,
+    name_settings,
+    read_sqlstate,
+    roll_back,
+)
 from tollbook.migrate.catalog import Change
 from tollbook.migrate.errors import StatementFailed
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
 from tollbook.migrate.files import Folder
 from tollbook.migrate.objects import Count
-from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+from tollbook.migrate.session import (
+    LOCK_WAIT_SECONDS_MAX,
+    Connection,
+    connected,
+    locked,
+    name_target,
+    read_url,
+)
 
 UNSAFE_NEW_ENUM_VALUE = "55P04"
 
@@ -43,7 +56,6 @@ def plan(
     folders: Sequence[Folder],
     *,
     to: tuple[str, int] | None = None,
-    backup_folder: Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
@@ -51,13 +63,12 @@ def plan(
     """Run what is pending, with every check that apply makes, and roll it all back. Raises MigrateError.
 
     Nothing is left behind, save that sequences which the migrations' own rows advanced stay advanced.
-    backup_folder, if given, is checked for room as apply would.
     """
     migrations = files.read(folders)
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         standing = preflight.compare(migrations, folders, history.read(conn))
         pending = cut(standing.pending, folders, to)
-        ready = check(conn, standing, pending, backup_folder)
+        ready = check(conn, standing, pending)
         names = tuple(one.id for one in pending)
         steps: list[PlannedStep] = []
         if ready:
@@ -70,7 +81,12 @@ def plan(
 
 
 def _rehearse(
-    conn: Connection, ready: Sequence[Prepared], pid: int, settings: str, steps: list[PlannedStep], listen: Listener
+    conn: Connection,
+    ready: Sequence[Prepared],
+    pid: int,
+    settings: str,
+    steps: list[PlannedStep],
+    listen: Listener,
 ) -> None:
     before = catalog.snapshot(conn)
     for number, one in enumerate(ready):
@@ -83,7 +99,12 @@ def _rehearse(
             if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or number == 0:
                 raise
             # A value that an earlier pending file adds to an enum can be used only after that file's commit.
-            listen(Event("note", f"{one.migration.id} uses a new enum value: it can only be tried once that is applied."))
+            listen(
+                Event(
+                    "note",
+                    f"{one.migration.id} uses a new enum value: it can only be tried once that is applied.",
+                )
+            )
             return
         seconds = time.monotonic() - started
         after = catalog.snapshot(conn)

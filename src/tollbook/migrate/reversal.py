@@ -7,14 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
-from tollbook.migrate import backups, execution, files, history, objects, preflight, presence, promises, statements
+from tollbook.migrate import execution, files, history, objects, preflight, presence, promises, statements
 from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
     ApplyResult,
     Step,
+    check_backup,
     name_settings,
     recorded,
     retrying,
+    save,
     tell_interrupted,
 )
 from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
@@ -23,7 +25,14 @@ from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
 from tollbook.migrate.files import Folder, Migration, Script
 from tollbook.migrate.history import Applied
 from tollbook.migrate.objects import SHARED_KINDS, Promise
-from tollbook.migrate.session import LOCK_WAIT_SECONDS_MAX, Connection, connected, locked, name_target, read_url
+from tollbook.migrate.session import (
+    LOCK_WAIT_SECONDS_MAX,
+    Connection,
+    connected,
+    locked,
+    name_target,
+    read_url,
+)
 
 STEPS_MAX = 10_000
 
@@ -43,8 +52,8 @@ def revert(
     *,
     steps: int = 1,
     to: tuple[str, int] | None = None,
-    backup_folder: Path | None = None,
-    skip_backup: bool = False,
+    backup: bool = True,
+    backup_dir: Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
@@ -67,7 +76,10 @@ def revert(
         database = name_target(read_url(url))
         if not ways:
             return ApplyResult(database, (), None, tuple(interrupted))
-        saved = None if skip_backup else backups.write(conn, url, backup_folder or backups.default_folder(), listen)
+        preflight.refuse(preflight.check_server(conn))
+        if backup:
+            check_backup(conn, url, backup_dir)
+        saved = save(conn, url, backup_dir, listen) if backup else None
         history.end(conn, [one.run_id for one in interrupted], "interrupted")
         run = history.start(conn, "revert", [one.applied.name for one in ways])
         done: list[Step] = []
@@ -112,7 +124,9 @@ def _prepare(
         made = promises.collect(reading.statements)
         # What an earlier migration promises too, or the down statements put back, is to stay.
         kept = [promise for earlier in standing for promise in earlier.promised] + made.made
-        gone = tuple(p for p in one.promised if _must_go(p) and not any(promises.same(p, other) for other in kept))
+        gone = tuple(
+            p for p in one.promised if _must_go(p) and not any(promises.same(p, other) for other in kept)
+        )
         migration = Migration(one.folder, one.version, one.label, down, None, None)
         ways.append(_Way(one, Prepared(migration, reading.statements, made, ()), gone))
     return ways
@@ -161,5 +175,3 @@ def _revert_one(
     retrying(conn, way.applied.name, attempt, listen)
     shown = tuple(f"{promise.kind} {promise}" for promise in way.gone)
     return Step(way.applied.name, time.monotonic() - started, objects.count(way.gone, ()), shown)
-
-

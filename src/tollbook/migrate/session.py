@@ -3,14 +3,21 @@
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import conninfo
 
-from tollbook.migrate.errors import ConnectionLost, DatabaseUnreachable, LockHeld, SessionNotOurs, WrongUsage
+from tollbook.migrate.errors import (
+    ConnectionLost,
+    DatabaseUnreachable,
+    LockHeld,
+    MigrateError,
+    SessionNotOurs,
+    WrongUsage,
+)
 from tollbook.migrate.events import Event, Listener
 
 APPLICATION_NAME = "tollbook migrate"
@@ -73,15 +80,19 @@ def hide(text: str, parameters: dict[str, str]) -> str:
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Connection]:
+def connected(url: str) -> Generator[Connection]:
     """Open a session in autocommit mode, closed at the end. Raises DatabaseUnreachable, ConnectionLost."""
     parameters = read_url(url)
     connection = _connect(parameters)
     try:
         yield connection
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except psycopg.Error as error:
         if not connection.broken and not connection.closed:
-            raise
+            raise MigrateError(
+                f"PostgreSQL refused: {hide(_first_line(error), parameters)} [{error.sqlstate}]. What was not "
+                "committed is rolled back.",
+                sqlstate=error.sqlstate,
+            ) from error
         raise ConnectionLost(
             f"The connection to {name_target(parameters)} was lost ({_first_line(error)}). What was not "
             "committed is rolled back by the server. Run the same command again: it says where it stands.",
@@ -107,7 +118,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def locked(conn: Connection, url: str, listen: Listener, wait_seconds_max: float) -> Iterator[int]:
+def locked(conn: Connection, url: str, listen: Listener, wait_seconds_max: float) -> Generator[int]:
     """Be the only run on this database. Gives the server process id. Raises LockHeld, SessionNotOurs.
 
     The lock is tried for again and again, never waited for inside a statement: a waiting statement would

@@ -112,8 +112,14 @@ def _is_copy_by_client(tree: Any) -> bool:
     return isinstance(tree, ast.CopyStmt) and not tree.filename and not tree.is_program
 
 
+def kind_of(tree: object) -> type:
+    """Return a statement's kind: its class in pglast."""
+    return type(tree)
+
+
 def _find_forbidden(tree: Any) -> tuple[str, str] | None:
     """Return what is wrong with a statement and what to do, or None."""
+    check = OUTSIDE.get(kind_of(tree))
     if _is_copy_by_client(tree):
         return (
             "COPY through the client (FROM STDIN, TO STDOUT) needs psql to carry the data.",
@@ -125,7 +131,6 @@ def _find_forbidden(tree: Any) -> tuple[str, str] | None:
             f"{word} steers the transaction, which is the engine's: each file is one transaction already.",
             "Take it out, or split the file where it stands.",
         )
-    check = OUTSIDE.get(type(tree))
     if check and (name := check(tree)):
         return (f"{name} {OUTSIDE_TRANSACTION}.", _advise(name))
     return None
@@ -149,7 +154,11 @@ def _name_alter_table(tree: Any) -> str | None:
 
 
 def _name_alter_database(tree: Any) -> str | None:
-    return "ALTER DATABASE SET TABLESPACE" if any(o.defname == "tablespace" for o in tree.options or ()) else None
+    return (
+        "ALTER DATABASE SET TABLESPACE"
+        if any(o.defname == "tablespace" for o in tree.options or ())
+        else None
+    )
 
 
 def _name_reindex(tree: Any) -> str | None:
@@ -165,7 +174,9 @@ def _name_reindex(tree: Any) -> str | None:
 
 
 def _name_drop(tree: Any) -> str | None:
-    return "DROP INDEX CONCURRENTLY" if tree.concurrent and tree.removeType == ObjectType.OBJECT_INDEX else None
+    return (
+        "DROP INDEX CONCURRENTLY" if tree.concurrent and tree.removeType == ObjectType.OBJECT_INDEX else None
+    )
 
 
 # By kind of statement: what in it cannot run in a transaction block, named as its writer knows it.

@@ -1,0 +1,26 @@
+"""`python -m tollbook.migrate`: the engine alone, for any folder and any PostgreSQL."""
+
+import os
+from typing import NoReturn
+
+from tollbook.migrate.cli import group
+from tollbook.migrate.errors import WrongUsage
+
+# libpq's own variables, which say where the database is without an address.
+LIBPQ_VARIABLES = ("PGHOST", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
+
+
+def _require_dir() -> NoReturn:
+    raise WrongUsage("Say which folder of migrations: --dir PATH (or NAME=PATH, repeatable).")
+
+
+def _ask_libpq() -> str:
+    if not any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+        raise WrongUsage(
+            "Say which database: --database-url or DATABASE_URL, as postgresql://USER@HOST/DATABASE."
+        )
+    return "postgresql://"
+
+
+if __name__ == "__main__":
+    group(_require_dir, _ask_libpq)(prog_name="tollbook migrate")

@@ -1,0 +1,377 @@
+"""The commands of the engine: a thin layer on its Python API. Exit codes: 0 done, 1 refused, 2 usage, 3 drift, 4 unproven."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tollbook.migrate import files, report
+from tollbook.migrate.errors import MigrateError, WrongUsage
+from tollbook.migrate.events import Event
+from tollbook.migrate.files import Folder
+from tollbook.migrate.runlog import RunLog
+
+if TYPE_CHECKING:
+    from tollbook.migrate.application import ApplyResult
+
+EXIT_DRIFT = 3
+EXIT_INTERRUPTED = 130
+LOCK_TIMEOUT_DEFAULT = "5s"
+UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
+TARGET = re.compile(r"(?:(?P<folder>[A-Za-z0-9][A-Za-z0-9_-]*)/)?(?P<version>[0-9]+)(?:_.*)?")
+
+DefaultFolders = Callable[[], list[Folder]]
+DefaultUrl = Callable[[], str]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Seconds(click.ParamType[float]):
+    """A length of time: 500ms, 5s, 2min; a bare number is in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|)\s*", str(value))
+        seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+        # PostgreSQL takes 0 for "wait for ever", which is what this option is there to prevent.
+        if seconds < UNITS["ms"]:
+            self.fail(f"{value!r} is no length of time. Write 500ms, 5s or 2min.", param, ctx)
+        return seconds
+
+
+class Call:
+    """What the options of a call come to: which folders, which database, how to answer."""
+
+    def __init__(
+        self,
+        dirs: tuple[str, ...],
+        url: str | None,
+        defaults: tuple[DefaultFolders, DefaultUrl],
+        *,
+        as_json: bool,
+        verbose: bool,
+    ) -> None:
+        self.dirs = dirs
+        self.given_url = url
+        self.default_folders, self.default_url = defaults
+        self.as_json = as_json
+        self.verbose = verbose
+
+    @property
+    def folders(self) -> list[Folder]:
+        """The folders of --dir, or the defaults."""
+        return [files.parse_folder(text) for text in self.dirs] or self.default_folders()
+
+    @property
+    def url(self) -> str:
+        """The address of --database-url or DATABASE_URL, or the default, asked for only now."""
+        return self.given_url or os.environ.get("DATABASE_URL") or self.default_url()
+
+    def target(self, text: str | None) -> tuple[str, int] | None:
+        """Read --to: VERSION where there is one folder, else FOLDER/VERSION."""
+        if text is None:
+            return None
+        match = TARGET.fullmatch(text)
+        names = [folder.name for folder in self.folders]
+        if match is None or (match["folder"] is None and len(names) != 1):
+            raise WrongUsage(
+                f"--to {text}: write FOLDER/VERSION, with one of the folders {', '.join(names)}."
+            )
+        return match["folder"] or names[0], int(match["version"])
+
+    def answer(self, value: Any, show: Callable[[Any], None]) -> None:
+        """Print a result, as JSON or in words."""
+        if self.as_json:
+            click.echo(report.write_json(value))
+        else:
+            show(value)
+
+    def listen(self, event: Event) -> None:
+        """Print progress, unless the answer is to be one JSON object."""
+        if not self.as_json:
+            report.show_event(event, verbose=self.verbose)
+
+    def confirm(self, question: str, *, auto: bool) -> None:
+        """Ask before something is changed. Raises WrongUsage where nobody can answer."""
+        if auto:
+            return
+        self.require_terminal()
+        if not click.confirm(question, err=True):
+            raise MigrateError("Not confirmed; nothing was changed.")
+
+    def require_terminal(self) -> None:
+        """Refuse to begin what will end in a question that nobody can answer. Raises WrongUsage."""
+        if self.as_json or not sys.stdin.isatty():
+            raise WrongUsage("Nobody can be asked here (no terminal, or --json). Give --auto to go ahead.")
+
+
+@contextmanager
+def reporting(call: Call) -> Generator[None]:
+    """Turn the engine's errors into a message and an exit code."""
+    # Ended politely (a container's stop), the run rolls back and cleans up as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except MigrateError as error:
+        if call.as_json:
+            click.echo(report.write_json(report.describe_error(error)))
+        else:
+            click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("Interrupted. What was not committed is rolled back.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def logged(call: Call, command: str) -> Generator[RunLog]:
+    """Keep a log of a run, and say at its end where it is."""
+    log = RunLog(command, call.listen)
+    try:
+        with log:
+            yield log
+    finally:
+        if not call.as_json:
+            click.echo(
+                f"Log: {log.path}" if log.path else "No log: its folder cannot be written to.", err=True
+            )
+
+
+auto_option = click.option("--auto", is_flag=True, help="Ask no questions.")
+lock_option = click.option(
+    "--lock-timeout",
+    type=Seconds(),
+    default=LOCK_TIMEOUT_DEFAULT,
+    show_default=True,
+    help="Longest wait for a lock on a table.",
+)
+
+
+def backup_options(command: Command) -> Command:
+    """Add the options of commands that back up first."""
+    command = click.option("--skip-backup", is_flag=True, help="Do not back up first.")(command)
+    return click.option("--backup-dir", type=click.Path(path_type=Path), help="Where backups go.")(command)
+
+
+def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Group:
+    """Return the group `migrate`; the defaults are asked for only where no option says otherwise."""
+
+    def common(command: Callable[..., None]) -> Callable[..., None]:
+        """Add the options all commands share, and hand them over as one Call."""
+
+        def invoke(
+            *, dirs: tuple[str, ...], database_url: str | None, as_json: bool, verbose: bool, **options: Any
+        ) -> None:
+            call = Call(dirs, database_url, (default_folders, default_url), as_json=as_json, verbose=verbose)
+            with reporting(call):
+                command(call, **options)
+
+        invoke.__doc__ = command.__doc__
+        invoke.__click_params__ = list(getattr(command, "__click_params__", []))  # pyright: ignore[reportFunctionMemberAccess]
+        wrapped = click.option("--verbose", "-v", is_flag=True, help="Name every object.")(invoke)
+        wrapped = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(wrapped)
+        wrapped = click.option("--database-url", help="The database (else DATABASE_URL).")(wrapped)
+        return click.option(
+            "--dir",
+            "dirs",
+            multiple=True,
+            metavar="[NAME=]PATH",
+            help="A folder of migrations; repeatable, in order.",
+        )(wrapped)
+
+    @click.group()
+    def migrate() -> None:
+        """Plan, apply, verify and take back migrations."""
+
+    for name, command in COMMANDS.items():
+        migrate.command(name)(common(command))
+    return migrate
+
+
+@click.option(
+    "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
+)
+@lock_option
+def plan(call: Call, to: str | None, lock_timeout: float) -> None:
+    """Run what is pending, show what it changes, and roll it all back.
+
+    Exits with 3 if anything is pending, 0 if nothing is.
+    """
+    from tollbook.migrate import rehearsal
+
+    with logged(call, "plan") as log:
+        planned = rehearsal.plan(
+            call.url, call.folders, to=call.target(to), lock_timeout_seconds=lock_timeout, listen=log
+        )
+    call.answer(planned, report.show_plan)
+    sys.exit(EXIT_DRIFT if planned.pending else 0)
+
+
+@click.option(
+    "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
+)
+@lock_option
+@backup_options
+@auto_option
+def apply(
+    call: Call, *, to: str | None, lock_timeout: float, skip_backup: bool, backup_dir: Path | None, auto: bool
+) -> None:
+    """Apply what is pending, each file in one transaction, proven before it commits.
+
+    Without --auto a dry run is shown first, and a question asked.
+    """
+    from tollbook.migrate import application, rehearsal
+
+    url, folders, target = call.url, call.folders, call.target(to)
+    if not auto:
+        call.require_terminal()
+        planned = rehearsal.plan(
+            url, folders, to=target, lock_timeout_seconds=lock_timeout, listen=call.listen
+        )
+        if planned.pending:
+            report.show_plan(planned)
+            call.confirm(f"Apply {len(planned.pending)} to {planned.database}?", auto=auto)
+    with logged(call, "apply") as log:
+        result = application.apply(
+            url,
+            folders,
+            to=target,
+            backup=not skip_backup,
+            backup_dir=backup_dir,
+            lock_timeout_seconds=lock_timeout,
+            listen=log,
+        )
+    call.answer(result, lambda result: _show_result(result, "applied to"))
+
+
+def _show_result(result: "ApplyResult", what: str) -> None:
+    number = len(result.steps)
+    done = f"{number} {what} {result.database}." if number else f"Nothing to do on {result.database}."
+    click.echo(done)
+
+
+@click.option("--steps", type=click.IntRange(min=1), help="How many to take back (default 1).")
+@click.option("--to", metavar="VERSION", help="Take back what was applied after this version; 0 for all.")
+@lock_option
+@backup_options
+@auto_option
+def revert(
+    call: Call,
+    *,
+    steps: int | None,
+    to: str | None,
+    lock_timeout: float,
+    skip_backup: bool,
+    backup_dir: Path | None,
+    auto: bool,
+) -> None:
+    """Take migrations back by their down files, newest first, each in one proven transaction."""
+    from tollbook.migrate import reversal
+
+    if steps and to:
+        raise WrongUsage("Give --steps or --to, not both.")
+    url, folders, target = call.url, call.folders, call.target(to)
+    call.confirm(f"Take back {f'everything after {to}' if to else f'the newest {steps or 1}'}?", auto=auto)
+    with logged(call, "revert") as log:
+        result = reversal.revert(
+            url,
+            folders,
+            steps=steps or 1,
+            to=target,
+            backup=not skip_backup,
+            backup_dir=backup_dir,
+            lock_timeout_seconds=lock_timeout,
+            listen=log,
+        )
+    call.answer(result, lambda result: _show_result(result, "taken back on"))
+
+
+def status(call: Call) -> None:
+    """Show what is applied and what is pending. Exits with 3 if anything is pending, edited or missing."""
+    from tollbook.migrate import inspection
+
+    found = inspection.status(call.url, call.folders)
+    call.answer(found, report.show_status)
+    sys.exit(EXIT_DRIFT if found.pending or found.drift else 0)
+
+
+def verify(call: Call) -> None:
+    """Look for everything that was promised, and count the rows. Exits with 3 on any difference."""
+    from tollbook.migrate import inspection
+
+    found = inspection.verify(call.url, call.folders)
+    call.answer(found, report.show_verification)
+    sys.exit(0 if found.sound else EXIT_DRIFT)
+
+
+@click.option("--backup-dir", type=click.Path(path_type=Path), help="Where backups go.")
+def backup(call: Call, backup_dir: Path | None) -> None:
+    """Back the whole database up into one file, proven readable."""
+    from tollbook.migrate import backup as backups
+
+    made = backups.backup(call.url, backup_dir)
+    call.answer(
+        made,
+        lambda made: click.echo(f"Backup: {made.path} ({made.size_bytes:,} bytes, {made.seconds:.1f} s)"),
+    )
+
+
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--into", metavar="NAME_OR_URL", help="Restore into another database, made if it is not there.")
+@auto_option
+def restore(call: Call, *, file: Path, into: str | None, auto: bool) -> None:
+    """Put a backup back, loaded and counted beside the old database before it takes its place."""
+    from tollbook.migrate import restore as restoration
+    from tollbook.migrate.session import name_target, read_url
+
+    url = call.url
+    aim = "another database" if into else name_target(read_url(url))
+    call.confirm(f"Put {file} in the place of what is in {aim}?", auto=auto)
+    done = restoration.restore(url, file, into=into)
+    call.answer(done, _show_restored)
+
+
+def _show_restored(done: Any) -> None:
+    click.echo(
+        f"Restored {done.database}: {done.tables} tables, {done.rows:,} rows, all counted ({done.seconds:.1f} s)."
+    )
+    if done.kept:
+        click.echo(
+            f"What was there before is kept as the database {done.kept}; drop it when you no longer need it."
+        )
+
+
+@click.argument("name")
+def new(call: Call, name: str) -> None:
+    """Create the next numbered pair of files."""
+    folders = call.folders
+    if len(folders) != 1:
+        raise WrongUsage("Say in which folder: tollbook migrate new NAME --dir PATH")
+    made = files.create_pair(folders[0], name)
+    call.answer({"files": [str(path) for path in made]}, lambda made: click.echo("\n".join(made["files"])))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": plan,
+    "apply": apply,
+    "verify": verify,
+    "status": status,
+    "revert": revert,
+    "backup": backup,
+    "restore": restore,
+    "new": new,
+}

@@ -1,0 +1,164 @@
+"""Looking without changing: what is applied, and whether everything it promised is still there."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg import sql
+
+from tollbook.migrate import files, history, objects, preflight, presence
+from tollbook.migrate.files import Folder
+from tollbook.migrate.history import Applied
+from tollbook.migrate.objects import Count, Promise
+from tollbook.migrate.preflight import Standing
+from tollbook.migrate.session import Connection, connected, name_target, read_url
+
+TABLES_COUNTED_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One migration: applied, pending, edited (since it was applied) or missing (applied, its file gone)."""
+
+    migration: str
+    state: str
+    applied_at: datetime | None = None
+    duration_seconds: float | None = None
+    applied_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a database stands against the folders."""
+
+    database: str
+    lines: tuple[Line, ...]
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The names of what apply would apply."""
+        return tuple(line.migration for line in self.lines if line.state == "pending")
+
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """A sentence for each file that is not what was applied."""
+        words = {"edited": "was edited after it was applied", "missing": "is applied, but its file is gone"}
+        return tuple(f"{line.migration} {words[line.state]}" for line in self.lines if line.state in words)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderCounts:
+    """The promised objects of one folder's applied migrations, found and promised, by kind."""
+
+    folder: str
+    counts: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """A promised table and its rows; of a partitioned one, those of all its partitions."""
+
+    table: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What is there of what was promised. wrong: a sentence for each object that is not; drift: for files."""
+
+    database: str
+    folders: tuple[FolderCounts, ...]
+    counts: tuple[Count, ...]
+    wrong: tuple[str, ...]
+    drift: tuple[str, ...]
+    pending: tuple[str, ...]
+    rows: tuple[TableRows, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is missing, edited or pending."""
+        return not (self.wrong or self.drift or self.pending)
+
+
+def status(url: str, folders: Sequence[Folder]) -> Status:
+    """Return the state of every migration, applied ones in their order. Raises MigrateError."""
+    migrations = files.read(folders)
+    with connected(url) as conn:
+        standing = preflight.compare(migrations, folders, history.read(conn))
+    return _describe(name_target(read_url(url)), standing)
+
+
+def _describe(database: str, standing: Standing) -> Status:
+    edited = {one.id for one in standing.edited}
+    gone = {one.id for one in standing.missing}
+    applied = [
+        Line(
+            one.name,
+            "missing" if one.id in gone else "edited" if one.name in edited else "applied",
+            one.applied_at,
+            one.duration.total_seconds(),
+            one.applied_by,
+        )
+        for one in standing.applied
+    ]
+    return Status(database, (*applied, *(Line(one.id, "pending") for one in standing.pending)))
+
+
+def verify(url: str, folders: Sequence[Folder]) -> Verification:
+    """Look for everything the applied migrations promised and no later one removed; count rows.
+
+    All from one moment. Raises MigrateError.
+    """
+    migrations = files.read(folders)
+    with connected(url) as conn:
+        conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        applied = history.read(conn)
+        standing = preflight.compare(migrations, folders, applied)
+        expected = find_expected(standing.applied, applied)
+        everything = [promise for promises in expected.values() for promise in promises]
+        verdict = presence.judge(everything, presence.look_up(conn, everything), ())
+        found = _describe(name_target(read_url(url)), standing)
+        return Verification(
+            database=found.database,
+            folders=tuple(
+                FolderCounts(name, objects.count(promises, _among(verdict.missing, promises)))
+                for name, promises in expected.items()
+            ),
+            counts=objects.count(everything, verdict.missing),
+            wrong=verdict.wrong,
+            drift=found.drift,
+            pending=found.pending,
+            rows=_count_rows(conn, verdict.found),
+        )
+
+
+def find_expected(ours: Sequence[Applied], everything: Sequence[Applied]) -> dict[str, list[Promise]]:
+    """Return, by folder, what must be there now: promised, not removed later, each object once."""
+    expected: dict[str, list[Promise]] = {one.folder: [] for one in ours}
+    seen: set[tuple[object, ...]] = set()
+    for one in ours:
+        removed = {_name(promise) for later in everything if later.id > one.id for promise in later.removed}
+        for promise in one.promised:
+            name = _name(promise)
+            if name not in removed and name not in seen:
+                seen.add(name)
+                expected[one.folder].append(promise)
+    return expected
+
+
+def _name(promise: Promise) -> tuple[object, ...]:
+    return (promise.kind, promise.schema, promise.name, promise.on, promise.args)
+
+
+def _among(missing: Iterable[Promise], promises: Iterable[Promise]) -> list[Promise]:
+    names = {_name(promise) for promise in promises}
+    return [promise for promise in missing if _name(promise) in names]
+
+
+def _count_rows(conn: Connection, found: Sequence[Promise]) -> tuple[TableRows, ...]:
+    counted: list[TableRows] = []
+    for table in [promise for promise in found if promise.kind == "table"][:TABLES_COUNTED_MAX]:
+        name = sql.Identifier(table.schema or "", table.name or "")
+        row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
+        counted.append(TableRows(str(table), int(row[0]) if row else 0))
+    return tuple(counted)

@@ -1,0 +1,134 @@
+"""Results in words for people, and as JSON for programs."""
+
+import dataclasses
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from tollbook.migrate.errors import MigrateError, PreflightRefused
+from tollbook.migrate.events import Event
+from tollbook.migrate.objects import show_counts
+
+if TYPE_CHECKING:
+    from tollbook.migrate.application import Step
+    from tollbook.migrate.catalog import Change
+    from tollbook.migrate.inspection import Status, Verification
+    from tollbook.migrate.rehearsal import Plan
+
+MARKS = {"gained": ("+", "green"), "lost": ("-", "red"), "changed": ("~", "yellow")}
+STATES = {"applied": "green", "pending": "yellow", "edited": "red", "missing": "red"}
+TOLD = ("waiting", "interrupted", "retrying", "backing up", "backup", "no backup", "note")
+
+
+def write_json(value: Any) -> str:
+    """Return a result, or anything made of dataclasses, as JSON."""
+    return json.dumps(value, default=_plain, ensure_ascii=False, indent=2)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Path | UUID):
+        return str(value)
+    raise TypeError(type(value).__name__)
+
+
+def describe_error(error: MigrateError) -> dict[str, Any]:
+    """Return an error as the object that --json prints."""
+    return {
+        "error": error.reason,
+        "message": str(error) if isinstance(error, PreflightRefused) else error.sentence,
+        "place": error.place,
+        "problems": error.problems if isinstance(error, PreflightRefused) else [],
+        "exit_code": error.exit_code,
+        **error.details,
+    }
+
+
+def show_event(event: Event, *, verbose: bool) -> None:
+    """Print what people want to know of a run while it goes on."""
+    step: Step | None = event.data.get("step")
+    if step is not None:
+        show_step(event.kind, step, verbose=verbose)
+    elif event.kind in TOLD:
+        click.echo(event.text)
+
+
+def show_step(what: str, step: "Step", *, verbose: bool) -> None:
+    """Print one applied or reverted migration with its counts."""
+    counts = show_counts(step.counts)
+    mark = click.style("✓", fg="green")
+    click.echo(
+        f"{mark} {what} {step.migration}  {step.duration_seconds * 1000:.0f} ms"
+        + (f"  {counts}" if counts else "")
+    )
+    for name in step.objects if verbose else ():
+        click.echo(f"    {name}")
+
+
+def show_plan(plan: "Plan") -> None:
+    """Print what each pending migration would change."""
+    if not plan.pending:
+        click.echo(f"Nothing is pending on {plan.database}.")
+        return
+    click.echo(f"Dry run on {plan.database}: each file below was run, checked and rolled back.")
+    for step in plan.steps:
+        counts = show_counts(step.counts)
+        click.secho(
+            f"\n{step.migration}  {step.duration_seconds * 1000:.0f} ms  {counts}".rstrip(), bold=True
+        )
+        for change in step.changes:
+            _show_change(change)
+        if not step.changes:
+            click.echo("  the catalog stays as it is")
+    for name in plan.untried:
+        click.echo(f"\n{name}  not tried: it needs the ones before it to be committed first")
+    click.echo(f"\n{len(plan.pending)} pending. Apply with: tollbook migrate apply")
+
+
+def _show_change(change: "Change") -> None:
+    mark, colour = MARKS[change.what]
+    click.secho(f"  {mark} {change.kind} {change.name}", fg=colour)
+    if change.what == "changed":
+        for word, text in (("was", change.before), ("now", change.after)):
+            lines = " ".join((text or "").split())
+            click.echo(f"      {word} {lines}")
+
+
+def show_status(status: "Status") -> None:
+    """Print each migration with its state."""
+    click.echo(f"Migrations of {status.database}")
+    width = max((len(line.migration) for line in status.lines), default=0)
+    for line in status.lines:
+        state = click.style(f"{line.state:8}", fg=STATES[line.state])
+        when = f"{line.applied_at:%Y-%m-%d %H:%M:%S}" if line.applied_at else ""
+        took = f"{line.duration_seconds * 1000:.0f} ms" if line.duration_seconds is not None else ""
+        click.echo(f"  {state} {line.migration:{width}}  {when}  {took}".rstrip())
+    tally = {state: sum(line.state == state for line in status.lines) for state in STATES}
+    click.echo(" · ".join(f"{number} {state}" for state, number in tally.items() if number) or "No migrations.")
+
+
+def show_verification(result: "Verification") -> None:
+    """Print counts, rows and every difference."""
+    click.echo(f"Verifying {result.database}")
+    for folder in result.folders:
+        if counts := show_counts(folder.counts):
+            click.echo(f"  {folder.folder}: {counts}")
+    if len(result.folders) > 1:
+        click.echo(f"  all: {show_counts(result.counts)}")
+    for row in result.rows:
+        click.echo(f"  {row.rows:>15,} rows in {row.table}")
+    for sentence in (*result.wrong, *result.drift):
+        click.secho(f"✗ {sentence}", fg="red")
+    if result.pending:
+        click.secho(f"✗ pending: {', '.join(result.pending)}. Apply with: tollbook migrate apply", fg="yellow")
+    if result.sound:
+        click.secho("✓ everything that was promised is there", fg="green")
