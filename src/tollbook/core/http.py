@@ -12,10 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tollbook.core import clock, idempotency, keys, telemetry
+from tollbook.core import clock, idempotency, ids, keys, telemetry
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.idempotency import ANONYMOUS, Answer
@@ -38,6 +39,38 @@ class BodyTooLarge(Refusal):
 
     reason = "body-too-large"
     status = 413
+
+
+class Problem(BaseModel):
+    """RFC 9457: what went wrong, a stable type, and what to do next. More members may follow."""
+
+    type: str = Field(examples=["urn:tollbook:problem:key-unknown"])
+    title: str
+    status: int
+    detail: str
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "A problem (RFC 9457).",
+        "content": {PROBLEM: {"schema": Problem.model_json_schema()}},
+    }
+}
+
+
+class IdMalformed(Refusal):
+    """The id in the path is not an id."""
+
+    reason = "id-malformed"
+    status = 404
+
+
+def read_id(prefix: str, shown: str) -> int:
+    """The number behind an id in a path. Raises IdMalformed, a 404: nothing can be there."""
+    number = ids.read(prefix, shown)
+    if number is None:
+        raise IdMalformed(f"Not an id: {shown[:40]!r}. It has the form {ids.show(prefix, 0)}.")
+    return number
 
 
 def get_database(request: Request) -> Database:
@@ -163,7 +196,7 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
             "type": f"urn:tollbook:problem:{reason}",
             "title": reason.replace("-", " "),
             "status": error.status_code,
-            "detail": f"{request.method} {request.url.path[:200]}: {error.detail}. /docs shows what there is.",
+            "detail": f"{request.method} {request.url.path[:200]}: {error.detail}. See /docs.",
         },
         dict(error.headers or {}),
     )

@@ -1,0 +1,48 @@
+"""What the payments book does by the clock: expire, count, and make room for the weeks to come."""
+
+from typing import cast
+
+from tollbook.books.payments import analytics
+from tollbook.core.database import Database
+from tollbook.core.jobs import Job
+
+EXPIRED_A_CALL = 10_000  # as cleanup_expired_x402_payments() has it
+CALLS_MAX = 1_000
+WEEKS_AHEAD = 8
+
+
+async def clean_up(database: Database) -> int:
+    """Expire every payment that is past its time; how many there were."""
+    total = 0
+    for _ in range(CALLS_MAX):
+        async with database.write() as tx:
+            expired = cast(int, await tx.value("SELECT payments.cleanup_expired_x402_payments()"))
+        total += expired
+        if expired < EXPIRED_A_CALL:
+            break
+    return total
+
+
+async def count_up(database: Database) -> int:
+    """Bring the analytics up to date; how many hours were counted."""
+    async with database.write() as tx:
+        return await analytics.update(tx)
+
+
+async def make_partitions(database: Database) -> int:
+    """Make the usage partitions of the weeks to come; how many were missing."""
+    async with database.write() as tx:
+        return cast(
+            int,
+            await tx.value(
+                "SELECT core.ensure_partitions('payments.x402_usage', '7 days', %(weeks)s)",
+                {"weeks": WEEKS_AHEAD},
+            ),
+        )
+
+
+JOBS: list[Job] = [
+    Job("payments.clean_up", "3 * * * *", clean_up),
+    Job("payments.count_up", "8 * * * *", count_up),
+    Job("payments.make_partitions", "23 3 * * *", make_partitions),
+]

@@ -1,0 +1,135 @@
+"""The HTTP API: every book's routes on one app, with health, readiness and metrics."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from tollbook.books.payments import routes as payments
+from tollbook.books.payments.rules import compile_tolls
+from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.core import clock, http, journal, keys, telemetry
+from tollbook.core.chains import Chain
+from tollbook.core.database import Database
+from tollbook.core.errors import Refusal
+from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, read_id, require
+from tollbook.core.keys import Key, KeyGrant
+from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
+
+READ_KEYS = "keys:read"
+WRITE_KEYS = "keys:write"
+
+
+class NotMigrated(Refusal):
+    """The database answers, but the books are not in it."""
+
+    reason = "not-migrated"
+    status = 503
+
+
+class NewKey(BaseModel):
+    """What a new API key shall be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    scopes: list[str]
+    expires_at: AwareDatetime | None = None
+
+
+def create_api(database_url: str, settings: PaymentsSettings | None = None) -> FastAPI:
+    """The app on this database. It opens its connections when it starts and closes them when it ends.
+
+    `settings` say what a transaction hash may buy (POST /v1/payments); by default the environment does.
+    Raises WrongPaywall where they cannot work.
+    """
+    settings = settings or PaymentsSettings()
+    database = Database(database_url, application="tollbook api")
+    chains: dict[str, Chain] = {}
+    tolls = compile_tolls(settings.routes, settings.payees) if settings.routes else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(database)
+            for network, url in settings.rpc_urls.items():
+                chains[network] = await stack.enter_async_context(Chain(network, url))
+            async with database.write() as tx:
+                await journal.check_epoch(tx)
+            yield
+
+    app = FastAPI(
+        title="Tollbook",
+        version=version("tollbook"),
+        summary="The books for x402: what was paid, what it bought, what was used.",
+        lifespan=lifespan,
+    )
+    http.install(app, database)
+    app.include_router(_operations)
+    app.include_router(payments.make_claims_router(tolls, chains))
+    app.include_router(payments.router)
+    app.include_router(_keys)
+    return app
+
+
+_operations = APIRouter(tags=["operations"], responses=PROBLEMS)
+_keys = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=IdempotentRoute, responses=PROBLEMS)
+
+
+@_operations.get("/healthz")
+async def is_alive() -> dict[str, str]:
+    """The process runs."""
+    return {"status": "ok"}
+
+
+@_operations.get("/readyz")
+async def is_ready(database: Base) -> dict[str, str]:
+    """The database answers and the books are in it."""
+    async with database.read() as tx:
+        ready = await tx.value(
+            """
+            SELECT to_regclass('core.journal') IS NOT NULL
+               AND to_regclass('payments.x402_payments') IS NOT NULL
+            """
+        )
+    if not ready:
+        raise NotMigrated("The books are not in this database yet. Run: tollbook migrate apply.")
+    return {"status": "ready"}
+
+
+@_operations.get("/metrics", response_class=Response)
+async def get_metrics(database: Base) -> Response:
+    """This process's metrics, for Prometheus."""
+    return Response(telemetry.expose(database), media_type=telemetry.CONTENT_TYPE)
+
+
+def _read_key_id(key_id: str) -> int:
+    return read_id("key", key_id)
+
+
+@_keys.get("", dependencies=[require(READ_KEYS)])
+async def list_keys(database: Base, cursor: Cursor = None, limit: Limit = LIMIT_DEFAULT) -> Page[Key]:
+    """API keys, the newest first, without their secrets."""
+    async with database.read() as tx:
+        rows = await keys.page(tx, after=read_cursor(cursor), limit=limit + 1)
+    return cut(rows, limit, lambda key: key.key_id)
+
+
+@_keys.post("", status_code=201)
+async def create_key(database: Base, caller: Annotated[Key, require(WRITE_KEYS)], wanted: NewKey) -> KeyGrant:
+    """Make an API key. Its secret is in this answer and nowhere else."""
+    keys.check_within(caller, wanted.scopes)
+    async with database.write() as tx:
+        return await keys.create(
+            tx, name=wanted.name, scopes=wanted.scopes, expires_at=wanted.expires_at, now=clock.now()
+        )
+
+
+@_keys.post("/{key_id}/revoke", dependencies=[require(WRITE_KEYS)])
+async def revoke_key(database: Base, number: Annotated[int, Depends(_read_key_id)]) -> Key:
+    """Revoke an API key: it is refused from now on, everywhere."""
+    async with database.write() as tx:
+        return await keys.revoke(tx, number, now=clock.now())
