@@ -1,4 +1,4 @@
-"""What the engine costs: 100 small migrations applied, against psql running the same files one transaction each.
+"""What the engine costs: 100 small migrations, against psql running the same files one transaction each.
 
     python bench/migrate.py [ROUNDS]
 

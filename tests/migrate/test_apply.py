@@ -16,7 +16,8 @@ CREATE TABLE shop.orders (id int PRIMARY KEY, paid bool NOT NULL);
 CREATE TABLE shop.lines (order_id int NOT NULL, at timestamptz NOT NULL) PARTITION BY RANGE (at);
 CREATE TABLE shop.lines_old PARTITION OF shop.lines DEFAULT;
 CREATE VIEW shop.v_paid AS SELECT id FROM shop.orders WHERE paid;
-CREATE FUNCTION shop.count_paid() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM shop.orders WHERE paid';
+CREATE FUNCTION shop.count_paid() RETURNS bigint LANGUAGE sql
+    AS 'SELECT count(*) FROM shop.orders WHERE paid';
 CREATE INDEX orders_paid ON shop.orders (paid);
 CREATE INDEX ON shop.lines (order_id);
 """

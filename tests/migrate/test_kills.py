@@ -107,23 +107,23 @@ def standing(ask: Any) -> int:
     return history
 
 
+@pytest.mark.parametrize("place", GATES)
 def test_a_kill_at_any_place_leaves_before_or_after_and_the_next_run_says_which(
-    ten: None, url: str, folder: Path, ask: Any
+    ten: None, url: str, folder: Path, ask: Any, place: str
 ) -> None:
     killed_at = ""
     for number in range(1, MIGRATIONS + 1):
-        for place in GATES:
-            with held(url, number, place) as connection:
-                engine = start(url, folder)
-                wait_at_the_gate(connection)
-                engine.send_signal(signal.SIGKILL)
-                output = finish(engine)
-            wait_until_gone(url)
-            assert standing(ask) == number - 1
-            if killed_at:
-                assert "interrupted" in output, output
-                assert killed_at in output
-            killed_at = f"{number:04}_t"
+        with held(url, number, place) as connection:
+            engine = start(url, folder)
+            wait_at_the_gate(connection)
+            engine.send_signal(signal.SIGKILL)
+            output = finish(engine)
+        wait_until_gone(url)
+        assert standing(ask) == number - 1
+        if killed_at:
+            assert "interrupted" in output, output
+            assert killed_at in output
+        killed_at = f"{number:04}_t"
     output = finish(start(url, folder))
     assert "interrupted" in output, output
     assert killed_at in output
@@ -151,7 +151,7 @@ def test_kills_at_random_moments_leave_whole_migrations_only(
         after = standing(ask)
         assert after >= before
         before = after
-    assert start(url, folder).wait(60) == 0
+    finish(start(url, folder))
     assert standing(ask) == MIGRATIONS * 5
 
 
@@ -190,7 +190,7 @@ def test_of_two_runs_at_once_one_works_and_the_other_waits_and_finds_nothing_to_
 
 
 def test_a_killed_revert_leaves_before_or_after(ten: None, url: str, folder: Path, ask: Any) -> None:
-    assert start(url, folder).wait(60) == 0
+    finish(start(url, folder))
     for number in (10, 9, 8):
         with held(url, number, "middle") as connection:
             engine = start(url, folder, "revert", "--steps", "5")

@@ -74,12 +74,12 @@ def test_a_role_without_rights_is_told_which_grant_is_missing(
     write: Any, apply: Apply, migrate_server: Any, url: str
 ) -> None:
     name = url.split("///")[1].split("?")[0]
-    role = f"{name}_guest"
     with psycopg.connect(migrate_server.url(name, user="postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        connection.execute(f"CREATE ROLE {name}_guest; GRANT {name}_guest TO tollbook".encode())
     write("0001_a", up="CREATE TABLE a (i int)")
-    result = apply(to=migrate_server.url(name, user=role))
-    refused(result, "GRANT CREATE ON")
+    refused(
+        apply(to=f"{url}&options=-crole%3D{name}_guest"), "GRANT CREATE ON DATABASE", "GRANT CREATE ON SCHEMA"
+    )
 
 
 def test_a_server_that_cannot_be_reached_is_named_without_its_password(write: Any, apply: Apply) -> None:
