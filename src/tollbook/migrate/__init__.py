@@ -1,4 +1,4 @@
-"""The migration engine: numbered SQL files, applied one proven transaction at a time. Knows nothing of the rest.
+"""The migration engine: numbered SQL files, applied one proven transaction at a time.
 
     from tollbook.migrate import Folder, apply
     apply("postgresql:///app", [Folder("app", Path("migrations"))])
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tollbook.migrate.rehearsal import plan as plan
     from tollbook.migrate.reversal import revert as revert
 
-# Loaded when first asked for: the driver and the grammar take a fifth of a second that `--help` need not wait.
+# Loaded when first asked for: driver and grammar take a fifth of a second that `--help` need not wait.
 _HOMES = {
     "ApplyResult": "application",
     "Step": "application",

@@ -32,7 +32,7 @@ from tollbook.migrate.session import (
 LOCK_TIMEOUT_SECONDS = 5.0
 ATTEMPTS_MAX = 5
 PAUSE_SECONDS = (0.5, 10.0)  # first and longest pause between attempts, with jitter
-# lock_not_available, deadlock_detected, serialization_failure: others were in the way, the file is not at fault
+# lock_not_available, deadlock_detected, serialization_failure: others were in the way, not the file at fault
 RETRIED = ("55P03", "40P01", "40001")
 BLOCKERS_SHOWN_MAX = 3
 
@@ -130,7 +130,7 @@ def check(conn: Connection, standing: Standing, pending: Sequence[Migration]) ->
 
 
 def check_backup(conn: Connection, url: str, backup_dir: Path | None) -> None:
-    """Refuse what a backup would fail for: folder, tools, room. Nothing is checked where nothing is to save."""
+    """Refuse what a backup would fail for: folder, tools, room. Without tables there is nothing to save."""
     if preflight.holds_tables(conn):
         preflight.refuse(
             [Problem(sentence, "Or give --skip-backup.") for sentence in backups.check(url, backup_dir)]
@@ -162,7 +162,7 @@ def tell_interrupted(interrupted: Sequence[Interruption], next_ones: Sequence[st
 
 
 class recorded:
-    """Record how a run ends; a run that is killed, or loses its connection, stays open for the next to find."""
+    """Record how a run ends; one that is killed, or cut off, stays open for the next to find."""
 
     def __init__(self, conn: Connection, run: UUID) -> None:
         self.conn = conn
@@ -221,7 +221,7 @@ def name_settings(lock_timeout_seconds: float) -> str:
 
 
 def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: Listener) -> T:
-    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld at last."""
+    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld."""
     import tenacity
 
     def is_passing(error: BaseException) -> bool:
@@ -233,7 +233,8 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
         listen(
             Event(
                 "retrying",
-                f"{name}: {_first_sentence(error)}; attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
+                f"{name}: {_first_sentence(error)}; "
+                f"attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
             )
         )
 
@@ -249,8 +250,8 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
         error = state.outcome.exception()
         assert error is not None
         raise LockHeld(
-            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}) and is rolled back. "
-            f"{_name_blockers(conn)} Run again when they are done, or give it longer by --lock-timeout.",
+            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}); "
+            f"it is rolled back. {_name_blockers(conn)} Run again when they are done, or give it longer by --lock-timeout.",
             getattr(error, "place", None),
             sqlstate=read_sqlstate(error),
         ) from error

@@ -27,7 +27,7 @@ Snapshot = dict[tuple[str, str], str]
 
 
 def snapshot(conn: Connection) -> Snapshot:
-    """Return every object's definition by (kind, name), but the system's, the engine's and extensions' own."""
+    """Return every object's definition by (kind, name), less the system's, the engine's and extensions'."""
     return {(kind, name): definition for kind, name, definition in conn.execute(SNAPSHOT, prepare=False)}
 
 
@@ -59,7 +59,8 @@ WITH spaces AS (
       AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_class'::regclass AND f.objid = c.oid)
 )
 SELECT 'schema', name, coalesce(nspacl::text, '') FROM spaces
-WHERE NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_namespace'::regclass AND f.objid = spaces.oid)
+WHERE NOT EXISTS (SELECT FROM foreigners f
+    WHERE f.classid = 'pg_namespace'::regclass AND f.objid = spaces.oid)
 UNION ALL SELECT 'extension', quote_ident(extname), extversion FROM pg_extension
 UNION ALL SELECT 'table', full_name,
     concat_ws(' ', CASE relpersistence WHEN 'u' THEN 'unlogged' END, CASE relkind WHEN 'f' THEN 'foreign' END,
@@ -71,7 +72,8 @@ FROM relations WHERE relkind IN ('r', 'p', 'f')
 UNION ALL SELECT 'column', r.full_name || '.' || quote_ident(a.attname),
     concat_ws(' ', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'not null' END,
         CASE WHEN d.oid IS NOT NULL THEN
-            CASE WHEN a.attgenerated <> '' THEN 'generated ' ELSE 'default ' END || pg_get_expr(d.adbin, d.adrelid) END,
+            CASE WHEN a.attgenerated <> '' THEN 'generated ' ELSE 'default ' END
+            || pg_get_expr(d.adbin, d.adrelid) END,
         CASE WHEN a.attidentity <> '' THEN 'identity ' || a.attidentity::text END, a.attacl::text)
 FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -79,7 +81,8 @@ WHERE r.relkind IN ('r', 'p', 'f')
 UNION ALL SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, full_name,
     concat_ws(' ', pg_get_viewdef(oid), relacl::text, 'owner ' || relowner::regrole::text)
 FROM relations WHERE relkind IN ('v', 'm')
-UNION ALL SELECT 'index', full_name, pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END
+UNION ALL SELECT 'index', full_name,
+    pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END
 FROM relations r JOIN pg_index i ON i.indexrelid = r.oid
 WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = r.oid AND k.contype IN ('p', 'u', 'x'))
 UNION ALL SELECT 'constraint', r.full_name || '.' || quote_ident(k.conname),
@@ -91,8 +94,10 @@ UNION ALL SELECT 'sequence', r.full_name,
 FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid
 WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass
     AND d.deptype = 'i')
-UNION ALL SELECT 'function', format('%s.%I(%s)', s.name, p.proname, pg_get_function_identity_arguments(p.oid)),
-    CASE WHEN p.prokind = 'a' THEN 'aggregate' ELSE pg_get_functiondef(p.oid) END || coalesce(p.proacl::text, '')
+UNION ALL SELECT 'function',
+    format('%s.%I(%s)', s.name, p.proname, pg_get_function_identity_arguments(p.oid)),
+    CASE WHEN p.prokind = 'a' THEN 'aggregate' ELSE pg_get_functiondef(p.oid) END
+    || coalesce(p.proacl::text, '')
 FROM pg_proc p JOIN spaces s ON s.oid = p.pronamespace
 WHERE NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_proc'::regclass AND f.objid = p.oid)
 UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
@@ -100,7 +105,8 @@ UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_
 FROM relations r JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
 UNION ALL SELECT 'policy', r.full_name || '.' || quote_ident(p.polname),
     concat_ws(' ', p.polcmd::text, CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END,
-        p.polroles::regrole[]::text, pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+        p.polroles::regrole[]::text, pg_get_expr(p.polqual, p.polrelid),
+        pg_get_expr(p.polwithcheck, p.polrelid))
 FROM relations r JOIN pg_policy p ON p.polrelid = r.oid
 UNION ALL SELECT 'type', s.name || '.' || quote_ident(t.typname), CASE t.typtype
     WHEN 'e' THEN 'enum ' || (SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)

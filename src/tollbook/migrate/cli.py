@@ -1,4 +1,4 @@
-"""The commands of the engine: a thin layer on its Python API. Exit codes: 0 done, 1 refused, 2 usage, 3 drift, 4 unproven."""
+"""The commands, thin on the API. They exit with 0 done, 1 refused, 2 usage, 3 drift, 4 unproven."""
 
 import os
 import re
@@ -347,7 +347,7 @@ def restore(call: Call, *, file: Path, into: str | None, auto: bool) -> None:
 
 def _show_restored(done: Any) -> None:
     click.echo(
-        f"Restored {done.database}: {done.tables} tables, {done.rows:,} rows, all counted ({done.seconds:.1f} s)."
+        f"Restored {done.database}: {done.tables} tables, {done.rows:,} rows, counted ({done.seconds:.1f} s)."
     )
     if done.kept:
         click.echo(

@@ -125,8 +125,8 @@ def refuse_unkept(name: str, verdict: Verdict) -> None:
     if len(verdict.wrong) > len(shown):
         shown.append(f"and {len(verdict.wrong) - len(shown)} more")
     raise VerificationFailed(
-        f"{name} ran, but not everything it promises is there: {'; '.join(shown)}. It is rolled back. Correct "
-        "the file and run again.",
+        f"{name} ran, but not everything it promises is there: {'; '.join(shown)}. It is rolled back. "
+        "Correct the file and run again.",
         missing=[str(promise) for promise in verdict.missing],
     )
 

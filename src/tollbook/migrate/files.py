@@ -83,8 +83,8 @@ def read_folder(folder: Folder) -> list[Migration]:
         match = FILE_NAME.fullmatch(path.name)
         if match is None or len(match["version"]) > VERSION_DIGITS_MAX:
             raise FolderRefused(
-                "This file is not named NUMBER_name.up.sql, NUMBER_name.down.sql or NUMBER_name.check.sql, so "
-                "it would never run. Rename it, or move it out of the folder.",
+                "This file is not named NUMBER_name.up.sql, NUMBER_name.down.sql or NUMBER_name.check.sql, "
+                "so it would never run. Rename it, or move it out of the folder.",
                 Place(str(path)),
             )
         same = parts.setdefault((int(match["version"]), match["label"]), {})
@@ -140,8 +140,8 @@ def read_script(path: Path) -> Script:
         raise FolderRefused(f"This file cannot be read ({error.strerror}).", Place(str(path))) from None
     if len(content) > FILE_BYTES_MAX:
         raise FolderRefused(
-            f"This file is larger than {FILE_BYTES_MAX // 2**20} MiB. Load data with COPY from a program, and "
-            "keep migrations to statements.",
+            f"This file is larger than {FILE_BYTES_MAX // 2**20} MiB. Load data with COPY from a program, "
+            "and keep migrations to statements.",
             Place(str(path)),
         )
     text = _decode(path, content).replace("\r\n", "\n")

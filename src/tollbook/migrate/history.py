@@ -198,7 +198,8 @@ def add_and_commit(
     with conn.pipeline():
         conn.execute(
             """INSERT INTO tollbook_migrate.history
-                (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql, promised, removed)
+                (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql,
+                promised, removed)
             VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
                 %(engine)s, %(down)s, %(promised)s, %(removed)s)""",
             values,

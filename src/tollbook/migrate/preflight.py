@@ -115,7 +115,8 @@ def check_server(conn: Connection) -> list[Problem]:
         )
     row = conn.execute(
         """SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
-            has_database_privilege(current_database(), 'CREATE'), current_user::text, current_database()::text"""
+            has_database_privilege(current_database(), 'CREATE'), current_user::text,
+            current_database()::text"""
     ).fetchone()
     assert row is not None
     standby, read_only, may_create, user, database = row

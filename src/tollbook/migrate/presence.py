@@ -24,7 +24,7 @@ class Presence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of promises: the found ones with their schemas and names, and what is wrong with the rest."""
+    """What became of promises: those found, with schemas and names, and what is wrong with the rest."""
 
     found: tuple[Promise, ...]
     missing: tuple[Promise, ...]
@@ -112,7 +112,8 @@ WHERE g.tgname = ANY(%(names)s) AND NOT g.tgisinternal"""
 TYPES = """
 SELECT 'types', n.nspname::text, t.typname::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_class c ON c.oid = t.typrelid
-WHERE t.typname = ANY(%(names)s) AND t.typtype IN ('b', 'c', 'd', 'e', 'r') AND (c.oid IS NULL OR c.relkind = 'c')"""
+WHERE t.typname = ANY(%(names)s) AND t.typtype IN ('b', 'c', 'd', 'e', 'r')
+  AND (c.oid IS NULL OR c.relkind = 'c')"""
 NAMES = """
 SELECT 'name', 'schema', nspname::text FROM pg_namespace WHERE nspname = ANY(%(schemas)s)
 UNION ALL SELECT 'name', 'extension', extname::text FROM pg_extension WHERE extname = ANY(%(extensions)s)"""

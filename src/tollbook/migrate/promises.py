@@ -13,11 +13,12 @@ from tollbook.migrate.statements import Statement, kind_of
 
 # Statements after which other objects are what they were: with only these, nothing promised earlier can go.
 KEEPING = (
-    ast.CreateStmt, ast.CreateTableAsStmt, ast.ViewStmt, ast.IndexStmt, ast.CreateSchemaStmt, ast.CreateSeqStmt,
-    ast.CreateFunctionStmt, ast.CreateTrigStmt, ast.CreateExtensionStmt, ast.CreateEnumStmt, ast.CompositeTypeStmt,
-    ast.CreateRangeStmt, ast.CreateDomainStmt, ast.DefineStmt, ast.CommentStmt, ast.GrantStmt, ast.GrantRoleStmt,
-    ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.VariableSetStmt, ast.CreatePolicyStmt, ast.AlterEnumStmt,
-    ast.CreateStatsStmt, ast.AlterOwnerStmt, ast.RefreshMatViewStmt,
+    ast.CreateStmt, ast.CreateTableAsStmt, ast.ViewStmt, ast.IndexStmt, ast.CreateSchemaStmt,
+    ast.CreateSeqStmt, ast.CreateFunctionStmt, ast.CreateTrigStmt, ast.CreateExtensionStmt,
+    ast.CreateEnumStmt, ast.CompositeTypeStmt, ast.CreateRangeStmt, ast.CreateDomainStmt,
+    ast.DefineStmt, ast.CommentStmt, ast.GrantStmt, ast.GrantRoleStmt, ast.InsertStmt, ast.UpdateStmt,
+    ast.DeleteStmt, ast.VariableSetStmt, ast.CreatePolicyStmt, ast.AlterEnumStmt, ast.CreateStatsStmt,
+    ast.AlterOwnerStmt, ast.RefreshMatViewStmt,
 )  # fmt: skip
 # Statements that can do anything, unseen by the grammar.
 OPAQUE = (ast.DoStmt, ast.CallStmt, ast.ExecuteStmt, ast.SelectStmt)

@@ -113,7 +113,8 @@ def show_status(status: "Status") -> None:
         took = f"{line.duration_seconds * 1000:.0f} ms" if line.duration_seconds is not None else ""
         click.echo(f"  {state} {line.migration:{width}}  {when}  {took}".rstrip())
     tally = {state: sum(line.state == state for line in status.lines) for state in STATES}
-    click.echo(" · ".join(f"{number} {state}" for state, number in tally.items() if number) or "No migrations.")
+    shown = [f"{number} {state}" for state, number in tally.items() if number]
+    click.echo(" · ".join(shown) or "No migrations.")
 
 
 def show_verification(result: "Verification") -> None:
@@ -129,6 +130,7 @@ def show_verification(result: "Verification") -> None:
     for sentence in (*result.wrong, *result.drift):
         click.secho(f"✗ {sentence}", fg="red")
     if result.pending:
-        click.secho(f"✗ pending: {', '.join(result.pending)}. Apply with: tollbook migrate apply", fg="yellow")
+        names = ", ".join(result.pending)
+        click.secho(f"✗ pending: {names}. Apply with: tollbook migrate apply", fg="yellow")
     if result.sound:
         click.secho("✓ everything that was promised is there", fg="green")

@@ -58,7 +58,7 @@ def revert(
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
 ) -> ApplyResult:
-    """Take back the newest migrations of the folders: `steps` of them, or all applied after (folder, version).
+    """Take back the newest migrations: `steps` of them, or all that were applied after (folder, version).
 
     The down file is used where there is one, else the down statements kept in the history. Raises
     MigrateError; NoWayBack, before anything is changed, where one of them has no down statements.
@@ -110,8 +110,8 @@ def _prepare(
     without = [one.name for one in chosen if _find_down(one, migrations) is None]
     if without:
         raise NoWayBack(
-            f"{', '.join(without)}: there is no down file, and none was kept when it was applied. Write one beside "
-            "its up file, or restore a backup. Nothing was changed."
+            f"{', '.join(without)}: there is no down file, and none was kept when it was applied. Write one "
+            "beside its up file, or restore a backup. Nothing was changed."
         )
     standing = list(everything)
     ways: list[_Way] = []
@@ -158,8 +158,8 @@ def _revert_one(
         if left := execution.find_standing(conn, way.gone):
             raise VerificationFailed(
                 f"The down statements of {way.applied.name} leave behind: "
-                f"{', '.join(f'the {promise.kind} {promise}' for promise in left)}. It is rolled back, and the "
-                "migration stays applied. Complete its down file and run again.",
+                f"{', '.join(f'the {promise.kind} {promise}' for promise in left)}. It is rolled back, and "
+                "the migration stays applied. Complete its down file and run again.",
                 left=[str(promise) for promise in left],
             )
         if absent := presence.find_missing(conn, way.applied.removed):

@@ -1,4 +1,4 @@
-"""The one database session a run works in: its address, its opening, and the lock that makes it the only run."""
+"""The one database session a run works in: its address, its opening, and the lock that keeps others out."""
 
 import os
 import re
@@ -89,8 +89,8 @@ def connected(url: str) -> Generator[Connection]:
     except psycopg.Error as error:
         if not connection.broken and not connection.closed:
             raise MigrateError(
-                f"PostgreSQL refused: {hide(_first_line(error), parameters)} [{error.sqlstate}]. What was not "
-                "committed is rolled back.",
+                f"PostgreSQL refused: {hide(_first_line(error), parameters)} [{error.sqlstate}]. "
+                "What was not committed is rolled back.",
                 sqlstate=error.sqlstate,
             ) from error
         raise ConnectionLost(
@@ -107,8 +107,8 @@ def _connect(parameters: dict[str, str]) -> Connection:
         return psycopg.connect(**options | {"client_encoding": "utf8"}, autocommit=True)  # pyright: ignore[reportArgumentType]
     except psycopg.Error as error:
         raise DatabaseUnreachable(
-            f"No connection to {name_target(parameters)}: {hide(_first_line(error), parameters)}. Check that the "
-            "server runs and that host, port, user, password and database of --database-url are right."
+            f"No connection to {name_target(parameters)}: {hide(_first_line(error), parameters)}. Check that "
+            "the server runs and that host, port, user, password and database of --database-url are right."
         ) from None
 
 
@@ -139,8 +139,8 @@ def _wait_for_lock(conn: Connection, listen: Listener, wait_seconds_max: float) 
     while not _try_lock(conn):
         if time.monotonic() >= until:
             raise LockHeld(
-                f"Another run has held this database for {wait_seconds_max:g} s: {_name_holder(conn)}. Wait for "
-                "it to end and run again; if it is stuck, end it with pg_terminate_backend."
+                f"Another run has held this database for {wait_seconds_max:g} s: {_name_holder(conn)}. Wait "
+                "for it to end and run again; if it is stuck, end it with pg_terminate_backend."
             )
         if not told:
             listen(Event("waiting", f"Waiting for another run: {_name_holder(conn)}."))
@@ -166,7 +166,8 @@ def _name_holder(conn: Connection) -> str:
     if row is None:
         return "a session that is just ending"
     pid, application, user, since = row
-    return f"process {pid} ({application or 'no application name'}, user {user}, since {since:%Y-%m-%d %H:%M:%S})"
+    name = application or "no application name"
+    return f"process {pid} ({name}, user {user}, since {since:%Y-%m-%d %H:%M:%S})"
 
 
 def _check_session(conn: Connection, url: str) -> int:
@@ -193,9 +194,9 @@ def read_pid(conn: Connection) -> int:
 
 def _explain_pooler() -> str:
     return (
-        "This address is a connection pooler in transaction mode (such as PgBouncer): the session changes its "
-        "server process, so the run's lock protects nothing and would leak. Give the server's own address, or "
-        "a pool in session mode, in --database-url."
+        "This address is a connection pooler in transaction mode (such as PgBouncer): the session changes "
+        "its server process, so the run's lock protects nothing and would leak. Give the server's own "
+        "address, or a pool in session mode, in --database-url."
     )
 
 
