@@ -79,6 +79,43 @@ async def test_what_a_killed_worker_left_half_done_is_given_up(database: Databas
         assert await tx.value("SELECT count(*) FROM jobs.procrastinate_jobs") == 0
 
 
+async def test_a_worker_whose_connections_are_cut_starts_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "RESTART_WAIT_SECONDS", 0.1)
+    ran_again, ran = asyncio.Event(), 0
+
+    async def run(known: Database) -> None:
+        nonlocal ran
+        ran += 1
+        if ran == 2:
+            ran_again.set()
+            return
+        async with known.read() as tx:
+            await tx.value(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name = 'tollbook jobs' AND datname = current_database()"
+            )
+
+    await _until(ran_again, database, [Job("cutter", "0 0 1 1 *", run)])
+    assert ran >= 2
+
+
+async def test_a_cancelled_worker_ends_even_when_the_database_is_gone(database: Database) -> None:
+    began = asyncio.Event()
+
+    async def run(known: Database) -> None:
+        async with known.write() as tx:
+            await tx.execute("ALTER TABLE jobs.procrastinate_workers RENAME TO gone")
+        began.set()
+
+    working = asyncio.create_task(jobs.work(database, [Job("one", "0 0 1 1 *", run)], asyncio.Event()))
+    await asyncio.wait_for(began.wait(), WAIT_SECONDS_MAX)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(working, WAIT_SECONDS_MAX)
+
+
 def test_the_migration_is_the_installed_librarys_schema() -> None:
     migration = Path(tollbook.__file__).parent / "core" / "migrations" / "0002_jobs.up.sql"
     text = migration.read_text()

@@ -80,8 +80,10 @@ async def _work_once(database: Database, jobs: Sequence[Job], stop: asyncio.Even
         finally:
             stopping.cancel()
             working.cancel()
-            with suppress(asyncio.CancelledError):
-                await working
+            # Not raised here: where we are cancelled, a lost database must not hide it.
+            await asyncio.gather(working, stopping, return_exceptions=True)
+        if not working.cancelled():
+            working.result()
 
 
 async def _clear(app: App) -> None:

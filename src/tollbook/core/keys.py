@@ -4,7 +4,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -102,7 +102,7 @@ class Key:
 class KeyGrant:
     """A new key and its secret, which exists nowhere else."""
 
-    secret: str
+    secret: str = field(repr=False)
     key: Key
 
 

@@ -1,0 +1,37 @@
+"""The worker: every book's jobs at start-up, on the real books."""
+
+import asyncio
+from datetime import timedelta
+
+from fixtures.payments import pay
+from tollbook.core.database import Database
+from tollbook.entrypoints.worker import JOBS, run_worker
+
+TRIES_MAX = 300
+PAUSE_SECONDS = 0.1
+
+
+async def _all_done(database: Database) -> bool:
+    async with database.read() as tx:
+        return bool(
+            await tx.value(
+                """
+                SELECT EXISTS (SELECT FROM payments.x402_payments WHERE status = 'expired')
+                   AND EXISTS (SELECT FROM payments.x402_analytics WHERE total_payments = 1)
+                   AND NOT EXISTS (SELECT FROM jobs.procrastinate_jobs)
+                """
+            )
+        )
+
+
+async def test_at_start_up_the_worker_expires_counts_and_leaves_no_job_undone(database: Database) -> None:
+    await pay(database, lifetime=timedelta(microseconds=1))
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(database, JOBS, stop))
+    for _ in range(TRIES_MAX):
+        if await _all_done(database):
+            break
+        await asyncio.sleep(PAUSE_SECONDS)
+    stop.set()
+    await working
+    assert await _all_done(database)
