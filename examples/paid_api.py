@@ -11,7 +11,7 @@ app.add_middleware(
     Paywall,
     payees=[Payee("base-sepolia", os.environ["PAY_TO"])],
     routes={"GET /weather/{city}": PaidRoute(price="$0.01", requests=100)},
-    facilitator=os.environ.get("FACILITATOR_URL", "http://127.0.0.1:8402/facilitator"),
+    facilitator=os.environ.get("FACILITATOR_URL", "http://127.0.0.1:8404"),
 )
 
 

@@ -6,7 +6,6 @@ Wire format: x402 version 2, HTTP transport (PAYMENT-REQUIRED, PAYMENT-SIGNATURE
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
@@ -60,7 +59,8 @@ EXPOSED_HEADERS = ", ".join(
     (PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER)
 ).encode()
 
-logger = logging.getLogger(__name__)
+ADMIT = telemetry.LATENCY.labels("admit")
+RECORD = telemetry.LATENCY.labels("record")
 
 
 class _Seller(Protocol):
@@ -217,13 +217,15 @@ class _TokenSeller:
         self._admission: Admission | None = None
 
     async def open(self) -> None:
-        self._admission = await self._meter.admit(self._secret_hash, self._toll.key)
+        with ADMIT.time():
+            self._admission = await self._meter.admit(self._secret_hash, self._toll.key)
 
     async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
         assert self._admission is not None
-        await self._meter.record(
-            self._admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
-        )
+        with RECORD.time():
+            await self._meter.record(
+                self._admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
+            )
         return [_remaining_header(self._admission)]
 
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
