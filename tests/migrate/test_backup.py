@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from tollbook.core.embedded import Server, binaries, throwaway
-from tollbook.migrate import pg_tools
+from tollbook.migrate import archive, pg_tools
+from tollbook.migrate.archive import Archive
 from tollbook.migrate.backup import Backup, backup, check
 from tollbook.migrate.errors import BackupFailed, MigrateError, RestoreFailed, ToolMissing, WrongUsage
 from tollbook.migrate.pg_tools import find_tool
@@ -26,7 +27,6 @@ from tollbook.migrate.restore import restore
 
 # The modules: their names in the package may mean the functions.
 backups = sys.modules["tollbook.migrate.backup"]
-restores = sys.modules["tollbook.migrate.restore"]
 
 WAIT_SECONDS_MAX = 30
 NOBODY_THERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -215,6 +215,7 @@ class TestBackup:
         code = """
 import resource, sys
 from pathlib import Path
+from tollbook.migrate.archive import Archive
 from tollbook.migrate.backup import backup
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 backup(sys.argv[1], Path(sys.argv[2]))
@@ -274,6 +275,7 @@ backup(sys.argv[1], Path(sys.argv[2]))
         code = """
 import sys
 from pathlib import Path
+from tollbook.migrate.archive import Archive
 from tollbook.migrate.backup import backup
 backup(sys.argv[1], Path(sys.argv[2]))
 """
@@ -294,6 +296,7 @@ backup(sys.argv[1], Path(sys.argv[2]))
         code = """
 import sys
 from pathlib import Path
+from tollbook.migrate.archive import Archive
 from tollbook.migrate.backup import backup
 print(backup(sys.argv[1], Path(sys.argv[2])).path)
 """
@@ -537,16 +540,16 @@ class TestRestore:
         made = backup(books, tmp_path)
         execute(books, "CREATE TABLE later (id int)")
         before = read_all(books)
-        read = restores._read
+        read = archive.read
 
-        def read_more(reader: Path, file: Path) -> object:
-            found = read(reader, file)
+        def read_more(file: Path) -> Archive:
+            found = read(file)
             return replace(found, rows={**found.rows, b"shop.sales_2026": found.rows[b"shop.sales_2026"] + 1})
 
-        monkeypatch.setattr(restores, "_read", read_more)
+        monkeypatch.setattr(archive, "read", read_more)
         with refused(RestoreFailed, "shop.sales_2026 has", "in the file", "try again"):
             restore(books, made.path)
-        monkeypatch.setattr(restores, "_read", lambda *given: replace(read(*given), tables=3))
+        monkeypatch.setattr(archive, "read", lambda file: replace(read(file), tables=3))
         with refused(RestoreFailed, "the file has 3 tables, the database 9"):
             restore(books, made.path)
         assert read_all(books) == before
@@ -649,6 +652,13 @@ class TestDamage:
         path.write_bytes(content[:middle] + b"\0" * 8 + content[middle + 8 :])
         with refused(RestoreFailed, "is not a whole backup"):
             restore(NOBODY_THERE, path)
+
+    def test_a_file_of_a_newer_version_is_told_apart_from_a_damaged_one(self, made: Backup) -> None:
+        newer = made.path.with_name("newer.dump")
+        content = made.path.read_bytes()
+        newer.write_bytes(content[:5] + bytes([1, 99]) + content[7:])  # the version follows "PGDMP"
+        with refused(ToolMissing, "unsupported version (1.99)", "Install a newer one"):
+            restore(NOBODY_THERE, newer)
 
     def test_the_whole_file_passes_and_only_then_the_server_is_asked(self, made: Backup) -> None:
         with refused(RestoreFailed, "onnection"):

@@ -57,7 +57,7 @@ def _candidates(name: str) -> list[Path]:
     folders = [
         Path(place) / "pginstall" / "bin" for place in (spec and spec.submodule_search_locations) or []
     ]
-    folders += [Path(folder) for folder in os.get_exec_path()]
+    folders += [Path(folder) for folder in os.get_exec_path() if folder]
     found = (shutil.which(name, path=str(folder)) for folder in folders)
     return [Path(path) for path in dict.fromkeys(found) if path]
 
