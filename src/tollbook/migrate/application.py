@@ -251,7 +251,8 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
         assert error is not None
         raise LockHeld(
             f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}); "
-            f"it is rolled back. {_name_blockers(conn)} Run again when they are done, or give it longer by --lock-timeout.",
+            f"it is rolled back. {_name_blockers(conn)} "
+            "Run again when they are done, or give it longer by --lock-timeout.",
             getattr(error, "place", None),
             sqlstate=read_sqlstate(error),
         ) from error

@@ -86,7 +86,7 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     if diag.context:
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
     return StatementFailed(
-        ". ".join(part.rstrip(".") for part in parts) + ".",
+        ". ".join(part.rstrip(".") for part in parts) + ". Rolled back; correct the file and run again.",
         place,
         sqlstate=error.sqlstate,
         detail=diag.message_detail,
@@ -144,7 +144,7 @@ def run_check(conn: Connection, script: Script, statements: tuple[Statement, ...
         results = run(conn, sql)
     except StatementFailed as error:
         raise VerificationFailed(
-            f"The check failed: {error.sentence} The migration is rolled back.", error.place, **error.details
+            f"The check failed: {error.sentence}", error.place, **error.details
         ) from None
     for statement, result in zip(statements, results[sql.before_count :], strict=False):
         if is_false(result):
