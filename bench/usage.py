@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
+import uvloop
 
 import tollbook
 from tollbook.books.payments.tokens import hash_secret
@@ -181,7 +182,7 @@ def main() -> None:
         one_by_one = [pgbench(url, 64, tokens) for tokens in (1, TOKENS)]
         figures += one_by_one
         for tokens in (1, TOKENS):
-            figures += [asyncio.run(meter(url, waiting, tokens)) for waiting in (1, 64, 256)]
+            figures += [uvloop.run(meter(url, waiting, tokens)) for waiting in (1, 64, 256)]
     show(figures, one_by_one[0].rate)
 
 

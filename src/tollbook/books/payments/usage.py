@@ -42,8 +42,8 @@ RECONNECT_SECONDS_MAX = 2.0
 ENDPOINT = "payments.endpoint"
 SERVER_ERROR = 500
 
-# One plan for any number of rows, from index to index, whatever the tables' size was when it was made:
-# planning this statement anew takes longer than running it.
+# One plan for any number of rows, from index to index whatever the tables were when it was made: planning
+# this statement anew takes longer than running it.
 SETTINGS = (
     "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off "
     f"-c enable_mergejoin=off -c statement_timeout={STATEMENT_SECONDS_MAX}s -c synchronous_commit="
@@ -79,6 +79,8 @@ class Meter:
 
     def __init__(self, url: str) -> None:
         self._names = Database(url, application="tollbook-labels", connections_max=1)
+        self._naming = asyncio.Lock()
+        self._endpoint_ids: dict[str, int] = {}
         self._takes: dict[_Group, list[asyncio.Future[Admission]]] = {}
         self._takes_waiting = 0
         self._gives: dict[int, list[asyncio.Future[bool]]] = {}
@@ -125,10 +127,7 @@ class Meter:
         A status of 500 or more gives the request back to the quota first. Raises NotRecorded: the request
         must then not be answered as a success.
         """
-        try:
-            endpoint_id = await labels.intern(self._names, ENDPOINT, endpoint)
-        except (psycopg.Error, DatabaseUnreachable) as error:
-            raise NotRecorded from error
+        endpoint_id = self._endpoint_ids.get(endpoint) or await self._name(endpoint)
         if status_code >= SERVER_ERROR and not await self._give(admission.payment_id):
             log.warning("a failed request of payment %s was not given back", admission.payment_id)
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -136,6 +135,18 @@ class Meter:
         self._records.append(record)
         self._recorder.wake()
         await written
+
+    async def _name(self, endpoint: str) -> int:
+        async with self._naming:  # one asks, the others that came with it find the answer
+            if endpoint not in self._endpoint_ids:
+                try:
+                    endpoint_id = await labels.intern(self._names, ENDPOINT, endpoint)
+                except (psycopg.Error, DatabaseUnreachable) as error:
+                    raise NotRecorded from error
+                if endpoint_id == labels.OTHER:  # what overflows has no bound, so it is not kept
+                    return endpoint_id
+                self._endpoint_ids[endpoint] = endpoint_id
+            return self._endpoint_ids[endpoint]
 
     async def _take(self, group: "_Group") -> Admission:
         if self._takes_waiting + len(self._records) >= WAITING_MAX:
@@ -260,7 +271,7 @@ class _Line:
         await self._hang_up()
 
     async def execute(self, sql: LiteralString, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement, which is one transaction. After a failure that may have lost the line, hang up."""
+        """Run one statement, which is one transaction. Hang up after a failure that may have lost the line."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 connection = self._connection or await self._connect()
@@ -318,13 +329,7 @@ async def _take(
                         %(wanted)s::integer[])
                  WITH ORDINALITY AS a (token_hash, payment_id, endpoint, wanted, nth)
             LEFT JOIN payments.x402_tokens AS t ON t.token_hash = a.token_hash
-        ), locked AS MATERIALIZED (
-            SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated, p.requests_used
-            FROM payments.x402_payments AS p
-            WHERE p.payment_id IN (SELECT payment_id FROM asked)
-            ORDER BY p.payment_id
-            FOR NO KEY UPDATE OF p
-        ), judged AS (
+        ), judged AS MATERIALIZED (
             SELECT asked.nth, asked.wanted, locked.payment_id, locked.expires_at, locked.requests_allocated,
                    locked.requests_used,
                    CASE
@@ -336,7 +341,14 @@ async def _take(
                        WHEN locked.status IN ('verified', 'used') THEN 'granted'
                        ELSE 'unknown'
                    END AS verdict
-            FROM asked LEFT JOIN locked USING (payment_id)
+            FROM (
+                SELECT nth, wanted, endpoint, payment_id, is_revoked, is_over FROM asked ORDER BY payment_id
+            ) AS asked
+            LEFT JOIN LATERAL (
+                SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated, p.requests_used
+                FROM payments.x402_payments AS p WHERE p.payment_id = asked.payment_id
+                FOR NO KEY UPDATE
+            ) AS locked ON true
         ), shared AS (
             SELECT nth, wanted, payment_id, expires_at, requests_allocated, verdict,
                    requests_allocated - greatest(0, requests_used
@@ -361,7 +373,8 @@ async def _take(
                 END,
                 updated_at = now()
             FROM (
-                SELECT payment_id, (min(requests_allocated) - min(free) + sum(granted))::integer AS requests_used
+                SELECT payment_id,
+                       (min(requests_allocated) - min(free) + sum(granted))::integer AS requests_used
                 FROM taken GROUP BY payment_id
             ) AS c
             WHERE p.payment_id = c.payment_id AND p.requests_used <> c.requests_used
