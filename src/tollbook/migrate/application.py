@@ -204,7 +204,7 @@ def _apply_one(
         objects.count(kept, ()),
         tuple(f"{p.kind} {p}" for p in kept),
     )
-    return step, [promise for promise in [*earlier, *kept] if promise not in removed]
+    return step, [*(promise for promise in earlier if promise not in removed), *kept]
 
 
 def _find_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:

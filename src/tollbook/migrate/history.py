@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from importlib import metadata
 from typing import Any
 from uuid import UUID, uuid4
@@ -85,6 +86,7 @@ class Interruption:
     at: str | None
 
 
+@cache
 def engine_version() -> str:
     """Return this engine's version, as the history keeps it."""
     try:

@@ -151,7 +151,9 @@ def check_objects(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
     problems += _check_schema_rights(conn, asked)
     row = conn.execute("SELECT current_schemas(false)::text[]").fetchone()
     path: list[str] = row[0] if row else []
-    there = list(presence.judge(asked, presence.look_up(conn, asked), path).found)
+    there: dict[tuple[str, str | None], list[Promise]] = {}
+    for promise in presence.judge(asked, presence.look_up(conn, asked), path).found:
+        there.setdefault((promise.kind, promise.name), []).append(promise)
     dropped: list[Promise] = []
     opaque = False
     for one in ready:
@@ -159,18 +161,15 @@ def check_objects(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
         opaque = opaque or one.promises.opaque
         marked: list[Promise] = []
         for promise in one.promises.made:
-            # Not so if it is dropped before, or if something could drop it that the grammar cannot see.
-            before = next((other for other in there if promise.name and same(promise, other)), None)
+            known = there.setdefault((promise.kind, promise.name), [])
+            before = next((other for other in known if promise.name and same(promise, other)), None)
             marked.append(replace(promise, made=before is None))
-            if (
-                before
-                and not promise.conditional
-                and not opaque
-                and not any(same(gone, promise) for gone in dropped)
-            ):
+            # No conflict if it is dropped before, or if something could drop it that the grammar cannot see.
+            freed = opaque or any(same(gone, promise) for gone in dropped)
+            if before and not promise.conditional and not freed:
                 problems.append(_name_conflict(one.migration, before))
+            known.append(marked[-1])
         one.promises.made[:] = marked
-        there += marked
     return problems
 
 
