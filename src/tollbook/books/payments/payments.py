@@ -174,7 +174,7 @@ async def settle(
         SET status = 'verified', settlement = 'settled', settlement_error = NULL,
             tx_hash = coalesce(%(tx_hash)s, tx_hash), block_number = %(block_number)s,
             confirmations = %(confirmations)s, verified_at = %(now)s, settled_at = %(now)s,
-            expires_at = %(now)s + lifetime, updated_at = %(now)s,
+            expires_at = %(now)s::timestamptz + lifetime, updated_at = %(now)s,
             settled_in = pg_current_xact_id()::text::bigint
         WHERE payment_id = %(payment_id)s AND status = 'pending'
         """,
