@@ -53,7 +53,7 @@ class Problem:
 class MigrateError(Exception):
     """A migration command refused or failed. Nothing is left half done."""
 
-    reason: ClassVar[str] = "migrate_failed"
+    reason: ClassVar[str] = "migrate-failed"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
 
@@ -73,7 +73,7 @@ class MigrateError(Exception):
 class WrongUsage(MigrateError):
     """The command cannot be understood as given."""
 
-    reason = "wrong_usage"
+    reason = "wrong-usage"
     status = 400
     exit_code = 2
 
@@ -81,42 +81,42 @@ class WrongUsage(MigrateError):
 class FolderRefused(MigrateError):
     """A folder or one of its files cannot be read as migrations."""
 
-    reason = "folder_refused"
+    reason = "folder-refused"
     status = 409
 
 
 class DatabaseUnreachable(MigrateError):
     """The server cannot be reached or does not let us in."""
 
-    reason = "database_unreachable"
+    reason = "database-unreachable"
     status = 503
 
 
 class ConnectionLost(MigrateError):
     """The server went away in the middle; what was not committed is rolled back."""
 
-    reason = "connection_lost"
+    reason = "connection-lost"
     status = 503
 
 
 class LockHeld(MigrateError):
     """Another run works on this database and did not end in time."""
 
-    reason = "lock_held"
+    reason = "lock-held"
     status = 409
 
 
 class SessionNotOurs(MigrateError):
     """A pooler hands our session from one server process to another, so its lock protects nothing."""
 
-    reason = "session_not_ours"
+    reason = "session-not-ours"
     status = 409
 
 
 class PreflightRefused(MigrateError):
     """Something stands in the way; all of it is named and nothing was changed."""
 
-    reason = "preflight_refused"
+    reason = "preflight-refused"
     status = 409
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -132,14 +132,14 @@ class PreflightRefused(MigrateError):
 class StatementFailed(MigrateError):
     """PostgreSQL refused a statement of a file; that file's transaction is rolled back."""
 
-    reason = "statement_failed"
+    reason = "statement-failed"
     status = 409
 
 
 class VerificationFailed(MigrateError):
     """A migration ran but did not make what it promises; it is rolled back."""
 
-    reason = "verification_failed"
+    reason = "verification-failed"
     status = 409
     exit_code = 4
 
@@ -147,23 +147,23 @@ class VerificationFailed(MigrateError):
 class NoWayBack(MigrateError):
     """A migration to be reverted has no down statements."""
 
-    reason = "no_way_back"
+    reason = "no-way-back"
     status = 409
 
 
 class BackupFailed(MigrateError):
     """No trustworthy backup could be written; nothing was changed and no partial file is left."""
 
-    reason = "backup_failed"
+    reason = "backup-failed"
 
 
 class RestoreFailed(MigrateError):
     """A backup could not be loaded; the database is as it was."""
 
-    reason = "restore_failed"
+    reason = "restore-failed"
 
 
 class ToolMissing(MigrateError):
     """pg_dump or pg_restore is absent, or older than the server."""
 
-    reason = "tool_missing"
+    reason = "tool-missing"
