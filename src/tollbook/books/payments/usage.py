@@ -271,7 +271,7 @@ class _Line:
         await self._hang_up()
 
     async def execute(self, sql: LiteralString, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement, which is one transaction. Hang up after a failure that may have lost the line."""
+        """Run one statement as one transaction. Hang up after a failure that may have lost the line."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 connection = self._connection or await self._connect()
