@@ -1,15 +1,18 @@
 """The meter: a quota of N admits N on any number of processes, and a recorded request is on disk."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 import psycopg
 import pytest
 
+from fixtures.database import migrate
 from fixtures.payments import ENDPOINT, buy, make_offer, pay
 from tollbook.books.payments import payments, tokens, usage
 from tollbook.books.payments.errors import (
@@ -25,7 +28,8 @@ from tollbook.books.payments.tokens import Grant, hash_secret
 from tollbook.books.payments.usage import Admission, Meter
 from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.errors import DatabaseUnreachable
+from tollbook.core.embedded import start, throwaway
+from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 METERS = 3
 
@@ -96,7 +100,8 @@ import asyncio
 from tollbook.books.payments.usage import Admission, Meter
 async def main():
     async with Meter({database.url!r}) as meter:
-        asked = (meter.admit(bytes.fromhex({hash_secret(grant.secret).hex()!r}), {ENDPOINT!r}) for _ in range(40))
+        token_hash = bytes.fromhex({hash_secret(grant.secret).hex()!r})
+        asked = (meter.admit(token_hash, {ENDPOINT!r}) for _ in range(40))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         print(sum(isinstance(answer, Admission) for answer in answers))
 asyncio.run(main())
@@ -227,3 +232,38 @@ async def test_a_lost_database_refuses_and_a_returned_one_serves_again(
     with pytest.raises(NotRecorded):
         await meter.record(admission, endpoint=ENDPOINT, status_code=200, response_time_ms=1)
     await use(meter, grant)
+
+
+async def test_what_was_recorded_survives_a_server_killed_in_the_middle() -> None:
+    with throwaway() as server:
+        migrate(server.url())
+        async with Database(server.url()) as database:
+            grant = await buy(database, requests_allocated=100_000)
+        recorded = 0
+        busy = asyncio.Event()
+        async with Meter(server.url()) as meter:
+
+            async def client() -> None:
+                nonlocal recorded
+                with suppress(Refusal):
+                    while True:
+                        await use(meter, grant)
+                        recorded += 1
+                        if recorded == 300:
+                            busy.set()
+
+            clients = [asyncio.create_task(client()) for _ in range(20)]
+            await busy.wait()
+            cluster = server.data_dir / "postgresql"
+            os.kill(int((cluster / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await asyncio.gather(*clients)
+        with start(server.data_dir) as again, psycopg.connect(again.url()) as connection:
+            row = connection.execute(
+                "SELECT (SELECT count(*) FROM payments.x402_usage), requests_used FROM payments.x402_payments"
+            ).fetchone()
+        assert row is not None
+        rows, used = row
+        # Every request that was answered is on disk, and whatever is on disk was taken from the quota.
+        assert recorded <= rows <= used <= recorded + 20
