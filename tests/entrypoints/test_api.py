@@ -1,5 +1,6 @@
 """The API as a whole: health, readiness, metrics, its description, and API keys over HTTP."""
 
+import json
 import uuid
 from collections.abc import AsyncIterator
 
@@ -152,6 +153,16 @@ async def test_a_key_that_makes_no_sense_is_refused(
     answer = await client.post("/v1/keys", json=wanted, headers=await authorize(database, "*"))
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_text_that_cannot_be_stored_is_refused(client: httpx.AsyncClient, database: Database) -> None:
+    admin = await authorize(database, "*")
+    for name in ("nul\x00nul", "\ud800"):
+        body = json.dumps({"name": name, "scopes": ["*"]})
+        answer = await client.post("/v1/keys", content=body, headers=admin)
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    answer = await client.get("/v1/payments?network=%00", headers=admin)
+    assert (answer.status_code, answer.json()["title"]) == (422, "text unstorable")
 
 
 async def test_malformed_ids_and_cursors_are_refused(client: httpx.AsyncClient, database: Database) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, cast
 
+import psycopg
 from fastapi import Depends, FastAPI, Request, Response, Security
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,7 @@ from tollbook.core.keys import Key
 PROBLEM = "application/problem+json"
 BODY_BYTES_MAX = 256 * 1024
 ERRORS_MAX = 20
+UNSTORABLE_STATES = (None, "22021")  # psycopg found the NUL itself, or the server found bad UTF-8
 KEPT_HEADERS = ("content-type", "location")
 REQUEST_ID_HEADER = b"x-request-id"
 
@@ -58,6 +60,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class TextUnstorable(Refusal):
+    """A text has what PostgreSQL's text cannot have."""
+
+    reason = "text-unstorable"
+    status = 422
+
+
 class IdMalformed(Refusal):
     """The id in the path is not an id."""
 
@@ -86,6 +95,7 @@ def install(app: FastAPI, database: Database) -> None:
     app.state.database = database
     app.add_exception_handler(Refusal, cast(Any, _answer_refusal))
     app.add_exception_handler(RequestValidationError, cast(Any, _answer_invalid))
+    app.add_exception_handler(psycopg.DataError, cast(Any, _answer_unstorable))
     app.add_exception_handler(HTTPException, cast(Any, _answer_http))
     app.add_middleware(Frame, tracer=telemetry.make_tracer())
 
@@ -187,6 +197,12 @@ async def _answer_invalid(_: Request, invalid: RequestValidationError) -> Respon
             "errors": errors,
         }
     )
+
+
+async def _answer_unstorable(request: Request, error: psycopg.DataError) -> Response:
+    if error.sqlstate not in UNSTORABLE_STATES:
+        raise error
+    return await _answer_refusal(request, TextUnstorable("A text holds NUL or is no Unicode. Mend it."))
 
 
 async def _answer_http(request: Request, error: HTTPException) -> Response:

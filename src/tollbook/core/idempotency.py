@@ -105,7 +105,7 @@ async def run(
     """
     if not KEY_LENGTH_MIN <= len(key) <= KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise IdempotencyKeyMalformed(
-            f"An Idempotency-Key has {KEY_LENGTH_MIN} to {KEY_LENGTH_MAX} ASCII characters: a random UUID."
+            f"An Idempotency-Key has {KEY_LENGTH_MIN} to {KEY_LENGTH_MAX} ASCII characters; send a new UUID."
         )
     attempt = Attempt(caller, key, request_hash, ids.make())
     kept = await _begin(database, attempt, now)
@@ -113,7 +113,7 @@ async def run(
         return _replay(attempt, kept)
     try:
         answer = await handle()
-    except BaseException:
+    except Exception:  # not where it is cancelled: then it may be done already
         await _release(database, attempt)
         raise
     if 200 <= answer.status < 300:
