@@ -617,6 +617,28 @@ restore(sys.argv[1], Path(sys.argv[2]))
         run_as_admin(server, "ALTER ROLE tollbook RESET ALL")
         assert restore(books, made.path).tables == SHOP_TABLES + 1
 
+    @pytest.mark.parametrize("way", ["beside", "in place"])
+    def test_a_pg_restore_killed_half_way_commits_nothing(
+        self, server: Server, books: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    ) -> None:
+        made = backup(books, tmp_path)
+        execute(books, "CREATE TABLE later (id int)")
+        before = read_all(books)
+        if way == "in place":
+            run_as_admin(server, "ALTER ROLE tollbook NOCREATEDB")
+        real = binaries() / "pg_restore"
+        script = f"""
+            [ "$1" = --version ] && echo "pg_restore (PostgreSQL) 99.1" && exit
+            [ "$1" = --no-owner ] && {real} "$@" | head -c 60000 && kill -9 $$
+            exec {real} "$@"
+        """
+        write_program(tmp_path / "bin", "pg_restore", script)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        with refused(RestoreFailed, "killed by signal 9"):
+            restore(books, made.path)
+        assert read_all(books) == before
+        assert read_databases(server) == {"books"}
+
     def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         with refused(RestoreFailed, "is not there", "Nothing was touched"):
             restore(NOBODY_THERE, tmp_path / "none.dump")

@@ -68,8 +68,8 @@ def restore(url: str, file: Path, *, into: str | None = None) -> Restored:
     """
     began = time.monotonic()
     target = _aim(read_target(url), into)
-    whole = archive.read(file)
     try:
+        whole = archive.read(file)
         kept = _put_back(target, whole)
     except (OSError, psycopg.Error) as error:
         said = target.clean(" ".join(str(error).split())).rstrip(".")
