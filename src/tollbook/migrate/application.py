@@ -173,6 +173,7 @@ class recorded:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self.conn.broken and not self.conn.closed:
+            self.conn.execute("RESET ALL")  # the last file may have made this session read-only
             history.end(self.conn, [self.run], "done" if error is None else "failed")
 
 
