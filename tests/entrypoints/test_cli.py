@@ -15,6 +15,7 @@ from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.core import clock
 from tollbook.core.database import Database
+from tollbook.core.embedded import Server
 
 SECONDS_MAX = 60
 NOWHERE = "postgresql://tollbook:hunter2@127.0.0.1:1/tollbook"
@@ -163,7 +164,7 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
     assert "hunter2" not in refused.stderr
 
 
-def test_a_database_without_our_tables_says_what_to_run(postgres) -> None:
+def test_a_database_without_our_tables_says_what_to_run(postgres: Server) -> None:
     refused = run("payments", "list", "--database-url", postgres.url("postgres"))
     assert refused.returncode == 1
     assert "tollbook migrate apply" in refused.stderr

@@ -116,7 +116,7 @@ def read_settings(data_dir: Path | None, database_url: str | None) -> "Settings"
     return found.model_copy(update=changes)
 
 
-class Id(click.ParamType):
+class Id(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - not generic in click 8.1
     """An id as people see it: a prefix such as pay_, and 13 letters."""
 
     def __init__(self, prefix: str) -> None:

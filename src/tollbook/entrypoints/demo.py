@@ -20,7 +20,7 @@ from x402 import x402Client
 from x402.http.clients import x402HttpxClient
 from x402.http.clients.httpx import PaymentError
 from x402.http.utils import decode_payment_response_header
-from x402.mechanisms.evm.exact import register_exact_evm_client
+from x402.mechanisms.evm.exact import register_exact_evm_client  # pyright: ignore[reportUnknownVariableType]
 from x402.mechanisms.evm.signers import EthAccountSigner
 
 from tollbook.books.payments.facilitator import InProcessFacilitator

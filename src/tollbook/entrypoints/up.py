@@ -7,15 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.commands import open_database, refuse_memory
 from tollbook.core.database import Database
-from tollbook.core.local_chain import LocalChainMissing
+from tollbook.core.local_chain import NETWORK, LocalChainMissing
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import api, api_keys, demo, migrations, serving, worker
 from tollbook.entrypoints.serving import Site, Teller, listening, terminable
 from tollbook.migrate.url import redact
 
 ADMIN_KEY_FILE = "admin.key"
+BACKUP_FOLDER = "backups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def start(wish: Wish) -> None:
         shop_listener = stack.enter_context(listening(wish.host, wish.port + 1)) if wish.demo else None
         url = stack.enter_context(open_database(wish.settings))
         teller.say("database", f"Database     {_name_database(wish, url)}", url=redact(url))
-        migrations.bring_up_to_date(url, wish.books, teller)
+        migrations.bring_up_to_date(url, wish.books, wish.settings.data_dir / BACKUP_FOLDER, teller)
         stage = _open_stage(stack, wish, teller) if wish.demo else None
         _make_admin_key(wish, url, teller)
         sites = [Site(_make_api(url, stage), listener)]
@@ -100,7 +102,13 @@ def _open_shop(wish: Wish, stage: demo.Stage, teller: Teller) -> Coroutine[Any, 
 
 
 def _make_api(url: str, stage: demo.Stage | None) -> Any:
-    return api.create_api(url)
+    """Return the API; in a demonstration it also takes transactions of its chain as payments."""
+    if stage is None:
+        return api.create_api(url)
+    selling = PaymentsSettings(
+        routes=demo.make_routes(), payees=demo.make_payees(stage), rpc_urls={NETWORK: stage.chain.url}
+    )
+    return api.create_api(url, selling)
 
 
 def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:

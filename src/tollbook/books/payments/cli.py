@@ -1,10 +1,11 @@
 """`tollbook payments` and `tollbook tokens`: the book read, and its upkeep, from the command line."""
 
+from datetime import timedelta
 from typing import get_args
 
 import click
 
-from tollbook.books.payments import payments, tokens
+from tollbook.books.payments import analytics, jobs, payments, tokens
 from tollbook.books.payments.payments import Payment, Status
 from tollbook.core import clock
 from tollbook.core.chains import find_network, normalize_address
@@ -13,7 +14,8 @@ from tollbook.core.database import Database
 from tollbook.core.settings import Settings
 
 LIMIT_DEFAULT = 20
-BATCHES_MAX = 1000  # of cleanup, each of up to 10,000 payments
+HOURS_DEFAULT = 24
+HOURS_MAX = 24 * 366
 
 
 _limit = click.option(
@@ -86,6 +88,33 @@ def show_stats(*, settings: Settings, as_json: bool) -> None:
     answer(ask(settings, read), as_json=as_json, title="The last 24 hours", empty="No payments in 24 hours.")
 
 
+@payments_group.command("cleanup")
+@storage_options
+@json_option
+def clean_up(*, settings: Settings, as_json: bool) -> None:
+    """Expire what is past its time now, as the worker does every hour."""
+    answer({"expired": ask(settings, jobs.clean_up)}, as_json=as_json)
+
+
+@payments_group.command("analytics")
+@click.option("--hours", default=HOURS_DEFAULT, show_default=True, type=click.IntRange(1, HOURS_MAX))
+@storage_options
+@json_option
+def show_analytics(*, settings: Settings, hours: int, as_json: bool) -> None:
+    """Bring the analytics up to date, as the worker does every hour, and show the last hours."""
+    until = clock.now() + timedelta(hours=1)
+    since = until - timedelta(hours=hours + 1)
+
+    async def count(database: Database) -> list[analytics.Hour]:
+        await jobs.count_up(database)
+        async with database.read() as tx:
+            return await analytics.hours(tx, since=since, until=until)
+
+    found = ask(settings, count)
+    rows = found if as_json else [_shorten_hour(hour) for hour in found]
+    answer(rows, as_json=as_json, title=f"The last {hours} hours", empty="Nothing in these hours.")
+
+
 @click.group("tokens")
 def tokens_group() -> None:
     """Access tokens: list and revoke them."""
@@ -121,6 +150,21 @@ def revoke_token(token_id: int, *, settings: Settings, as_json: bool) -> None:
             return await tokens.revoke(tx, token_id, now=clock.now())
 
     answer(ask(settings, revoke), as_json=as_json)
+
+
+def _shorten_hour(hour: analytics.Hour) -> dict[str, object]:
+    """What fits a terminal's width of an hour."""
+    return {
+        "hour": f"{hour.hour_bucket:%Y-%m-%d %H:%M}",
+        "chain": hour.chain,
+        "endpoint": hour.endpoint,
+        "payments": hour.total_payments,
+        "usdc": f"{hour.total_amount_usdc.normalize():f}",
+        "payers": hour.unique_payers,
+        "requests": hour.total_requests,
+        "errors": hour.error_count,
+        "ms": round(hour.response_time_ms_total / hour.total_requests) if hour.total_requests else None,
+    }
 
 
 def _shorten(payment: Payment) -> dict[str, object]:
