@@ -15,7 +15,7 @@ from tollbook.migrate import execution, files, history, objects, preflight
 from tollbook.migrate.backup import Backup
 from tollbook.migrate.errors import LockHeld, MigrateError, Problem, StatementFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, Prepared
 from tollbook.migrate.files import Folder, Migration
 from tollbook.migrate.history import Interruption
 from tollbook.migrate.objects import Count, Promise
@@ -191,7 +191,7 @@ def _apply_one(
     before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
 
     def attempt() -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
-        opening = f"{RESET} BEGIN; {settings}"
+        opening = f"{RESET} {BEGIN} {settings}"
         kept = execution.perform(conn, one, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
         removed = _find_removed(conn, before)
         seconds = timedelta(seconds=time.monotonic() - started)

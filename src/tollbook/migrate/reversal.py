@@ -21,7 +21,7 @@ from tollbook.migrate.application import (
 )
 from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, Prepared
 from tollbook.migrate.files import Folder, Migration, Script
 from tollbook.migrate.history import Applied
 from tollbook.migrate.objects import SHARED_KINDS, Promise
@@ -153,7 +153,7 @@ def _revert_one(
     settings = name_settings(lock_timeout_seconds)
 
     def attempt() -> None:
-        opening = f"{RESET} BEGIN; {settings}"
+        opening = f"{RESET} {BEGIN} {settings}"
         execution.perform(conn, way.down, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
         if left := execution.find_standing(conn, way.gone):
             raise VerificationFailed(
