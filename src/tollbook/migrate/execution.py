@@ -22,7 +22,7 @@ GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_Q
 RESET_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE;"
 RESET = f"{RESET_ROLE} RESET ALL;"
 RESET_COUNT = 3
-# In full: sent in one query with RESET, the transaction has begun under the defaults that the last file set.
+# In full: sent in one query with RESET, it begins under the defaults that the last file set.
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
 WRONG_SHOWN_MAX = 20
 CONTEXT_LINES_MAX = 3

@@ -14,6 +14,9 @@ from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import Connection, connected, name_target, read_url
 
 TABLES_COUNTED_MAX = 1_000
+# Tables up to this size are counted row by row; larger ones are estimated from the planner's statistics.
+COUNTED_BYTES_MAX = 256 * 2**20
+UNSOUND_SHOWN_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,10 @@ class Status:
     @property
     def drift(self) -> tuple[str, ...]:
         """A sentence for each file that is not what was applied."""
-        words = {"edited": "was edited after it was applied", "missing": "is applied, but its file is gone"}
+        words = {
+            "edited": "was edited after it was applied; put the applied text back from version control",
+            "missing": "is applied, but its file is gone; put it back from version control",
+        }
         return tuple(f"{line.migration} {words[line.state]}" for line in self.lines if line.state in words)
 
 
@@ -56,10 +62,11 @@ class FolderCounts:
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """A promised table and its rows; of a partitioned one, those of all its partitions."""
+    """A promised table and its rows, of all its partitions if it has any; exact is false for an estimate."""
 
     table: str
     rows: int
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ def verify(url: str, folders: Sequence[Folder]) -> Verification:
                 for name, promises in expected.items()
             ),
             counts=objects.count(everything, verdict.missing),
-            wrong=verdict.wrong,
+            wrong=tuple(dict.fromkeys([*verdict.wrong, *_find_unsound(conn, everything)])),
             drift=found.drift,
             pending=found.pending,
             rows=_count_rows(conn, verdict.found),
@@ -155,10 +162,53 @@ def _among(missing: Iterable[Promise], promises: Iterable[Promise]) -> list[Prom
     return [promise for promise in missing if _name(promise) in names]
 
 
+def _find_unsound(conn: Connection, promises: Sequence[Promise]) -> list[str]:
+    """Return a sentence for what is unsound on promised tables: indexes, constraints and triggers."""
+    rows = conn.execute(
+        """WITH promised AS (
+            SELECT c.oid, n.nspname, c.relname
+            FROM unnest(%(schemas)s::text[], %(tables)s::text[]) AS p (schema, name)
+            JOIN pg_namespace n ON n.nspname = p.schema
+            JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.name)
+        SELECT format('the index %%s.%%s is invalid: an earlier build failed; drop it and build it again',
+            p.nspname, x.relname)
+        FROM promised p JOIN pg_index i ON i.indrelid = p.oid JOIN pg_class x ON x.oid = i.indexrelid
+        WHERE NOT i.indisvalid
+        UNION ALL SELECT format('the constraint %%s of %%s.%%s is not validated; ALTER TABLE %%I.%%I '
+            'VALIDATE CONSTRAINT %%I', k.conname, p.nspname, p.relname, p.nspname, p.relname, k.conname)
+        FROM promised p JOIN pg_constraint k ON k.conrelid = p.oid WHERE NOT k.convalidated
+        UNION ALL SELECT format('the trigger %%s of %%s.%%s is disabled; ALTER TABLE %%I.%%I ENABLE '
+            'TRIGGER %%I', t.tgname, p.nspname, p.relname, p.nspname, p.relname, t.tgname)
+        FROM promised p JOIN pg_trigger t ON t.tgrelid = p.oid
+        WHERE t.tgenabled = 'D' AND NOT t.tgisinternal
+        LIMIT %(most)s""",
+        {
+            "schemas": [promise.schema for promise in promises if promise.kind == "table"],
+            "tables": [promise.name for promise in promises if promise.kind == "table"],
+            "most": UNSOUND_SHOWN_MAX,
+        },
+    )
+    return [row[0] for row in rows]
+
+
 def _count_rows(conn: Connection, found: Sequence[Promise]) -> tuple[TableRows, ...]:
-    counted: list[TableRows] = []
-    for table in [promise for promise in found if promise.kind == "table"][:TABLES_COUNTED_MAX]:
-        name = sql.Identifier(table.schema or "", table.name or "")
-        row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
-        counted.append(TableRows(str(table), int(row[0]) if row else 0))
-    return tuple(counted)
+    return tuple(
+        _count_table(conn, promise)
+        for promise in [promise for promise in found if promise.kind == "table"][:TABLES_COUNTED_MAX]
+    )
+
+
+def _count_table(conn: Connection, table: Promise) -> TableRows:
+    name = sql.Identifier(table.schema or "", table.name or "")
+    row = conn.execute(
+        """SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint,
+            coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
+        FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
+          OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(%(name)s)) WHERE isleaf)""",
+        {"name": name.as_string(conn)},
+    ).fetchone()
+    size, estimate = row or (0, 0)
+    if size > COUNTED_BYTES_MAX:
+        return TableRows(str(table), int(estimate), exact=False)
+    row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
+    return TableRows(str(table), int(row[0]) if row else 0, exact=True)

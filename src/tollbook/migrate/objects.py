@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 KINDS_SHOWN = {
-    "schema": "Schemas",
-    "extension": "Extensions",
-    "type": "Types",
-    "sequence": "Sequences",
     "table": "Tables",
     "view": "Views",
     "materialized view": "Materialized views",
     "function": "Functions",
     "index": "Indexes",
     "trigger": "Triggers",
+    "type": "Types",
+    "sequence": "Sequences",
+    "schema": "Schemas",
+    "extension": "Extensions",
 }
 # Others may share these, so a migration that makes them only where they are missing need not take them away.
 SHARED_KINDS = ("schema", "extension")

@@ -58,9 +58,15 @@ class Promises:
     opaque: bool = False
     may_remove: bool = False
     schema: str | None = None  # where unqualified names go after SET search_path; None: the session's
+    passing: set[str] = field(default_factory=set[str])  # temporary tables and partitions made here
 
     def make(self, promise: Promise) -> None:
-        """Add a promise; made again (OR REPLACE, IF NOT EXISTS) it counts once."""
+        """Add a promise; made again (OR REPLACE, IF NOT EXISTS) it counts once.
+
+        What hangs on a temporary table or a partition comes and goes with it, and is no promise.
+        """
+        if promise.schema == "pg_temp" or promise.on in self.passing:
+            return
         if promise.schema is None and promise.kind not in ("schema", "extension"):
             # An index or trigger lies in its table's schema, which need not be the first of the search path.
             tables = (other.schema for other in self.made if promise.on and other.name == promise.on)
@@ -116,9 +122,15 @@ def _relation(kind: str, relation: Any, *, conditional: bool) -> Promise:
     return Promise(kind, relation.schemaname, relation.relname, conditional=conditional)
 
 
+def _is_temporary(relation: Any) -> bool:
+    return relation.relpersistence == "t" or relation.schemaname == "pg_temp"
+
+
 def _make_table(promises: Promises, tree: Any, index: int) -> None:
     # A partition comes and goes with time: it is part of its table, and no promise of its own.
-    if tree.relation.relpersistence != "t" and tree.partbound is None:
+    if _is_temporary(tree.relation) or tree.partbound is not None:
+        promises.passing.add(tree.relation.relname)
+    else:
         promises.make(_relation("table", tree.relation, conditional=tree.if_not_exists))
 
 
@@ -127,22 +139,24 @@ def _make_foreign_table(promises: Promises, tree: Any, index: int) -> None:
 
 
 def _make_table_as(promises: Promises, tree: Any, index: int) -> None:
-    if tree.into.rel.relpersistence != "t":
+    if _is_temporary(tree.into.rel):
+        promises.passing.add(tree.into.rel.relname)
+    else:
         promises.make(_relation(KINDS[tree.objtype], tree.into.rel, conditional=tree.if_not_exists))
 
 
 def _make_select_into(promises: Promises, tree: Any, index: int) -> None:
-    if tree.intoClause and tree.intoClause.rel.relpersistence != "t":
+    if tree.intoClause and not _is_temporary(tree.intoClause.rel):
         promises.make(_relation("table", tree.intoClause.rel, conditional=False))
 
 
 def _make_view(promises: Promises, tree: Any, index: int) -> None:
-    if tree.view.relpersistence != "t":
+    if not _is_temporary(tree.view):
         promises.make(_relation("view", tree.view, conditional=tree.replace))
 
 
 def _make_sequence(promises: Promises, tree: Any, index: int) -> None:
-    if tree.sequence.relpersistence != "t":
+    if not _is_temporary(tree.sequence):
         promises.make(_relation("sequence", tree.sequence, conditional=tree.if_not_exists))
 
 
@@ -226,7 +240,12 @@ def _alter_table(promises: Promises, tree: Any, index: int) -> None:
     for command in tree.cmds or ():
         if command.subtype == AlterTableType.AT_AttachPartition and tree.objtype == ObjectType.OBJECT_TABLE:
             attached = _relation("table", command.def_.name, conditional=False)
-            promises.made = [promise for promise in promises.made if not same(attached, promise)]
+            promises.passing.add(command.def_.name.relname)
+            promises.made = [
+                promise
+                for promise in promises.made
+                if not same(attached, promise) and promise.on != command.def_.name.relname
+            ]
 
 
 def _rename(promises: Promises, tree: Any, index: int) -> None:

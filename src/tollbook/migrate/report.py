@@ -126,7 +126,7 @@ def show_verification(result: "Verification") -> None:
     if len(result.folders) > 1:
         click.echo(f"  all: {show_counts(result.counts)}")
     for row in result.rows:
-        click.echo(f"  {row.rows:>15,} rows in {row.table}")
+        click.echo(f"  {row.rows:>15,} rows {'' if row.exact else '(estimated) '}in {row.table}")
     for sentence in (*result.wrong, *result.drift):
         click.secho(f"✗ {sentence}", fg="red")
     if result.pending:
