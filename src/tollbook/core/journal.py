@@ -104,6 +104,9 @@ async def read(tx: WriteTx, reader: str, limit: int = 1_000) -> list[Entry]:
     if not 0 < limit <= READ_MAX:
         raise ValueError(f"limit must be between 1 and {READ_MAX}, not {limit}")
     position = await _hold(tx, reader)
+    # The primary key has this order in every partition. The planner, which cannot estimate the position,
+    # would rather sort all that is ahead: measured 37 ms instead of 0.4 ms with 100,000 entries ahead.
+    await tx.execute("SET LOCAL enable_sort = off")
     rows = await tx.all(
         """
         SELECT j.epoch, j.transaction_id::text::bigint AS transaction_id, j.entry_id, j.recorded_at,
@@ -120,6 +123,7 @@ async def read(tx: WriteTx, reader: str, limit: int = 1_000) -> list[Entry]:
         {**_params(position), "limit": limit},
         into=_Row,
     )
+    await tx.execute("SET LOCAL enable_sort TO DEFAULT")
     return [_entry(row) for row in rows]
 
 

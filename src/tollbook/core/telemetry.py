@@ -43,7 +43,7 @@ LATENCY = Histogram(
 )
 HTTP_REQUESTS = Counter(
     "tollbook_http_requests",
-    "Requests answered under /v1, by route and status.",
+    "Requests answered, by route and status.",
     ("method", "route", "status"),
     registry=REGISTRY,
 )

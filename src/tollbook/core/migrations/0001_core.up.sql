@@ -84,9 +84,12 @@ CREATE TABLE core.journal_epochs (
 );
 INSERT INTO core.journal_epochs (epoch) VALUES (1);
 
+-- A plain sequence: before PostgreSQL 17 a partitioned table cannot be relied on to have an identity column.
+CREATE SEQUENCE core.journal_entry_ids;
+
 CREATE TABLE core.journal (
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    entry_id bigint GENERATED ALWAYS AS IDENTITY,
+    entry_id bigint NOT NULL DEFAULT nextval('core.journal_entry_ids'),
     epoch integer NOT NULL DEFAULT 1,
     transaction_id xid8 NOT NULL DEFAULT pg_current_xact_id(),
     book text NOT NULL,
@@ -102,6 +105,7 @@ CREATE TABLE core.journal (
     PRIMARY KEY (epoch, transaction_id, entry_id, recorded_at),
     CHECK (amount IS NULL OR (network IS NOT NULL AND asset IS NOT NULL))
 ) PARTITION BY RANGE (recorded_at);
+ALTER SEQUENCE core.journal_entry_ids OWNED BY core.journal.entry_id;
 
 CREATE FUNCTION core.refuse_journal_change() RETURNS trigger
 LANGUAGE plpgsql
