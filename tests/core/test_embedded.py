@@ -226,7 +226,8 @@ def test_an_open_folder_in_the_place_of_the_short_one_is_not_used(tmp_path: Path
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     with embedded.start(deep) as first:
         pass
-    first.socket_dir.mkdir(mode=0o755)  # as anybody could
+    first.socket_dir.mkdir(mode=0o755)
+    account.choose(deep, deep / "postgresql").take(first.socket_dir)
     with embedded.start(deep) as second:
         assert second.socket_dir != first.socket_dir
     first.socket_dir.rmdir()

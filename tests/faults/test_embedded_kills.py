@@ -25,8 +25,8 @@ OWNER = """if True:
     from pathlib import Path
     from tollbook.core import embedded
     server = embedded.start(Path(sys.argv[1]))
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
         print("interrupted", flush=True)
