@@ -32,6 +32,7 @@ def problems(text: str) -> list[str]:
             ["table p"],
         ),
         ("CREATE TEMP TABLE t (i int)", []),
+        ("CREATE TEMP TABLE t (i int); CREATE INDEX i ON t (i)", []),
         ("CREATE TABLE t AS SELECT 1 AS i", ["table t"]),
         ("CREATE OR REPLACE VIEW v AS SELECT 1", ["view v"]),
         ("CREATE MATERIALIZED VIEW m AS SELECT 1", ["materialized view m"]),
