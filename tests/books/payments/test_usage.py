@@ -234,6 +234,31 @@ async def test_a_lost_database_refuses_and_a_returned_one_serves_again(
     await use(meter, grant)
 
 
+async def test_a_closed_meter_refuses_instead_of_letting_anyone_wait(database: Database) -> None:
+    grant = await buy(database)
+    async with Meter(database.url) as meter:
+        admission = await use(meter, grant)
+    with pytest.raises(DatabaseUnreachable):
+        await use(meter, grant)
+    with pytest.raises(DatabaseUnreachable):
+        await meter.record(admission, endpoint=ENDPOINT, status_code=200, response_time_ms=1)
+
+
+async def test_one_mad_record_harms_no_other(database: Database, meter: Meter) -> None:
+    grant = await buy(database)
+    admission = await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    mad, sane = await asyncio.gather(
+        meter.record(admission, endpoint=ENDPOINT, status_code=70_000, response_time_ms=1),
+        meter.record(admission, endpoint=ENDPOINT, status_code=200, response_time_ms=2**40),
+        return_exceptions=True,
+    )
+    assert isinstance(mad, ValueError)
+    assert sane is None
+    with psycopg.connect(database.url) as connection:
+        row = connection.execute("SELECT status_code, response_time_ms FROM payments.x402_usage").fetchone()
+    assert row == (200, 2**31 - 1)
+
+
 async def test_what_was_recorded_survives_a_server_killed_in_the_middle() -> None:
     with throwaway() as server:
         migrate(server.url())
