@@ -169,6 +169,15 @@ async def test_after_a_restore_into_a_younger_cluster_old_facts_come_first_and_n
     assert await take(database, "ledger", 1) == ["new"]
 
 
+@pytest.mark.parametrize("missing", ["FUNCTION core.check_journal_epoch", "SCHEMA core CASCADE"])
+async def test_a_database_without_the_books_is_said_to_be_one(database: Database, missing: str) -> None:
+    async with database.write() as tx:
+        await tx.connection.execute(f"DROP {missing}".encode())
+    with pytest.raises(journal.NotMigrated):
+        async with database.write() as tx:
+            await journal.check_epoch(tx)
+
+
 async def test_in_its_own_cluster_the_epoch_stays(database: Database) -> None:
     async with database.write() as open_one:
         await journal.append(open_one, [fact("open")])

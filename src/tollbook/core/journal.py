@@ -11,13 +11,25 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, cast
 
+from psycopg.errors import InvalidSchemaName, UndefinedFunction
 from psycopg.types.json import Jsonb
 
 from tollbook.core.database import Database, WriteTx
+from tollbook.core.errors import Refusal
 
 FACTS_MAX = 10_000
 READ_MAX = 10_000
 WEEKS_AHEAD = 12
+
+
+class NotMigrated(Refusal):
+    """The database answers, but the books are not in it."""
+
+    reason = "not-migrated"
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("The books are not in this database yet. Run: tollbook migrate apply.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +158,12 @@ async def check_epoch(tx: WriteTx) -> int:
     """Begin a new epoch where this database was restored into another cluster; the epoch that holds.
 
     Every process that appends calls it once, before its first fact, in a transaction of its own.
+    Raises NotMigrated.
     """
-    return cast(int, await tx.value("SELECT core.check_journal_epoch()"))
+    try:
+        return cast(int, await tx.value("SELECT core.check_journal_epoch()"))
+    except (InvalidSchemaName, UndefinedFunction) as missing:
+        raise NotMigrated from missing
 
 
 async def make_partitions(database: Database) -> int:

@@ -14,20 +14,12 @@ from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock, http, journal, keys, telemetry
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
-from tollbook.core.errors import Refusal
 from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, read_id, require
 from tollbook.core.keys import Key, KeyGrant
 from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
 
 READ_KEYS = "keys:read"
 WRITE_KEYS = "keys:write"
-
-
-class NotMigrated(Refusal):
-    """The database answers, but the books are not in it."""
-
-    reason = "not-migrated"
-    status = 503
 
 
 class NewKey(BaseModel):
@@ -44,7 +36,7 @@ def create_api(database_url: str, settings: PaymentsSettings | None = None) -> F
     """The app on this database. It opens its connections when it starts and closes them when it ends.
 
     `settings` say what a transaction hash may buy (POST /v1/payments); by default the environment does.
-    Raises WrongPaywall where they cannot work.
+    Raises WrongPaywall where they cannot work; starting it raises DatabaseUnreachable, NotMigrated.
     """
     settings = settings or PaymentsSettings()
     database = Database(database_url, application="tollbook api")
@@ -96,7 +88,7 @@ async def is_ready(database: Base) -> dict[str, str]:
             """
         )
     if not ready:
-        raise NotMigrated("The books are not in this database yet. Run: tollbook migrate apply.")
+        raise journal.NotMigrated
     return {"status": "ready"}
 
 

@@ -16,7 +16,7 @@ JOBS: list[Job] = [
 
 
 async def run_worker(database: Database, jobs_to_run: Sequence[Job], stop: asyncio.Event) -> None:
-    """Run the jobs, each once now and then by its clock, until `stop` is set."""
+    """Run the jobs, each once now and then by its clock, until `stop` is set. Raises NotMigrated."""
     async with database.write() as tx:
         await journal.check_epoch(tx)
     await jobs.work(database, jobs_to_run, stop)
