@@ -102,23 +102,32 @@ async def test_a_suspected_payment_keeps_its_identity_until_it_is_decided(databa
     assert (settled.status, settled.tx_hash, settled.settlement_error) == ("verified", HASH, None)
 
 
-async def test_a_transaction_that_settled_one_payment_buys_no_other(database: Database) -> None:
+async def test_a_transaction_that_settled_a_payers_payment_buys_him_no_other(database: Database) -> None:
     settled = await pay(database)
     assert settled.tx_hash is not None
+    again = make_offer(
+        nonce=None, tx_hash="0x" + settled.tx_hash[2:].upper(), from_address=settled.from_address
+    )
     with pytest.raises(AlreadyCounted) as refusal:
-        await reserve(database, make_offer(nonce=None, tx_hash="0x" + settled.tx_hash[2:].upper()))
+        await reserve(database, again)
     assert refusal.value.payment_id == settled.payment_id
+
+
+async def test_one_transaction_may_settle_several_authorizations(database: Database) -> None:
+    """Facilitators may batch; each nonce is spent once on chain, whatever transaction carries it."""
+    settled = await pay(database)
     waiting = await reserve(database, make_offer())
     async with database.write() as tx:
-        with pytest.raises(AlreadyCounted):
-            await payments.settle(
-                tx,
-                waiting.payment_id,
-                tx_hash=settled.tx_hash,
-                block_number=1,
-                confirmations=1,
-                now=clock.now(),
-            )
+        other = await payments.settle(
+            tx,
+            waiting.payment_id,
+            tx_hash=settled.tx_hash,
+            block_number=1,
+            confirmations=1,
+            now=clock.now(),
+        )
+    assert other.tx_hash == settled.tx_hash
+    assert other.status == "verified"
 
 
 async def test_settling_twice_is_refused_and_changes_nothing(database: Database) -> None:

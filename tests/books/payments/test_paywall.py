@@ -74,6 +74,12 @@ def make_app(shop: Shop) -> FastAPI:
             raise RuntimeError("the handler fell over")
         return PlainTextResponse("no", status)
 
+    @app.get("/fragile")
+    async def fragile(fall: str = "") -> Response:
+        if fall == "raise":
+            raise RuntimeError("the handler fell over")
+        return PlainTextResponse("no" if fall else "yes", 500 if fall else 200)
+
     @app.get("/stream")
     async def stream() -> StreamingResponse:
         async def body() -> AsyncIterator[bytes]:
@@ -101,6 +107,7 @@ async def shop(
             "GET /upfront": PaidRoute("$0.01", requests=REQUESTS, settle="before"),
             "GET /broken": PaidRoute("$0.01", requests=REQUESTS),
             "GET /stream": PaidRoute("$0.01"),
+            "GET /fragile": PaidRoute("$0.01", settle="before"),
         },
         facilitator=facilitator,
         database_url=database_url,
@@ -401,4 +408,60 @@ async def test_an_unreachable_database_lets_nobody_in(token: str, seller: LocalA
         assert (await ask(shop, "/free")).status_code == 200
     assert answer.status_code == 503
     assert answer.json()["type"] == "urn:tollbook:problem:database-unreachable"
+    assert shop.runs == []
+
+
+@pytest.mark.parametrize("fall", ["raise", "answer"])
+async def test_who_paid_upfront_and_got_a_failure_keeps_his_request(
+    shop: Shop, payer: LocalAccount, fall: str
+) -> None:
+    header = await sign_for(shop, "/fragile", payer)
+    failed = await ask(shop, f"/fragile?fall={fall}", PAYMENT_SIGNATURE=header)
+    assert failed.status_code == 500
+    assert decode_payment_response_header(failed.headers["PAYMENT-RESPONSE"]).success
+    secret = failed.headers["PAYMENT-TOKEN"]
+    assert (await ask(shop, "/fragile", **bearer(secret))).text == "yes"
+    assert (await ask(shop, "/fragile", **bearer(secret))).status_code == 402
+
+
+@pytest.mark.parametrize(
+    "path", ["/weather/rome%0A", "/weather/rome/", "/api/weather/rome", "/api/api/weather/x"]
+)
+async def test_no_spelling_of_a_path_is_free(
+    token: str, seller: LocalAccount, database_url: str, path: str
+) -> None:
+    shop = Shop("", database_url, seller.address, token)
+    app = make_app(shop)
+    app.root_path = "/api"
+    app.add_middleware(
+        Paywall,  # pyright: ignore[reportArgumentType]
+        payees=[Payee(NETWORK, seller.address)],
+        routes={"GET /weather/{city}": PaidRoute("$0.01")},
+        facilitator="http://127.0.0.1:9",
+        database_url=database_url,
+    )
+    async with serve(app) as url:
+        shop.url = url
+        assert (await ask(shop, path)).status_code != 200
+    assert shop.runs == []
+
+
+async def test_a_paywall_inside_a_mount_guards_its_app(
+    token: str, seller: LocalAccount, database_url: str
+) -> None:
+    shop = Shop("", database_url, seller.address, token)
+    inner = make_app(shop)
+    inner.add_middleware(
+        Paywall,  # pyright: ignore[reportArgumentType]
+        payees=[Payee(NETWORK, seller.address)],
+        routes={"GET /weather/{city}": PaidRoute("$0.01")},
+        facilitator="http://127.0.0.1:9",
+        database_url=database_url,
+    )
+    outer = FastAPI()
+    outer.mount("/sub", inner)
+    async with serve(outer) as url:
+        shop.url = url
+        assert (await ask(shop, "/sub/weather/rome")).status_code == 402
+        assert (await ask(shop, "/sub/free")).status_code == 200
     assert shop.runs == []

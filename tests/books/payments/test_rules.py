@@ -64,13 +64,17 @@ def test_a_price_without_exact_minor_units_is_refused(price: str) -> None:
         ("GET", "/items/", None),
         ("DELETE", "/files/a/b/c", "/files/*"),
         ("GET", "/files/", "/files/*"),
-        ("OPTIONS", "/files/a", None),
+        ("OPTIONS", "/files/a", "/files/*"),
+        ("QUERY", "/files/a", "/files/*"),
+        ("get", "/weather", "GET /weather"),
+        ("GET", "/weather\n", "GET /weather"),
+        ("GET", "/numbers/7", "GET /numbers/{id:int}"),
         ("GET", "/docs/a/b", "GET /docs/{rest:path}"),
         ("GET", "/items/a\nb", "GET /items/{id}"),
     ],
 )
 def test_a_request_finds_its_toll(method: str, path: str, key: str | None) -> None:
-    routes = ["GET /weather", "GET /items/{id}", "/files/*", "GET /docs/{rest:path}"]
+    routes = ["GET /weather", "GET /items/{id}", "/files/*", "GET /docs/{rest:path}", "GET /numbers/{id:int}"]
     toll = compile_tolls(dict.fromkeys(routes, CENT), PAYEES).find(method, path)
     assert (toll and toll.key) == key
 
@@ -82,6 +86,8 @@ def test_a_request_finds_its_toll(method: str, path: str, key: str | None) -> No
         ({"GET /a": CENT}, []),
         ({"weather": CENT}, PAYEES),
         ({"FETCH /a": CENT}, PAYEES),
+        ({"GET /n/{id:integer}": CENT}, PAYEES),
+        ({"GET /n/{id": CENT}, PAYEES),
         ({"GET /a": PaidRoute("free")}, PAYEES),
         ({"GET /a": PaidRoute("$1", requests=0)}, PAYEES),
         ({"GET /a": PaidRoute("$1", lifetime=timedelta(0))}, PAYEES),

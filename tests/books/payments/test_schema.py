@@ -17,32 +17,32 @@ FUNCTIONS = {"cleanup_expired_x402_payments", "update_x402_analytics"}
 
 # One query for each of the indexes, as the book asks it.
 QUERIES = {
-    "x402_payments_nonce": """
+    "idx_x402_payments_nonce": """
         SELECT payment_id FROM payments.x402_payments WHERE network = 'a' AND asset = 'b'
         AND from_address = 'c' AND nonce = 'd' AND status <> 'failed'""",
-    "x402_payments_tx_hash": """
+    "idx_x402_payments_tx_hash": """
         SELECT payment_id FROM payments.x402_payments
         WHERE network = 'a' AND tx_hash = 'b' AND status <> 'failed'""",
-    "x402_payments_from_address": """
+    "idx_x402_payments_from_address": """
         SELECT payment_id FROM payments.x402_payments
         WHERE from_address = 'a' AND payment_id < 9 ORDER BY payment_id DESC LIMIT 5""",
-    "x402_payments_status": """
+    "idx_x402_payments_status": """
         SELECT payment_id FROM payments.x402_payments
         WHERE status = 'pending' ORDER BY payment_id DESC LIMIT 5""",
-    "x402_payments_active": "SELECT payment_id FROM payments.v_x402_active_payments",
-    "x402_payments_expiry": """
+    "idx_x402_payments_active": "SELECT payment_id FROM payments.v_x402_active_payments",
+    "idx_x402_payments_expiry": """
         SELECT payment_id FROM payments.x402_payments WHERE status IN ('verified', 'used')
         AND expires_at <= now() ORDER BY expires_at LIMIT 10000""",
-    "x402_payments_unheard": """
+    "idx_x402_payments_unheard": """
         SELECT payment_id FROM payments.x402_payments WHERE status = 'pending' AND settlement = 'pending'
         AND valid_before <= now() ORDER BY valid_before LIMIT 10000""",
-    "x402_payments_settled_at": "SELECT chain FROM payments.v_x402_stats_24h",
-    "x402_payments_settled_in": "SELECT settled_at FROM payments.x402_payments WHERE settled_in >= 7",
-    "x402_tokens_token_hash": "SELECT payment_id FROM payments.x402_tokens WHERE token_hash = 'a'",
-    "x402_tokens_payment": """
+    "idx_x402_payments_settled_at": "SELECT chain FROM payments.v_x402_stats_24h",
+    "idx_x402_payments_settled_in": "SELECT settled_at FROM payments.x402_payments WHERE settled_in >= 7",
+    "idx_x402_tokens_token_hash": "SELECT payment_id FROM payments.x402_tokens WHERE token_hash = 'a'",
+    "idx_x402_tokens_payment": """
         SELECT token_id FROM payments.x402_tokens WHERE payment_id = 5 ORDER BY token_id DESC LIMIT 5""",
-    "x402_usage_time": "SELECT endpoint FROM payments.v_x402_endpoint_stats",
-    "x402_usage_payment": "SELECT created_at FROM payments.x402_usage WHERE payment_id = 5",
+    "idx_x402_usage_time": "SELECT endpoint FROM payments.v_x402_endpoint_stats",
+    "idx_x402_usage_payment": "SELECT created_at FROM payments.x402_usage WHERE payment_id = 5",
 }
 
 
@@ -90,8 +90,8 @@ def test_each_index_serves_the_query_it_is_there_for(connection: psycopg.Connect
     for name in others:
         connection.execute(f"DROP INDEX payments.{name}".encode())
     plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {QUERIES[index]}".encode()))
-    usage = index.startswith("x402_usage")
-    column = {"x402_usage_time": "created_at_transaction_id", "x402_usage_payment": "payment_id"}
+    usage = index.startswith("idx_x402_usage")
+    column = {"idx_x402_usage_time": "created_at_transaction_id", "idx_x402_usage_payment": "payment_id"}
     wanted = rf"x402_usage_\d+t\d+_{column[index]}_idx" if usage else index
     assert re.search(rf"(?:using|on) {wanted}\b", plan), plan
 

@@ -292,3 +292,36 @@ async def test_what_was_recorded_survives_a_server_killed_in_the_middle() -> Non
         rows, used = row
         # Every request that was answered is on disk, and whatever is on disk was taken from the quota.
         assert recorded <= rows <= used <= recorded + 20
+
+
+@pytest.mark.parametrize(("meanwhile", "status_code"), [(-1, 200), (1, 500)])
+async def test_a_change_while_the_lock_is_waited_for_is_counted_too(
+    database: Database, meter: Meter, meanwhile: int, status_code: int
+) -> None:
+    """Another process gives (or takes) one while this one takes (or gives): neither may get lost."""
+    grant = await buy(database, requests_allocated=10)
+    admissions = [await use(meter, grant) for _ in range(5)]
+    async with database.write() as tx:
+        await tx.execute(
+            """
+            UPDATE payments.x402_payments SET requests_used = requests_used + %(meanwhile)s
+            WHERE payment_id = %(payment_id)s
+            """,
+            {"meanwhile": meanwhile, "payment_id": grant.token.payment_id},
+        )
+        waiting = asyncio.create_task(
+            use(meter, grant)
+            if status_code < 500
+            else meter.record(admissions[0], endpoint=ENDPOINT, status_code=status_code, response_time_ms=1)
+        )
+        async with database.read() as other:
+            for _ in range(100):
+                blocked = await other.value(
+                    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                )
+                if blocked:
+                    break
+                await asyncio.sleep(0.02)
+        assert blocked, "the meter must wait for the row that is being changed"
+    await waiting
+    assert await read_quota(database, grant.token.payment_id) == ("verified", 5)

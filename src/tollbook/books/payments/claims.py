@@ -1,7 +1,7 @@
 """The older way to pay: the payer sent the tokens himself and presents the transaction's hash, once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -55,7 +55,7 @@ class Claimed:
     """The payment that a transaction became, and the access token it bought, shown this once."""
 
     payment: Payment
-    access_token: str
+    access_token: str = field(repr=False)
     requests_remaining: int
 
 
@@ -128,9 +128,12 @@ async def claim(
 async def _claim_again(
     tx: WriteTx, counted: AlreadyCounted, payer: str, tx_hash: str, now: datetime
 ) -> Claimed:
-    """The payer lost his token: he gets another for the same payment, never a second payment."""
+    """The payer lost his token: he gets another for the same payment, never a second payment.
+
+    So does one whose x402 answer was lost on its way: the transaction is his, and he proved who he is.
+    """
     payment = await payments.get(tx, counted.payment_id)
-    if (payment.scheme, payment.tx_hash, payment.from_address) != (SCHEME, tx_hash, payer):
+    if (payment.tx_hash, payment.from_address) != (tx_hash, payer):
         raise counted
     return _make_claimed(payment, await tokens.rotate(tx, payment.payment_id, now=now))
 

@@ -28,7 +28,8 @@ class AlreadyCounted(Refusal):
         shown = ids.show("pay", payment_id)
         super().__init__(
             f"This payment was presented before, as {shown}, and counts once. Use the token it bought, "
-            "or pay again with a new authorization.",
+            "or pay again with a new authorization. Where that token was lost, the payer gets another by "
+            "claiming the transaction: POST /v1/payments.",
             payment_id=shown,
         )
 

@@ -129,6 +129,10 @@ async def reserve(tx: WriteTx, offer: Offer, *, now: datetime) -> Payment:
     """
     if (offer.nonce is None) == (offer.tx_hash is None):
         raise ValueError("an offer is an authorization with a nonce, or a transaction hash: one of the two")
+    if (
+        offer.tx_hash is not None
+    ):  # an x402 payment of the payer that this transaction settled is not money anew
+        await refuse_counted(tx, offer)
     identity = _identify(offer)
     for _ in range(RESERVE_ATTEMPTS_MAX):
         payment_id = ids.make()
@@ -167,7 +171,8 @@ async def settle(
     before = await get(tx, payment_id)
     if tx_hash is not None:
         tx_hash = _spell(before.network, tx_hash)
-        await _refuse_other_owner(tx, before, tx_hash)
+        if before.nonce is None:  # with a nonce, that is its identity: one transaction may settle several
+            await _refuse_other_owner(tx, before, tx_hash)
     changed = await tx.execute(
         """
         UPDATE payments.x402_payments
@@ -389,7 +394,8 @@ async def _find_identity(tx: ReadTx, identity: Mapping[str, str | None]) -> int 
     return await tx.value(
         """
         SELECT payment_id FROM payments.x402_payments
-        WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND status <> 'failed'
+        WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND from_address = %(from_address)s
+          AND status <> 'failed'
         UNION ALL
         SELECT payment_id FROM payments.x402_payments
         WHERE network = %(network)s AND asset = %(asset)s AND from_address = %(from_address)s

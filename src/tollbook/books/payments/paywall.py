@@ -23,7 +23,7 @@ from tollbook.books.payments import tokens
 from tollbook.books.payments.errors import TokenExpired, TokenSpent
 from tollbook.books.payments.facilitator import Facilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
-from tollbook.books.payments.purchases import PaymentRefused, Purchase, Purchases
+from tollbook.books.payments.purchases import PaymentRefused, Purchase, Purchases, finish
 from tollbook.books.payments.rules import (
     MalformedPayment,
     Option,
@@ -35,7 +35,7 @@ from tollbook.books.payments.rules import (
     match_option,
 )
 from tollbook.books.payments.usage import Admission, Meter
-from tollbook.core import ids, storage, telemetry
+from tollbook.core import ids, journal, storage, telemetry
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
@@ -52,9 +52,11 @@ Headers = list[tuple[bytes, bytes]]
 TOKEN_HEADER = "PAYMENT-TOKEN"  # noqa: S105 - a header's name
 REMAINING_HEADER = "PAYMENT-REQUESTS-REMAINING"
 EXTENSION_KEY = "tollbook"  # under PAYMENT-RESPONSE's extensions
-SECRET_PREFIX = b"Bearer " + tokens.PREFIX.encode()
+SECRET_PREFIX = tokens.PREFIX.encode()
+PREFLIGHT_HEADER = b"access-control-request-method"
 SERVER_ERROR = 500
-CLIENT_ERROR = 400
+REDIRECTION = 300
+NOT_MODIFIED = 304
 EXPOSED_HEADERS = ", ".join(
     (PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER)
 ).encode()
@@ -69,6 +71,7 @@ class _Seller(Protocol):
     async def open(self) -> None: ...
     async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers: ...
     async def give_up(self, endpoint: str, milliseconds: int) -> None: ...
+    def receipt(self) -> Headers: ...
 
 
 class Paywall:
@@ -95,11 +98,12 @@ class Paywall:
         self._database_url = database_url
         self._books: _Books | None = None
         self._opening = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass free requests on as they are; sell the others."""
         if scope["type"] == "http":
-            toll = self._tolls.find(scope["method"], scope["path"])
+            toll = self._find_toll(scope)
             if toll is not None:
                 await self._sell(toll, scope, receive, send)
                 return
@@ -107,6 +111,18 @@ class Paywall:
             await self.app(scope, receive, self._with_lifespan(send))
             return
         await self.app(scope, receive, send)
+
+    def _find_toll(self, scope: Scope) -> Toll | None:
+        """By the path as the app's router sees it, and by the whole one: behind a mount they differ."""
+        method, path = scope["method"], scope["path"]
+        if method == "OPTIONS" and any(name == PREFLIGHT_HEADER for name, _ in scope["headers"]):
+            return None  # the browser's question before it pays, which no app answers with goods
+        root = scope.get("root_path", "")
+        if root and path.startswith(root + "/"):
+            toll = self._tolls.find(method, path[len(root) :])
+            if toll is not None:
+                return toll
+        return self._tolls.find(method, path)
 
     async def close(self) -> None:
         """Let go of the books, after the settlements and usage rows under way are written."""
@@ -123,6 +139,9 @@ class Paywall:
         return send_lifespan
 
     async def _open(self) -> "_Books":
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # test clients begin a new loop for each request
+            self._loop, self._opening, self._books = loop, asyncio.Lock(), None
         async with self._opening:
             if self._books is None:
                 self._books = await _Books.open(self._database_url, self._facilitator)
@@ -131,7 +150,7 @@ class Paywall:
     async def _sell(self, toll: Toll, scope: Scope, receive: Receive, send: Send) -> None:
         wanted = _read_headers(scope)
         try:
-            books = self._books or await self._open()
+            books = await self._open()
             seller = _make_seller(books, toll, wanted)
             await seller.open()
         except Refusal as refusal:
@@ -156,6 +175,8 @@ class _Books:
                 stack.callback(books.close)
                 url = books.url
             database = await stack.enter_async_context(Database(url, application="tollbook paywall"))
+            async with database.write() as tx:
+                await journal.check_epoch(tx)
             meter = await stack.enter_async_context(Meter(url))
             if isinstance(facilitator, str):
                 facilitator = RemoteFacilitator(facilitator)
@@ -188,8 +209,12 @@ class _Passage:
 
         try:
             await self._app(scope, receive, send_counted)
-        finally:
+        except Exception:
             if not self._began:
+                await self._fall_over(scope, send)
+            raise
+        finally:
+            if not self._began:  # cancelled, or an app that said nothing
                 await self._seller.give_up(_find_endpoint(self._toll, scope), self._milliseconds())
 
     async def _begin(self, message: Message, scope: Scope, send: Send) -> None:
@@ -199,9 +224,16 @@ class _Passage:
             headers = await self._seller.answer(message["status"], endpoint, self._milliseconds())
         except Refusal as refusal:
             self._refused = True
-            await _refuse(self._toll, scope, send, refusal)
+            await _refuse(self._toll, scope, send, refusal, self._seller.receipt())
             return
         await send({**message, "headers": _with_paid_headers(message.get("headers", ()), headers)})
+
+    async def _fall_over(self, scope: Scope, send: Send) -> None:
+        """The app raised. Who has paid already gets his receipt with the 500; others get the server's own."""
+        self._began = True
+        await self._seller.give_up(_find_endpoint(self._toll, scope), self._milliseconds())
+        if self._seller.receipt():
+            await _refuse(self._toll, scope, send, HandlerFailed(), self._seller.receipt())
 
     def _milliseconds(self) -> int:
         return (time.monotonic_ns() - self._started) // 1_000_000
@@ -226,10 +258,13 @@ class _TokenSeller:
             await self._meter.record(
                 self._admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
             )
-        return [_remaining_header(self._admission)]
+        return [_remaining_header(_count_remaining(self._admission, status))]
 
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
-        await self.answer(SERVER_ERROR, endpoint, milliseconds)
+        await finish(self.answer(SERVER_ERROR, endpoint, milliseconds))
+
+    def receipt(self) -> Headers:
+        return []
 
 
 class _PaymentSeller:
@@ -242,6 +277,7 @@ class _PaymentSeller:
         self._signed = signed
         self._payment: Any = None
         self._purchase: Purchase | None = None
+        self._remaining: int | None = None
 
     async def open(self) -> None:
         purchases = self._books.purchases
@@ -251,17 +287,28 @@ class _PaymentSeller:
 
     async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
         if self._purchase is None:
-            if status >= CLIENT_ERROR:
+            if status >= REDIRECTION and status != NOT_MODIFIED:
                 await self._books.purchases.release(self._payment, f"the app answered {status}")
                 return []
             self._purchase = await self._books.purchases.settle(self._payment, self._signed, self._option)
         meter = self._books.meter
         admission = await meter.admit_first(self._purchase.payment.payment_id)
         await meter.record(admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds)
-        return _make_receipt(self._purchase, admission)
+        self._remaining = _count_remaining(admission, status)
+        return self.receipt()
 
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
-        await self.answer(SERVER_ERROR, endpoint, milliseconds)
+        if self._purchase is None:
+            await self._books.purchases.release(self._payment, "the app gave no answer")
+        else:
+            await finish(self.answer(SERVER_ERROR, endpoint, milliseconds))
+
+    def receipt(self) -> Headers:
+        """What was bought, once it is paid for: also when the request itself then failed."""
+        if self._purchase is None:
+            return []
+        allocated = self._purchase.payment.requests_allocated
+        return _make_receipt(self._purchase, allocated if self._remaining is None else self._remaining)
 
 
 def _read_headers(scope: Scope) -> dict[bytes, bytes]:
@@ -282,8 +329,9 @@ def _make_seller(books: _Books, toll: Toll, headers: Mapping[bytes, bytes]) -> _
             raise PaymentRefused("invalid_payment_requirements", option)
         return _PaymentSeller(books, toll, option, signed)
     authorization = headers.get(b"authorization", b"")
-    if authorization.startswith(SECRET_PREFIX):
-        return _TokenSeller(books, toll, authorization[len(b"Bearer ") :].decode("latin-1"))
+    scheme, _, secret = authorization.partition(b" ")
+    if scheme.lower() == b"bearer" and secret.startswith(SECRET_PREFIX):
+        return _TokenSeller(books, toll, secret.decode("latin-1"))
     raise PaymentNeeded("Payment required: see PAYMENT-REQUIRED for the ways to pay.")
 
 
@@ -307,10 +355,23 @@ class PaymentMalformed(Refusal):
         )
 
 
-async def _refuse(toll: Toll, scope: Scope, send: Send, refusal: Refusal) -> None:
+class HandlerFailed(Refusal):
+    """The app raised after its payment was settled: the request is given back, the token is in the answer."""
+
+    reason = "handler-failed"
+    status = SERVER_ERROR
+
+    def __init__(self) -> None:
+        super().__init__("The request failed and was not counted. Try again with the access token.")
+
+
+async def _refuse(
+    toll: Toll, scope: Scope, send: Send, refusal: Refusal, receipt: Headers | None = None
+) -> None:
     """Answer with problem JSON; where paying helps, with a 402 that says how."""
     telemetry.REFUSALS.labels(reason=refusal.reason).inc()
     headers: Headers = [(b"cache-control", b"no-store"), (b"access-control-expose-headers", EXPOSED_HEADERS)]
+    headers += receipt or []
     body: dict[str, object] = refusal.problem()
     if refusal.status == PaymentNeeded.status:
         required = _make_required(toll, scope, refusal)
@@ -350,15 +411,20 @@ def _read_url(scope: Scope) -> str:
     return f"{scope.get('scheme', 'http')}://{name}{path.decode('latin-1')}"
 
 
-def _make_receipt(purchase: Purchase, admission: Admission) -> Headers:
+def _count_remaining(admission: Admission, status: int) -> int:
+    """A failed request was given back."""
+    return admission.requests_remaining + (status >= SERVER_ERROR)
+
+
+def _make_receipt(purchase: Purchase, remaining: int) -> Headers:
     """PAYMENT-RESPONSE with what was bought, and the token as a header of its own."""
     bought: dict[str, object] = {
         "paymentId": ids.show("pay", purchase.payment.payment_id),
-        "requestsRemaining": admission.requests_remaining,
-        "expiresAt": admission.expires_at.isoformat(),
+        "requestsRemaining": remaining,
+        "expiresAt": purchase.grant.token.expires_at.isoformat(),
     }
-    headers: Headers = [_remaining_header(admission)]
-    if admission.requests_remaining:
+    headers: Headers = [_remaining_header(remaining)]
+    if remaining:
         bought |= {"accessToken": purchase.grant.secret, "tokenType": "Bearer"}
         headers.append(_header(TOKEN_HEADER, purchase.grant.secret))
     extensions = {**(purchase.settlement.extensions or {}), EXTENSION_KEY: bought}
@@ -368,13 +434,15 @@ def _make_receipt(purchase: Purchase, admission: Admission) -> Headers:
 
 def _with_paid_headers(app_headers: Any, paid: Headers) -> Headers:
     """What was paid for is the payer's: no shared cache may keep it."""
-    control = b"private"
+    directives: list[bytes] = []
     rest: Headers = []
     for name, value in app_headers:
         if name.lower() == b"cache-control":
-            control = value if b"private" in value or b"no-store" in value else value + b", private"
+            directives += [each.strip() for each in value.split(b",")]
         else:
             rest.append((name, value))
+    kept = [each for each in directives if each and each not in (b"public", b"private")]
+    control = b", ".join([b"private", *(each for each in kept if not each.startswith(b"s-maxage"))])
     return [*rest, (b"cache-control", control), (b"access-control-expose-headers", EXPOSED_HEADERS), *paid]
 
 
@@ -384,8 +452,8 @@ def _find_endpoint(toll: Toll, scope: Scope) -> str:
     return f"{scope['method']} {path}" if path else toll.key
 
 
-def _remaining_header(admission: Admission) -> tuple[bytes, bytes]:
-    return _header(REMAINING_HEADER, str(admission.requests_remaining))
+def _remaining_header(remaining: int) -> tuple[bytes, bytes]:
+    return _header(REMAINING_HEADER, str(remaining))
 
 
 def _header(name: str, value: str) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ The intent is on disk before anything moves money; what cannot be known is kept 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
@@ -32,6 +32,17 @@ RETRY_AFTER_SECONDS = 5
 
 logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+
+
+_running: set[asyncio.Task[Any]] = set()
+
+
+async def finish(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Do it to its end: a client that goes away must not cut a settlement or a give-back in two."""
+    task = asyncio.create_task(work)
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+    return await asyncio.shield(task)
 
 
 class PaymentRefused(Refusal):
@@ -75,7 +86,6 @@ class Purchases:
 
     database: Database
     facilitator: Facilitator
-    _running: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
 
     async def reserve(self, toll: Toll, option: Option, payment: PaymentPayload) -> Payment:
         """Check a payment and write it down as the one that is about to be settled.
@@ -98,12 +108,15 @@ class Purchases:
         if not answer.is_valid:
             code = answer.invalid_reason or "invalid_payload"
             raise PaymentRefused(code, answer.invalid_message or f"The facilitator refused it: {code}.")
+        return await finish(self._reserve(offer))
+
+    async def _reserve(self, offer: Offer) -> Payment:
         async with self.database.write() as tx:
             return await payments.reserve(tx, offer, now=clock.now())
 
     async def release(self, payment: Payment, reason: str) -> None:
         """Let go of a reserved payment that will not be settled: it costs its payer nothing."""
-        await self._finish(self._book_failure(payment, reason))
+        await finish(self._book_failure(payment, reason))
 
     async def settle(self, payment: Payment, signed: PaymentPayload, option: Option) -> Purchase:
         """Move the money and book what it bought; goes on to its end even if the caller is cancelled.
@@ -112,19 +125,12 @@ class Purchases:
         PaymentUnknown (it may have moved).
         """
         with telemetry.LATENCY.labels(step="settle").time():
-            return await self._finish(self._settle(payment, signed, option))
+            return await finish(self._settle(payment, signed, option))
 
     async def close(self) -> None:
         """Wait for the settlements under way: what they did must be booked."""
-        while self._running:
-            await asyncio.wait(self._running)
-
-    async def _finish(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """A client that goes away must not cut a settlement in two."""
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        while _running:
+            await asyncio.wait(_running)
 
     async def _settle(self, payment: Payment, signed: PaymentPayload, option: Option) -> Purchase:
         try:
@@ -161,7 +167,7 @@ class Purchases:
                     return Purchase(settled, grant, answer)
         except Exception as error:
             logger.exception("the settlement of %s is not booked", ids.show("pay", payment.payment_id))
-            raise _say_unknown(payment, answer.transaction) from error
+            raise await self._suspect(payment, "settlement_not_booked", answer.transaction) from error
         raise AssertionError("unreachable: the attempts return or raise")
 
     async def _book_failure(self, payment: Payment, reason: str) -> None:

@@ -22,11 +22,12 @@ SIGNATURE_HEADER_BYTES_MAX = (
 REQUESTS_MAX = 1_000_000_000
 LIFETIME_MAX = timedelta(days=3660)
 TEXT_CHARS_MAX = 80  # of a client's text, in our own sentences
-UNIX_SECONDS_MAX = 253_402_300_799  # the last second of the year 9999, as far as datetime goes
+UNIX_SECONDS_MAX = 253_370_764_799  # the end of 9998: datetime ends a year later, in every time zone
+ANY_METHOD = "*"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 _PRICE = re.compile(r"\$?([0-9]{1,20}(?:\.[0-9]{1,18})?)")
-_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(:path)?\}|\*")
+_PARAMETER = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?:(:path)|:str|:int|:float|:uuid)?\}|\*")
 
 
 class WrongPaywall(ValueError):
@@ -104,13 +105,18 @@ class Tolls:
     patterns: Mapping[str, tuple[re.Pattern[str], Sequence[Toll]]]
 
     def find(self, method: str, path: str) -> Toll | None:
-        """The toll of a request, or None where it is free. HEAD costs what GET costs."""
+        """The toll of a request, or None where it is free. HEAD costs what GET costs.
+
+        A newline at the end is overlooked, because routers' `$` overlooks it.
+        """
+        method, path = method.upper(), path.removesuffix("\n")
         method = "GET" if method == "HEAD" else method
+        return self._find(method, path) or self._find(ANY_METHOD, path)
+
+    def _find(self, method: str, path: str) -> Toll | None:
         found = self.exact.get((method, path))
-        if found is not None:
+        if found is not None or method not in self.patterns:
             return found
-        if method not in self.patterns:
-            return None
         pattern, tolls = self.patterns[method]
         match = pattern.fullmatch(path)
         return None if match is None or match.lastgroup is None else tolls[int(match.lastgroup[1:])]
@@ -145,17 +151,16 @@ def compile_tolls(routes: Mapping[str, PaidRoute], payees: Sequence[Payee]) -> T
     exact: dict[tuple[str, str], Toll] = {}
     patterned: dict[str, list[tuple[str, Toll]]] = {}
     for key, terms in routes.items():
-        methods, path = _read_route(key)
+        method, path = _read_route(key)
         toll = Toll(key, terms, tuple(_make_option(terms, payee) for payee in payees))
         _check_terms(key, terms)
         tolls.append(toll)
-        for method in methods:
-            if _PARAMETER.search(path):
-                patterned.setdefault(method, []).append((_compile_path(path), toll))
-            else:
-                # Both spellings: a router that forgives a trailing slash must not forgive the price.
-                exact[method, path] = exact[method, path.rstrip("/") or "/"] = toll
-                exact[method, path.rstrip("/") + "/"] = toll
+        if _PARAMETER.search(path):
+            patterned.setdefault(method, []).append((_compile_path(path), toll))
+        else:
+            # Both spellings: a router that forgives a trailing slash must not forgive the price.
+            exact[method, path] = exact[method, path.rstrip("/") or "/"] = toll
+            exact[method, path.rstrip("/") + "/"] = toll
     patterns = {
         method: (
             re.compile(
@@ -221,14 +226,13 @@ def read_authorization(payment: PaymentPayload) -> Authorization:
     )
 
 
-def _read_route(key: str) -> tuple[Sequence[str], str]:
+def _read_route(key: str) -> tuple[str, str]:
     method, _, path = key.rpartition(" ")
     method = method.strip().upper()
-    if not path.startswith("/") or (method and method not in METHODS):
+    unread = set("{}") & set(_PARAMETER.sub("", path))
+    if not path.startswith("/") or unread or (method and method not in METHODS):
         raise WrongPaywall(f'The route {key!r} is not like "GET /weather/{{city}}" or "/weather".')
-    if not method:
-        return [each for each in METHODS if each != "HEAD"], path
-    return ["GET" if method == "HEAD" else method], path
+    return ("GET" if method == "HEAD" else method or ANY_METHOD), path
 
 
 def _compile_path(path: str) -> str:

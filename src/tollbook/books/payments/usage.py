@@ -134,8 +134,9 @@ class Meter:
         if not 0 < status_code <= STATUS_CODE_MAX:
             raise ValueError(f"{status_code} is no HTTP status")
         self._recorder.check_open()
+        given = self._give(admission.payment_id) if status_code >= SERVER_ERROR else None
         endpoint_id = self._endpoint_ids.get(endpoint) or await self._name(endpoint)
-        if status_code >= SERVER_ERROR and not await self._give(admission.payment_id):
+        if given is not None and not await given:
             log.warning("a failed request of payment %s was not given back", admission.payment_id)
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         milliseconds = min(max(response_time_ms, 0), RESPONSE_TIME_MS_MAX)
@@ -365,7 +366,7 @@ async def _take(
                 FOR NO KEY UPDATE
             ) AS locked ON true
         ), shared AS (
-            SELECT nth, wanted, payment_id, expires_at, requests_allocated, verdict,
+            SELECT nth, wanted, payment_id, expires_at, requests_allocated, requests_used, verdict,
                    requests_allocated - greatest(0, requests_used
                        + coalesce(sum(wanted) FILTER (WHERE verdict = 'given') OVER payment, 0)) AS free,
                    coalesce(sum(wanted) FILTER (WHERE verdict = 'granted') OVER earlier, 0) AS promised
@@ -374,7 +375,7 @@ async def _take(
                    earlier AS (PARTITION BY payment_id ORDER BY nth
                                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
         ), taken AS MATERIALIZED (
-            SELECT nth, payment_id, expires_at, requests_allocated, verdict, free, promised,
+            SELECT nth, payment_id, expires_at, requests_allocated, requests_used, verdict, free, promised,
                    CASE verdict WHEN 'granted' THEN greatest(0, least(wanted, free - promised)) ELSE 0 END
                        AS granted
             FROM shared
@@ -388,11 +389,12 @@ async def _take(
                 END,
                 updated_at = now()
             FROM (
-                SELECT payment_id,
+                SELECT payment_id, min(requests_used) AS requests_used_before,
                        (min(requests_allocated) - min(free) + sum(granted))::integer AS requests_used
                 FROM taken GROUP BY payment_id
             ) AS c
-            WHERE p.payment_id = c.payment_id AND p.requests_used <> c.requests_used
+            -- Compared with the locked row: p's own figure is the snapshot's, from before the wait.
+            WHERE p.payment_id = c.payment_id AND c.requests_used_before <> c.requests_used
               AND p.status IN ('verified', 'used', 'expired')
         )
         SELECT verdict, payment_id, expires_at, granted::integer, (free - promised)::integer

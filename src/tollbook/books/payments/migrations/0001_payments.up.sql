@@ -129,36 +129,38 @@ CREATE TABLE payments.x402_analytics (
 SELECT core.ensure_partitions('payments.x402_usage', interval '1 week', 8);
 
 -- payments.reserve: one authorization counts once. payments.page of a payer does not need it.
-CREATE UNIQUE INDEX x402_payments_nonce ON payments.x402_payments (network, asset, from_address, nonce)
+CREATE UNIQUE INDEX idx_x402_payments_nonce ON payments.x402_payments (network, asset, from_address, nonce)
     WHERE nonce IS NOT NULL AND status <> 'failed';
--- payments.reserve, payments.settle: one transaction counts once. payments.find: look one up.
-CREATE UNIQUE INDEX x402_payments_tx_hash ON payments.x402_payments (network, tx_hash)
+-- payments.reserve: one payer's transfers in one transaction count once. payments.find: look one up. A nonce
+-- is an identity of its own: facilitators may settle several authorizations in one transaction.
+CREATE UNIQUE INDEX idx_x402_payments_tx_hash
+    ON payments.x402_payments (network, tx_hash, from_address, coalesce(nonce, ''))
     WHERE tx_hash IS NOT NULL AND status <> 'failed';
 -- payments.page(from_address=…)
-CREATE INDEX x402_payments_from_address ON payments.x402_payments (from_address, payment_id DESC);
+CREATE INDEX idx_x402_payments_from_address ON payments.x402_payments (from_address, payment_id DESC);
 -- payments.page(status=…)
-CREATE INDEX x402_payments_status ON payments.x402_payments (status, payment_id DESC);
+CREATE INDEX idx_x402_payments_status ON payments.x402_payments (status, payment_id DESC);
 -- v_x402_active_payments: those that still buy something.
-CREATE INDEX x402_payments_active ON payments.x402_payments (expires_at) WHERE status = 'verified';
+CREATE INDEX idx_x402_payments_active ON payments.x402_payments (expires_at) WHERE status = 'verified';
 -- cleanup_expired_x402_payments(): those whose time is over, oldest first.
-CREATE INDEX x402_payments_expiry ON payments.x402_payments (expires_at) WHERE status IN ('verified', 'used');
+CREATE INDEX idx_x402_payments_expiry ON payments.x402_payments (expires_at) WHERE status IN ('verified', 'used');
 -- cleanup_expired_x402_payments(): those that began to settle and of which nothing more was heard.
-CREATE INDEX x402_payments_unheard ON payments.x402_payments (valid_before)
+CREATE INDEX idx_x402_payments_unheard ON payments.x402_payments (valid_before)
     WHERE status = 'pending' AND settlement = 'pending';
 -- v_x402_stats_24h, update_x402_analytics(): those settled in a time.
-CREATE INDEX x402_payments_settled_at ON payments.x402_payments (settled_at) WHERE settled_at IS NOT NULL;
+CREATE INDEX idx_x402_payments_settled_at ON payments.x402_payments (settled_at) WHERE settled_at IS NOT NULL;
 -- update_x402_analytics(): those settled or refunded since the watermark.
-CREATE INDEX x402_payments_settled_in ON payments.x402_payments (settled_in) WHERE settled_in IS NOT NULL;
+CREATE INDEX idx_x402_payments_settled_in ON payments.x402_payments (settled_in) WHERE settled_in IS NOT NULL;
 -- usage.Meter.admit: whose secret is this?
-CREATE UNIQUE INDEX x402_tokens_token_hash ON payments.x402_tokens (token_hash);
+CREATE UNIQUE INDEX idx_x402_tokens_token_hash ON payments.x402_tokens (token_hash);
 -- tokens.rotate, tokens.page(payment_id=…)
-CREATE INDEX x402_tokens_payment ON payments.x402_tokens (payment_id, token_id DESC);
+CREATE INDEX idx_x402_tokens_payment ON payments.x402_tokens (payment_id, token_id DESC);
 -- v_x402_endpoint_stats: a time's rows. update_x402_analytics(): the rows since the watermark. Rows arrive in
 -- the order of both columns, so a few bytes for every 32 pages are enough.
-CREATE INDEX x402_usage_time ON payments.x402_usage USING brin (created_at, transaction_id)
+CREATE INDEX idx_x402_usage_time ON payments.x402_usage USING brin (created_at, transaction_id)
     WITH (pages_per_range = 32, autosummarize = on);
 -- usage.page: one payment's requests.
-CREATE INDEX x402_usage_payment ON payments.x402_usage (payment_id);
+CREATE INDEX idx_x402_usage_payment ON payments.x402_usage (payment_id);
 
 -- The payments that still buy requests.
 CREATE VIEW payments.v_x402_active_payments AS
