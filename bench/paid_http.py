@@ -108,14 +108,14 @@ def serving(app: str, url: str | None) -> Generator[int]:
         server.wait(20)
 
 
-def load(port: int, secret: str, seconds: float) -> float:
+def load(port: int, secret: str, seconds: float, path: str = "/hello") -> float:
     """Requests a second that were answered 200, by CONNECTIONS keep-alive connections in a closed loop."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        return asyncio.run(_load(port, secret, seconds))
+        return asyncio.run(_load(port, secret, seconds, path))
     command = [
         wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-H", f"Authorization: Bearer {secret}",
-        f"http://127.0.0.1:{port}/hello",
+        f"http://127.0.0.1:{port}{path}",
     ]  # fmt: skip
     report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in report:
@@ -123,8 +123,8 @@ def load(port: int, secret: str, seconds: float) -> float:
     return float(report.partition("Requests/sec:")[2].split()[0])
 
 
-async def _load(port: int, secret: str, seconds: float) -> float:
-    request = f"GET /hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {secret}\r\n\r\n".encode()
+async def _load(port: int, secret: str, seconds: float, path: str) -> float:
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {secret}\r\n\r\n".encode()
     end = time.monotonic() + seconds
     counts = await asyncio.gather(*(_ask(port, request, end) for _ in range(CONNECTIONS)))
     return sum(counts) / seconds
@@ -156,6 +156,7 @@ def main() -> None:
         print(f"paid over HTTP, {CONNECTIONS} connections, medians of {ROUNDS} rounds of {SECONDS} s, {tool}")
         for name, app in APPS.items():
             ratios: list[float] = []
+            unprotected: list[float] = []
             free_rates: list[float] = []
             paid_rates: list[float] = []
             with serving(app, None) as free, serving(app, url) as paid:
@@ -165,11 +166,15 @@ def main() -> None:
                     free_rates.append(load(free, secret, SECONDS))
                     paid_rates.append(load(paid, secret, SECONDS))
                     ratios.append(paid_rates[-1] / free_rates[-1])
+                    if app == "bare":
+                        unprotected.append(load(paid, secret, SECONDS, "/free") / free_rates[-1])
             print(json.dumps({
                 "app": name, "free_per_second": round(statistics.median(free_rates)),
                 "paid_per_second": round(statistics.median(paid_rates)),
                 "ratio": round(statistics.median(ratios), 3), "goal": GOALS[name],
             }))  # fmt: skip
+            if unprotected:
+                print(f"an unprotected route keeps {statistics.median(unprotected):.3f} of the app's rate")
         with psycopg.connect(url) as connection:
             row = connection.execute(
                 "SELECT (SELECT sum(requests_used) FROM payments.x402_payments),"
