@@ -6,19 +6,15 @@ of which only the SHA-256 is kept: what lies in the database opens only for who 
 
 import hashlib
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from tollbook.core import clock, ids
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
+from tollbook.core.sealing import open_sealed, seal
 
 HEADER = "idempotency-key"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -26,7 +22,7 @@ KEY_LENGTH_MIN = 16  # what seals an answer must not be guessed; a UUID has 36
 KEY_LENGTH_MAX = 255
 KEEP = timedelta(hours=24)
 RUNNING_MAX = timedelta(seconds=60)  # then its process is taken for dead and the request may be tried again
-NONCE_BYTES = 12
+SEAL = "tollbook idempotent answer"
 ANONYMOUS = 0
 
 
@@ -226,18 +222,19 @@ def _busy() -> IdempotencyKeyBusy:
 
 
 def _seal(attempt: Attempt, answer: Answer) -> bytes:
-    nonce = os.urandom(NONCE_BYTES)
     plain = json.dumps(dict(answer.headers)).encode() + b"\n" + answer.body
-    return nonce + _cipher(attempt).encrypt(nonce, plain, attempt.request_hash)
+    return seal(
+        plain, secret=attempt.key.encode(), purpose=SEAL, salt=_salt(attempt), bound_to=attempt.request_hash
+    )
 
 
 def _open(attempt: Attempt, status: int, sealed: bytes) -> Answer:
-    nonce, secret = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
-    headers, _, body = _cipher(attempt).decrypt(nonce, secret, attempt.request_hash).partition(b"\n")
+    plain = open_sealed(
+        sealed, secret=attempt.key.encode(), purpose=SEAL, salt=_salt(attempt), bound_to=attempt.request_hash
+    )
+    headers, _, body = plain.partition(b"\n")
     return Answer(status, cast("dict[str, str]", json.loads(headers)), body, replayed=True)
 
 
-def _cipher(attempt: Attempt) -> AESGCM:
-    salt = attempt.caller.to_bytes(8, "big")
-    derived = HKDF(SHA256(), length=32, salt=salt, info=b"tollbook idempotent answer")
-    return AESGCM(derived.derive(attempt.key.encode()))
+def _salt(attempt: Attempt) -> bytes:
+    return attempt.caller.to_bytes(8, "big")
