@@ -1,4 +1,4 @@
-"""Compiles TestUSD.vy into the artifact that the package carries: `python contracts/compile.py`."""
+"""Compiles the contracts: `python contracts/compile.py`. TestUSD is for the package, the others for the tests."""
 
 import hashlib
 import json
@@ -8,22 +8,36 @@ from typing import Any, cast
 from vyper import __version__ as vyper_version
 from vyper import compile_code  # pyright: ignore[reportUnknownVariableType]
 
-SOURCE = Path(__file__).with_name("TestUSD.vy")
-ARTIFACT = SOURCE.parents[1] / "src/tollbook/core/contracts/TestUSD.json"
+CONTRACTS = Path(__file__).parent
+PACKAGED = CONTRACTS.parent / "src/tollbook/core/contracts"
+FOR_TESTS = CONTRACTS.parent / "tests/fixtures/contracts"
+SHIPPED = "TestUSD"
 
 
-def compile_source(source: str) -> dict[str, Any]:
-    """Return the artifact of a contract's source: ABI, bytecode, compiler version, source hash."""
-    output = cast(dict[str, Any], compile_code(source, output_formats=["abi", "bytecode"]))
+def compile_contract(source: Path) -> dict[str, Any]:
+    """Return a contract's artifact: ABI, code, compiler version, source hash.
+
+    The code is the creation's for the token, which has a constructor, and the runtime's for all others,
+    which are put at their fixed addresses as they are.
+    """
+    text, code = source.read_text(), "bytecode" if source.stem == SHIPPED else "bytecode_runtime"
+    output = cast(dict[str, Any], compile_code(text, output_formats=["abi", code]))
     return {
-        "contract": "TestUSD",
+        "contract": source.stem,
         "compiler": f"vyper {vyper_version}",
-        "source_sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "source_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "abi": output["abi"],
-        "bytecode": output["bytecode"],
+        code: output[code],
     }
 
 
+def find_artifact(source: Path) -> Path:
+    """Return where a contract's artifact is kept."""
+    return (PACKAGED if source.stem == SHIPPED else FOR_TESTS) / f"{source.stem}.json"
+
+
 if __name__ == "__main__":
-    ARTIFACT.parent.mkdir(parents=True, exist_ok=True)
-    ARTIFACT.write_text(json.dumps(compile_source(SOURCE.read_text()), indent=1) + "\n")
+    for contract in sorted(CONTRACTS.glob("*.vy")):
+        artifact = find_artifact(contract)
+        artifact.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_text(json.dumps(compile_contract(contract), indent=1) + "\n")
