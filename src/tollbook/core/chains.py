@@ -298,7 +298,7 @@ class Chain:
         if answer is None:
             return None
         try:
-            receipt = _read_receipt(answer)
+            receipt = read_receipt(answer)
         except (KeyError, TypeError, ValueError, MalformedHash, MalformedAddress) as error:
             self._complain("eth_getTransactionReceipt", error)
         if receipt.transaction_hash != wanted:
@@ -378,7 +378,8 @@ def _read_error(error: object) -> tuple[str, int | None]:
     return str(error), None
 
 
-def _read_receipt(answer: dict[str, Any]) -> Receipt:
+def read_receipt(answer: dict[str, Any]) -> Receipt:
+    """Return a node's receipt as ours. Raises KeyError, TypeError, ValueError or a Refusal on nonsense."""
     return Receipt(
         transaction_hash=normalize_hash(answer["transactionHash"]),
         block_number=int(answer["blockNumber"], 16),
