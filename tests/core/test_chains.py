@@ -11,7 +11,9 @@ import pytest
 from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
+from solders.pubkey import Pubkey
 from x402.mechanisms.evm.default_assets import DEFAULT_ASSETS
+from x402.mechanisms.svm.constants import USDC_MAINNET_ADDRESS
 
 from fixtures.serve import serve
 from tollbook.core import chains
@@ -54,6 +56,38 @@ def test_the_usdc_of_every_network_is_the_sdks_own() -> None:
     assert chains.find_network("eip155:1").confirmations == 12
     assert chains.find_network("local").confirmations == 1
     assert set(DEFAULT_ASSETS) < set(chains.NETWORKS)
+
+
+def test_solanas_networks_are_known_by_name_and_id_with_their_usdc() -> None:
+    mainnet = chains.find_network("solana")
+    assert mainnet.id == "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"
+    assert mainnet.is_solana
+    assert mainnet.usdc is not None
+    assert mainnet.usdc.address == USDC_MAINNET_ADDRESS
+    assert (mainnet.usdc.decimals, mainnet.confirmations) == (6, chains.SOLANA_FINAL)
+    devnet = chains.find_network("solana-devnet")
+    assert chains.find_network(devnet.id) == devnet
+    assert not chains.find_network("base").is_solana
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_solana_address_keeps_its_case(raw: bytes) -> None:
+    address = str(Pubkey(raw))
+    assert chains.normalize_address_on("solana:x", address) == address
+
+
+@pytest.mark.parametrize("text", ["1" * 31, "1" * 33, "z" * 44, "", "0" * 32, "l" * 43, "1" * 32 + "\n"])
+def test_what_is_not_32_bytes_in_base_58_is_no_solana_address(text: str) -> None:
+    with pytest.raises(chains.MalformedAddress, match="32 bytes"):
+        chains.normalize_address_on("solana:x", text)
+
+
+def test_each_network_knows_its_own_addresses() -> None:
+    evm, solana = "0x" + "Ab" * 20, USDC_MAINNET_ADDRESS
+    assert chains.normalize_address_on("eip155:1", "0x" + "AB" * 20) == evm.lower()
+    for network, text in (("eip155:1", solana), ("solana:x", evm)):
+        with pytest.raises(chains.MalformedAddress):
+            chains.normalize_address_on(network, text)
 
 
 def test_an_unknown_network_is_refused_by_name() -> None:

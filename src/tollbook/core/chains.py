@@ -1,7 +1,7 @@
 """What Tollbook knows of chains: the networks, how to ask a node, how to read ERC-20 logs.
 
-Addresses and hashes are kept in lower case everywhere; `normalize_address` and `normalize_hash` are the
-only ways in.
+EVM addresses and hashes are kept in lower case everywhere; `normalize_address` and `normalize_hash` are the
+only ways in. Solana's addresses are base 58, where case has a meaning. `normalize_address_on` knows both.
 """
 
 import json
@@ -16,8 +16,11 @@ from urllib.parse import urlsplit
 
 import httpx
 from eth_utils.address import is_checksum_address
+from solders.pubkey import Pubkey
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from x402.mechanisms.evm.default_assets import DEFAULT_ASSETS
+from x402.mechanisms.svm.constants import V1_TO_V2_NETWORK_MAP
+from x402.mechanisms.svm.default_assets import get_default_asset
 
 from tollbook.core import local_chain
 from tollbook.core.errors import Refusal
@@ -28,6 +31,8 @@ REQUEST_SECONDS_MAX = 5.0
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 MESSAGE_CHARS_MAX = 200  # of what a node says, in our own messages
 CONFIRMATIONS_DEFAULT = 12
+SOLANA_FINAL = 32  # confirmations after which a Solana slot is rooted
+SOLANA_FAMILY = "solana:"
 OK = 200
 TOO_MANY_REQUESTS = 429
 LIMIT_EXCEEDED = -32005  # JSON-RPC, EIP-1474: the node's own 429
@@ -38,12 +43,13 @@ ADDRESS_PADDING = "0x" + "0" * 24
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _HASH = re.compile(r"0x[0-9a-fA-F]{64}")
+_BASE58 = re.compile(r"[1-9A-HJ-NP-Za-km-z]{32,44}")
 # These write whole URLs to their logs, and an RPC provider's URL holds the account's key.
 _LOGGERS_OF_URLS = ("httpx", "urllib3.connectionpool", "web3")
 
 
 class MalformedAddress(Refusal):
-    """A text is not an EVM address."""
+    """A text is not an address of its network."""
 
     reason: ClassVar[str] = "malformed-address"
     status: ClassVar[int] = 400
@@ -85,7 +91,8 @@ class ChainRefused(Refusal):
     reason: ClassVar[str] = "chain-refused"
     status: ClassVar[int] = 502
 
-    def __init__(self, network: str, method: str, message: str) -> None:
+    def __init__(self, network: str, method: str, message: str, code: int | None = None) -> None:
+        self.code = code
         super().__init__(f"The node of {network} refused {method}: {message[:MESSAGE_CHARS_MAX]}")
 
 
@@ -95,7 +102,10 @@ class _Transient(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An ERC-20 token. `name` and `version` are those of its EIP-712 domain, which payers sign."""
+    """An ERC-20 token, or a mint on Solana.
+
+    `name` and `version` are those of the EIP-712 domain, which payers sign; Solana knows none.
+    """
 
     address: str
     symbol: str
@@ -106,12 +116,17 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """An EVM network. `confirmations` counts the block that holds a transaction as the first."""
+    """A network. `confirmations` counts the block that holds a transaction as the first."""
 
     id: str
     name: str
     confirmations: int
     usdc: Token | None
+
+    @property
+    def is_solana(self) -> bool:
+        """Whether it is Solana, or else an EVM network."""
+        return is_solana(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +193,25 @@ def normalize_address(text: str) -> str:
     return text.lower()
 
 
+def is_solana(network_id: str) -> bool:
+    """Whether a CAIP-2 id is one of Solana's."""
+    return network_id.startswith(SOLANA_FAMILY)
+
+
+def normalize_address_on(network_id: str, text: str) -> str:
+    """Return an address in the one spelling that its network's books use. Raises MalformedAddress."""
+    if not is_solana(network_id):
+        return normalize_address(text)
+    try:
+        if not _BASE58.fullmatch(text):
+            raise ValueError(text)
+        return str(Pubkey.from_string(text))
+    except ValueError:
+        raise MalformedAddress(
+            f"{text[:66]!r} is not a Solana address. Give the base 58 text of its 32 bytes."
+        ) from None
+
+
 def normalize_hash(text: str) -> str:
     """Return an EVM transaction or block hash in lower case. Raises MalformedHash."""
     if not _HASH.fullmatch(text):
@@ -210,6 +244,11 @@ def _find_usdc(network_id: str) -> Token | None:
     return None
 
 
+def _find_solana_usdc(network_id: str) -> Token:
+    asset = get_default_asset(network_id, "USDC")
+    return Token(asset["asset"], asset["symbol"], asset["decimals"], name="", version="")
+
+
 _NAMES_AND_CONFIRMATIONS = {
     "eip155:1": ("ethereum", 12),
     "eip155:8453": ("base", 6),
@@ -231,10 +270,15 @@ _LOCAL = Network(
         local_chain.TOKEN_VERSION,
     ),
 )
-NETWORKS: Mapping[str, Network] = {_LOCAL.id: _LOCAL} | {
+_SOLANA = {
+    key: Network(key, name, SOLANA_FINAL, _find_solana_usdc(key))
+    for name, key in V1_TO_V2_NETWORK_MAP.items()
+}
+_EVM = {
     key: Network(key, *_NAMES_AND_CONFIRMATIONS.get(key, (key, CONFIRMATIONS_DEFAULT)), _find_usdc(key))
     for key in DEFAULT_ASSETS
 }
+NETWORKS: Mapping[str, Network] = {_LOCAL.id: _LOCAL} | _EVM | _SOLANA
 
 
 def find_network(name: str) -> Network:
@@ -246,7 +290,7 @@ def find_network(name: str) -> Network:
     raise UnknownNetwork(f"{name[:90]!r} is no known network. Give a CAIP-2 id or one of: {known}.")
 
 
-class Chain:
+class JsonRpc:
     """A network's node, asked over JSON-RPC. Close it after use, or use it as `async with`."""
 
     def __init__(self, network: str, url: str) -> None:
@@ -256,7 +300,7 @@ class Chain:
         self._client = httpx.AsyncClient(timeout=REQUEST_SECONDS_MAX)
 
     def __repr__(self) -> str:
-        return f"Chain({self.network!r}, {hide_credentials(self._url)!r})"
+        return f"{type(self).__name__}({self.network!r}, {hide_credentials(self._url)!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -270,57 +314,13 @@ class Chain:
         """Close the connections to the node."""
         await self._client.aclose()
 
-    async def get_chain_id(self) -> int:
-        """Return the number the node says its chain has (the part after `eip155:`)."""
-        return self._read_int("eth_chainId", await self._request("eth_chainId"))
-
-    async def get_block_number(self) -> int:
-        """Return the number of the newest block."""
-        return self._read_int("eth_blockNumber", await self._request("eth_blockNumber"))
-
-    async def get_block(self, number: int | None = None) -> Block | None:
-        """Return a block's head, the newest one's by default; None where there is no such block."""
-        tag = "latest" if number is None else hex(number)
-        answer = await self._request("eth_getBlockByNumber", tag, False)  # noqa: FBT003 - no transactions
-        if answer is None:
-            return None
-        try:
-            seconds = int(answer["timestamp"], 16)
-            time = datetime.fromtimestamp(seconds, UTC)
-            return Block(int(answer["number"], 16), normalize_hash(answer["hash"]), time)
-        except (KeyError, TypeError, ValueError, OverflowError, MalformedHash) as error:
-            self._complain("eth_getBlockByNumber", error)
-
-    async def get_transaction_receipt(self, transaction_hash: str) -> Receipt | None:
-        """Return a mined transaction's receipt; None while it is not mined, or unknown to the node."""
-        wanted = normalize_hash(transaction_hash)
-        answer = await self._request("eth_getTransactionReceipt", wanted)
-        if answer is None:
-            return None
-        try:
-            receipt = read_receipt(answer)
-        except (KeyError, TypeError, ValueError, MalformedHash, MalformedAddress) as error:
-            self._complain("eth_getTransactionReceipt", error)
-        if receipt.transaction_hash != wanted:
-            self._complain("eth_getTransactionReceipt", ValueError("another transaction's receipt"))
-        return receipt
-
-    async def call(self, to: str, data: bytes) -> bytes:
-        """Return what a contract answers to call data, on the newest block. A revert is ChainRefused."""
-        request = {"to": normalize_address(to), "data": "0x" + data.hex()}
-        answer = await self._request("eth_call", request, "latest")
-        try:
-            return bytes.fromhex(cast(str, answer).removeprefix("0x"))
-        except (AttributeError, TypeError, ValueError) as error:
-            self._complain("eth_call", error)
-
-    async def _request(self, method: str, *params: object) -> Any:
-        """Return a request's result, asking up to ATTEMPTS_MAX times.
+    async def ask(self, method: str, *params: object, attempts_max: int = ATTEMPTS_MAX) -> Any:
+        """Return a request's result, asking up to `attempts_max` times.
 
         Raises ChainUnreachable when no attempt got an answer, ChainRefused when the node said no.
         """
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(ATTEMPTS_MAX),
+            stop=stop_after_attempt(attempts_max),
             wait=wait_random_exponential(multiplier=0.1, max=WAIT_SECONDS_MAX),
             retry=retry_if_exception_type(_Transient),
             reraise=True,
@@ -349,16 +349,65 @@ class Chain:
         message, code = _read_error(error)
         if status >= TOO_MANY_REQUESTS or code == LIMIT_EXCEEDED or error is None:
             raise _Transient(f"HTTP {status} on {method}: {message[:MESSAGE_CHARS_MAX]}")
-        raise ChainRefused(self.network, method, message)
+        raise ChainRefused(self.network, method, message, code)
+
+    def complain(self, method: str, error: Exception) -> NoReturn:
+        """Raise ChainUnreachable for an answer that cannot be what the node knows."""
+        raise ChainUnreachable(self.network, self._url, f"nonsense from {method} ({error})") from None
+
+
+class Chain(JsonRpc):
+    """An EVM network's node."""
+
+    async def get_chain_id(self) -> int:
+        """Return the number the node says its chain has (the part after `eip155:`)."""
+        return self._read_int("eth_chainId", await self.ask("eth_chainId"))
+
+    async def get_block_number(self) -> int:
+        """Return the number of the newest block."""
+        return self._read_int("eth_blockNumber", await self.ask("eth_blockNumber"))
+
+    async def get_block(self, number: int | None = None) -> Block | None:
+        """Return a block's head, the newest one's by default; None where there is no such block."""
+        tag = "latest" if number is None else hex(number)
+        answer = await self.ask("eth_getBlockByNumber", tag, False)  # noqa: FBT003 - no transactions
+        if answer is None:
+            return None
+        try:
+            seconds = int(answer["timestamp"], 16)
+            time = datetime.fromtimestamp(seconds, UTC)
+            return Block(int(answer["number"], 16), normalize_hash(answer["hash"]), time)
+        except (KeyError, TypeError, ValueError, OverflowError, MalformedHash) as error:
+            self.complain("eth_getBlockByNumber", error)
+
+    async def get_transaction_receipt(self, transaction_hash: str) -> Receipt | None:
+        """Return a mined transaction's receipt; None while it is not mined, or unknown to the node."""
+        wanted = normalize_hash(transaction_hash)
+        answer = await self.ask("eth_getTransactionReceipt", wanted)
+        if answer is None:
+            return None
+        try:
+            receipt = read_receipt(answer)
+        except (KeyError, TypeError, ValueError, MalformedHash, MalformedAddress) as error:
+            self.complain("eth_getTransactionReceipt", error)
+        if receipt.transaction_hash != wanted:
+            self.complain("eth_getTransactionReceipt", ValueError("another transaction's receipt"))
+        return receipt
+
+    async def call(self, to: str, data: bytes) -> bytes:
+        """Return what a contract answers to call data, on the newest block. A revert is ChainRefused."""
+        request = {"to": normalize_address(to), "data": "0x" + data.hex()}
+        answer = await self.ask("eth_call", request, "latest")
+        try:
+            return bytes.fromhex(cast(str, answer).removeprefix("0x"))
+        except (AttributeError, TypeError, ValueError) as error:
+            self.complain("eth_call", error)
 
     def _read_int(self, method: str, answer: object) -> int:
         try:
             return int(cast(str, answer), 16)
         except (TypeError, ValueError) as error:
-            self._complain(method, error)
-
-    def _complain(self, method: str, error: Exception) -> NoReturn:
-        raise ChainUnreachable(self.network, self._url, f"nonsense from {method} ({error})") from None
+            self.complain(method, error)
 
 
 async def _read_bounded(response: httpx.Response) -> bytes:
