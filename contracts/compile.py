@@ -1,4 +1,4 @@
-"""Compiles the contracts: `python contracts/compile.py`. TestUSD is for the package, the others for the tests."""
+"""Compiles the contracts: `python contracts/compile.py`. The package carries TestUSD alone."""
 
 import hashlib
 import json
