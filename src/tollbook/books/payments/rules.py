@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from eth_utils.address import to_checksum_address
 from pydantic import ValidationError
@@ -88,11 +88,19 @@ class Toll:
 
 
 @dataclass(frozen=True, slots=True)
-class Authorization:
-    """The EIP-3009 authorization inside a payment: who pays, with which nonce, until when."""
+class Proof:
+    """What a signed payment is, whoever presents it: its terms, and the nonce that makes it one.
 
+    `nonce` is EIP-3009's bytes32, or "permit2:" and Permit2's number; texts of EVM are in lower case.
+    """
+
+    network: str
+    scheme: str
+    asset: str
     payer: str
+    pay_to: str
     nonce: str
+    amount: int
     valid_before: datetime
 
 
@@ -215,14 +223,23 @@ def _read_terms(requirements: PaymentRequirements) -> dict[str, str]:
     }
 
 
-def read_authorization(payment: PaymentPayload) -> Authorization:
-    """Who pays, with which nonce, until when. Call after `facilitator.find_fault` found none."""
-    fields = cast(dict[str, str], payment.payload["authorization"])
-    until = min(int(fields["validBefore"]), UNIX_SECONDS_MAX)
-    return Authorization(
-        payer=fields["from"].lower(),
-        nonce=fields["nonce"].lower(),
-        valid_before=datetime.fromtimestamp(until, UTC),
+def read_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Proof:
+    """What a payment proves. Call after `facilitator.find_fault` found none."""
+    permit = cast("dict[str, Any] | None", payment.payload.get("permit2Authorization"))
+    if permit is not None:
+        payer, nonce, until = permit["from"], f"permit2:{int(permit['nonce'])}", permit["deadline"]
+    else:
+        authorization = cast(dict[str, str], payment.payload["authorization"])
+        payer, nonce, until = authorization["from"], authorization["nonce"], authorization["validBefore"]
+    return Proof(
+        network=requirements.network,
+        scheme=requirements.scheme,
+        asset=requirements.asset.lower(),
+        payer=payer.lower(),
+        pay_to=requirements.pay_to.lower(),
+        nonce=nonce.lower(),
+        amount=int(requirements.amount),
+        valid_before=datetime.fromtimestamp(min(int(until), UNIX_SECONDS_MAX), UTC),
     )
 
 

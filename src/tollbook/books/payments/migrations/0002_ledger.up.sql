@@ -48,6 +48,13 @@ CREATE INDEX idx_x402_settlements_tx_hash ON payments.x402_settlements (network,
 -- reconciler --since
 CREATE INDEX idx_x402_settlements_asked_at ON payments.x402_settlements (asked_at);
 
+-- What each facilitator said it serves, for the days when it says nothing.
+CREATE TABLE payments.x402_facilitators (
+    facilitator text PRIMARY KEY,
+    supported jsonb NOT NULL,
+    asked_at timestamptz NOT NULL
+);
+
 -- One row a payment that came with a request: which request it bought, and what was answered.
 -- The answer is sealed with the payment's own header, which is not kept: it opens for who presents it again.
 CREATE TABLE payments.x402_answers (
@@ -66,4 +73,5 @@ CREATE INDEX idx_x402_answers_expiry ON payments.x402_answers (expires_at);
 
 -- What was charged may be less than what was signed, and nothing at all (scheme upto).
 ALTER TABLE payments.x402_payments DROP CONSTRAINT x402_payments_amount_check;
-ALTER TABLE payments.x402_payments ADD CONSTRAINT x402_payments_amount_check CHECK (amount >= 0);
+ALTER TABLE payments.x402_payments ADD CONSTRAINT x402_payments_amount_check
+    CHECK (amount > 0 OR (amount = 0 AND scheme = 'upto'));
