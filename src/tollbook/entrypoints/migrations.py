@@ -24,9 +24,10 @@ TOLD = (
 
 
 def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
-    """Return the migrations of the core and then of the books, as they lie in the package."""
+    """Return the migrations of the core, of the SDK's stores and of the books, as they lie in the package."""
     return [
         migrate.Folder("core", SOURCE / "core" / "migrations"),
+        migrate.Folder("stores", SOURCE / "core" / "stores" / "migrations"),
         *(migrate.Folder(book, SOURCE / "books" / book / "migrations") for book in books),
     ]
 
