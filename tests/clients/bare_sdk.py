@@ -25,7 +25,7 @@ from x402.mechanisms.evm.batch_settlement.server.storage import ChannelStorage
 from x402.mechanisms.evm.exact.client import ExactEvmScheme as ExactClient
 from x402.mechanisms.evm.exact.facilitator import ExactEvmScheme as ExactFacilitator
 from x402.mechanisms.evm.exact.server import ExactEvmScheme
-from x402.mechanisms.evm.signers import EthAccountSigner, FacilitatorWeb3Signer
+from x402.mechanisms.evm.signers import EthAccountSigner, EthAccountSignerWithRPC, FacilitatorWeb3Signer
 from x402.mechanisms.evm.upto.client import UptoEvmScheme as UptoClient
 from x402.mechanisms.evm.upto.facilitator import UptoEvmScheme as UptoFacilitator
 from x402.mechanisms.evm.upto.server import UptoEvmScheme
@@ -106,9 +106,14 @@ def sell_with_bare_sdk(
     return app
 
 
-def make_buyer(account: LocalAccount, channels: ClientChannelStorage | None = None) -> x402Client:
-    """The SDK's client with one purse and every scheme of the local chain."""
-    signer = EthAccountSigner(account)
+def make_buyer(
+    account: LocalAccount, rpc_url: str | None = None, channels: ClientChannelStorage | None = None
+) -> x402Client:
+    """The SDK's client with one purse and every scheme of the local chain.
+
+    With `rpc_url` it can look at the chain, without which it does not catch up with a channel's state.
+    """
+    signer = EthAccountSignerWithRPC(account, rpc_url) if rpc_url else EthAccountSigner(account)
     client = x402Client()
     options = BatchSettlementEvmSchemeOptions(storage=channels)
     for scheme in (ExactClient(signer), UptoClient(signer), BatchClient(signer, options)):
