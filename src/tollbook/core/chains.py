@@ -38,6 +38,7 @@ TOO_MANY_REQUESTS = 429
 LIMIT_EXCEEDED = -32005  # JSON-RPC, EIP-1474: the node's own 429
 
 TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+AUTHORIZATION_CANCELED_TOPIC = "0x1cdd46ff242716cdaa72d159d339a485b3438398348d68f09d7c8c0a59353d81"
 AUTHORIZATION_USED_TOPIC = "0x98de503528ee59b575ef0c0a2576a82497bfc029a5685b209e9ec333479b10a5"
 ADDRESS_PADDING = "0x" + "0" * 24
 
@@ -394,10 +395,14 @@ class Chain(JsonRpc):
             self.complain("eth_getTransactionReceipt", ValueError("another transaction's receipt"))
         return receipt
 
-    async def call(self, to: str, data: bytes) -> bytes:
-        """Return what a contract answers to call data, on the newest block. A revert is ChainRefused."""
+    async def call(
+        self, to: str, data: bytes, *, sender: str | None = None, block: int | None = None
+    ) -> bytes:
+        """Return what a contract answers to call data, on a block (the newest). A revert is ChainRefused."""
         request = {"to": normalize_address(to), "data": "0x" + data.hex()}
-        answer = await self.ask("eth_call", request, "latest")
+        if sender is not None:
+            request["from"] = normalize_address(sender)
+        answer = await self.ask("eth_call", request, "latest" if block is None else hex(block))
         try:
             return bytes.fromhex(cast(str, answer).removeprefix("0x"))
         except (AttributeError, TypeError, ValueError) as error:
@@ -434,11 +439,12 @@ def read_receipt(answer: dict[str, Any]) -> Receipt:
         block_number=int(answer["blockNumber"], 16),
         block_hash=normalize_hash(answer["blockHash"]),
         succeeded=int(answer["status"], 16) == 1,
-        logs=tuple(_read_log(log) for log in answer["logs"]),
+        logs=tuple(read_log(log) for log in answer["logs"]),
     )
 
 
-def _read_log(log: dict[str, Any]) -> Log:
+def read_log(log: dict[str, Any]) -> Log:
+    """Return a node's log as ours; raises as `read_receipt` does."""
     return Log(
         address=normalize_address(log["address"]),
         topics=tuple(normalize_hash(topic) for topic in log["topics"]),

@@ -1,0 +1,148 @@
+"""What the chain says of a settlement: on a real chain, in every state that an authorization can be in."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from eth_account.signers.local import LocalAccount
+
+from fixtures.authorizations import authorize, transfer
+from tollbook.books.payments.ledger import Settlement, Verdict
+from tollbook.books.payments.truth import RAN_OUT, SPENT_ELSEWHERE, ChainTruth
+from tollbook.core import chain_logs, clock
+from tollbook.core.chains import Chain, ChainUnreachable
+from tollbook.core.local_chain import DEPLOYER, NETWORK, LocalChain
+
+AMOUNT = 10_000
+
+
+@pytest.fixture
+async def truth(chain: LocalChain, token: str) -> AsyncIterator[ChainTruth]:
+    assert token
+    async with Chain(NETWORK, chain.url) as node:
+        yield ChainTruth({NETWORK: node})
+
+
+async def test_a_spent_authorization_is_found_without_its_transaction(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    signed = authorize(payer, seller.address)
+    sent = signed.send(chain)
+    chain.call("anvil_mine", hex(40))
+    found = await truth.find(signed.as_settlement())
+    assert found is not None
+    assert (found.outcome, found.tx_hash, found.amount_moved) == ("settled", sent, AMOUNT)
+    named = await truth.find(signed.as_settlement(tx_hash=sent))
+    assert named == found
+
+
+async def test_an_unused_authorization_is_open_until_a_block_is_past_its_end(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    signed = authorize(payer, seller.address)
+    assert await truth.find(signed.as_settlement()) == Verdict("open")
+    over = authorize(payer, seller.address, valid_before=clock.now() - timedelta(seconds=2))
+    chain.call("evm_mine")
+    assert await truth.find(over.as_settlement()) == Verdict("not settled", reason=RAN_OUT)
+
+
+async def test_a_cancelled_authorization_will_never_settle(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    signed = authorize(payer, seller.address)
+    cancelled = signed.cancel(chain)
+    found = await truth.find(signed.as_settlement())
+    assert found == Verdict("not settled", reason=f"{SPENT_ELSEWHERE} in {cancelled}")
+
+
+async def test_an_authorization_that_paid_somebody_else_paid_us_nothing(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    elsewhere = authorize(payer, DEPLOYER)
+    sent = elsewhere.send(chain)
+    for tx_hash in (None, sent):
+        found = await truth.find(elsewhere.as_settlement(pay_to=seller.address.lower(), tx_hash=tx_hash))
+        assert found == Verdict("not settled", reason=f"{SPENT_ELSEWHERE} in {sent}")
+
+
+async def test_another_payments_transaction_proves_nothing(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    """The books may name a wrong transaction, even one that moved the same amount between the same two."""
+    other, plain = (
+        authorize(payer, seller.address).send(chain),
+        transfer(chain, payer, seller.address, AMOUNT),
+    )
+    open_one = authorize(payer, seller.address)
+    for tx_hash in (other, plain, "0x" + "ab" * 32):
+        assert await truth.find(open_one.as_settlement(tx_hash=tx_hash)) == Verdict("open")
+
+
+async def test_what_really_moved_counts_not_what_was_written_down(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    signed = authorize(payer, seller.address, 123)
+    signed.send(chain)
+    found = await truth.find(signed.as_settlement(amount=AMOUNT))
+    assert found is not None
+    assert (found.outcome, found.amount_moved) == ("settled", 123)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": "eip155:1"},
+        {"scheme": "batch-settlement"},
+        {"asset": "0x" + "11" * 20},
+        {"asset": DEPLOYER, "nonce": "permit2:5"},
+    ],
+)
+async def test_what_cannot_be_judged_is_not_judged(
+    truth: ChainTruth, payer: LocalAccount, seller: LocalAccount, changes: dict[str, str]
+) -> None:
+    assert await truth.find(authorize(payer, seller.address).as_settlement(**changes)) is None
+
+
+async def test_a_spent_authorization_that_cannot_be_found_is_not_called_unsettled(
+    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    """It was used before we look: perhaps to pay us."""
+    signed = authorize(payer, seller.address)
+    signed.send(chain)
+    late = signed.as_settlement(asked_at=clock.now() + timedelta(hours=3))
+    chain.call("evm_mine")
+    assert await truth.find(late) is None
+
+
+async def test_other_families_are_judged_by_their_own(payer: LocalAccount, seller: LocalAccount) -> None:
+    class Oracle:
+        async def find(self, settlement: Settlement) -> Verdict:
+            return Verdict("settled", tx_hash=settlement.nonce)
+
+    truth = ChainTruth({}, {"solana": Oracle()})
+    signed = authorize(payer, seller.address)
+    assert await truth.find(signed.as_settlement(network="solana:x")) == Verdict("settled", signed.nonce)
+    assert await truth.find(signed.as_settlement()) is None
+
+
+async def test_a_silent_node_says_nothing(payer: LocalAccount, seller: LocalAccount) -> None:
+    async with Chain(NETWORK, "http://127.0.0.1:9") as node:
+        with pytest.raises(ChainUnreachable):
+            await ChainTruth({NETWORK: node}).find(authorize(payer, seller.address).as_settlement())
+
+
+async def test_events_are_found_where_the_node_answers_few_blocks_at_once(
+    chain: LocalChain, token: str, payer: LocalAccount, seller: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain_logs, "BLOCKS_AT_ONCE_MAX", 3)
+    async with Chain(NETWORK, chain.url) as node:
+        first = await node.get_block_number()
+        sent = [transfer(chain, payer, seller.address, amount) for amount in (1, 2, 3, 4, 5)]
+        topics = [None, chain_logs.pad(payer.address), chain_logs.pad(seller.address)]
+        last = await node.get_block_number()
+        found = await chain_logs.find_events(node, [token], topics, first, last)
+        assert [event.transaction_hash for event in found] == sent
+        newest = await node.get_block(last)
+        assert newest is not None
+        assert await chain_logs.find_block_before(node, newest.time - timedelta(days=1), last) in range(last)
+        assert await chain_logs.find_block_before(node, newest.time, last) == last
