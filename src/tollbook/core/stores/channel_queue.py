@@ -141,7 +141,7 @@ class ChannelQueue:
         taken = self._connections.execute(
             """
             INSERT INTO stores.channel_turns AS t (channel_id, corrects, ends_at)
-            VALUES (%(channel_id)s, %(corrects)s, clock_timestamp() + %(lasts)s)
+            VALUES (%(channel_id)s, %(corrects)s, clock_timestamp() + %(lasts)s::interval)
             ON CONFLICT (channel_id) DO UPDATE SET corrects = excluded.corrects, ends_at = excluded.ends_at
             WHERE t.ends_at < clock_timestamp() OR (t.corrects AND NOT excluded.corrects)
             """,
@@ -156,7 +156,7 @@ class ChannelQueue:
     def _await_correction(self, request: _Request) -> None:
         self._connections.execute(
             """
-            UPDATE stores.channel_turns SET corrects = true, ends_at = clock_timestamp() + %(lasts)s
+            UPDATE stores.channel_turns SET corrects = true, ends_at = clock_timestamp() + %(lasts)s::interval
             WHERE channel_id = %(channel_id)s AND NOT corrects
             """,
             {"channel_id": request.channel_id, "lasts": timedelta(seconds=CORRECTION_SECONDS)},

@@ -8,6 +8,7 @@ is stored: what lies in the database opens only for who presents the identifier 
 import asyncio
 import hashlib
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,6 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from x402.extensions.payment_identifier import is_valid_payment_id
 
 from tollbook.core.errors import Refusal
 from tollbook.core.stores.connections import Connections, find_connections, hash_key
@@ -24,6 +24,8 @@ from tollbook.core.stores.sealing import decrypt, encrypt
 KEEP = timedelta(hours=24)
 LEASE = timedelta(seconds=60)  # then its process is taken for dead and the request may be tried again
 ANSWER_BYTES_MAX = 1024 * 1024
+# As the extension has it. Its own check cannot be imported without the libraries of all other extensions.
+IDENTIFIER = re.compile(r"[a-zA-Z0-9_-]{16,128}")
 
 
 class IdentifierMalformed(Refusal):
@@ -116,7 +118,7 @@ class PostgresPaymentIdentifiers:
 
         Raises IdentifierMalformed, IdentifierConflict, AnswerNotKept, DatabaseUnreachable.
         """
-        if not is_valid_payment_id(identifier):
+        if not IDENTIFIER.fullmatch(identifier):
             raise IdentifierMalformed(
                 "A payment identifier has 16 to 128 letters, digits, hyphens or underscores."
             )
@@ -164,7 +166,7 @@ class PostgresPaymentIdentifiers:
                 identifier_hash, fingerprint, status, attempt_id, leased_until, expires_at
             ) VALUES (
                 %(identifier_hash)s, %(fingerprint)s, 'running', %(attempt_id)s,
-                now() + %(lease)s, now() + %(keep)s
+                now() + %(lease)s::interval, now() + %(keep)s::interval
             )
             ON CONFLICT (identifier_hash) DO UPDATE
             SET fingerprint = excluded.fingerprint, status = 'running', attempt_id = excluded.attempt_id,

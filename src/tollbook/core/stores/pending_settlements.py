@@ -46,6 +46,6 @@ class PostgresPendingSettlementStore:
     def purge(self, older_than: timedelta = KEEP) -> int:
         """Forget what was broadcast longer ago; how many."""
         return self._connections.execute(
-            "DELETE FROM stores.pending_settlements WHERE broadcast_at < now() - %(older_than)s",
+            "DELETE FROM stores.pending_settlements WHERE broadcast_at < now() - %(older_than)s::interval",
             {"older_than": older_than},
         )

@@ -31,7 +31,8 @@ class PostgresSettlementCache(SettlementCache):
         taken = self._connections.execute(
             """
             INSERT INTO stores.settlement_keys AS k (key_hash) VALUES (%(key_hash)s)
-            ON CONFLICT (key_hash) DO UPDATE SET seen_at = now() WHERE k.seen_at < now() - %(lifetime)s
+            ON CONFLICT (key_hash) DO UPDATE SET seen_at = now()
+            WHERE k.seen_at < now() - %(lifetime)s::interval
             """,
             {"key_hash": hash_key(key), "lifetime": self._lifetime},
         )
@@ -46,6 +47,6 @@ class PostgresSettlementCache(SettlementCache):
     def purge(self) -> int:
         """Delete what is past its lifetime; how many."""
         return self._connections.execute(
-            "DELETE FROM stores.settlement_keys WHERE seen_at < now() - %(lifetime)s",
+            "DELETE FROM stores.settlement_keys WHERE seen_at < now() - %(lifetime)s::interval",
             {"lifetime": self._lifetime},
         )

@@ -56,7 +56,7 @@ class PostgresSIWxStorage:
         self._connections.execute(
             """
             INSERT INTO stores.sign_in_grants AS g (address, resource, expires_at, uses_left)
-            VALUES (%(address)s, %(resource)s, now() + %(lifetime)s, %(uses_max)s)
+            VALUES (%(address)s, %(resource)s, now() + %(lifetime)s::interval, %(uses_max)s)
             ON CONFLICT (address, resource) DO UPDATE
             SET expires_at = excluded.expires_at,
                 uses_left = excluded.uses_left + CASE WHEN g.expires_at > now() THEN coalesce(g.uses_left, 0)
@@ -107,7 +107,8 @@ class PostgresSIWxStorage:
             "DELETE FROM stores.sign_in_grants WHERE expires_at < now() OR uses_left = 0", {}
         )
         return grants + self._connections.execute(
-            "DELETE FROM stores.sign_in_nonces WHERE used_at < now() - %(keep)s", {"keep": NONCE_KEEP}
+            "DELETE FROM stores.sign_in_nonces WHERE used_at < now() - %(keep)s::interval",
+            {"keep": NONCE_KEEP},
         )
 
     def _give_back(self, taken: tuple[str, str] | None) -> None:
