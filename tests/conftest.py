@@ -1,3 +1,9 @@
 """What every test stands on: one throw-away PostgreSQL a session, a migrated database a test."""
 
-pytest_plugins = ["fixtures.chain", "fixtures.database", "fixtures.schemes", "fixtures.solana"]
+pytest_plugins = [
+    "fixtures.chain",
+    "fixtures.database",
+    "fixtures.schemes",
+    "fixtures.solana",
+    "fixtures.stores",
+]
