@@ -43,7 +43,10 @@ PRICE = 1_000  # minor units: a tenth of a cent, or the most of it
 
 
 class BareFacilitator:
-    """The SDK's facilitator with all EVM schemes, as a client of itself that remembers its calls."""
+    """The SDK's facilitator with all EVM schemes, as a client of itself that remembers its calls.
+
+    It is a Facilitator as Tollbook asks one, too.
+    """
 
     def __init__(self, chain: LocalChain, operator: LocalAccount) -> None:
         self.signer = signer = FacilitatorWeb3Signer("0x" + operator.key.hex(), chain.url)
@@ -51,7 +54,7 @@ class BareFacilitator:
         for scheme in (
             ExactFacilitator(signer),
             UptoFacilitator(signer),
-            BatchSettlementEvmFacilitator(signer),
+            BatchSettlementEvmFacilitator(signer, LocalAuthorizerSigner(operator)),
         ):
             self._facilitator.register([NETWORK], scheme)
         self.calls: list[str] = []
@@ -66,6 +69,12 @@ class BareFacilitator:
 
     def get_supported(self) -> SupportedResponse:
         return self._facilitator.get_supported()
+
+    async def supported(self) -> SupportedResponse:
+        return self.get_supported()
+
+    async def aclose(self) -> None:
+        pass
 
 
 def make_option(scheme: str, seller: LocalAccount, amount: int = PRICE, **extra: Any) -> PaymentOption:

@@ -5,9 +5,12 @@ import asyncio
 import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI
-from x402.http.utils import decode_payment_required_header
-from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY
+from x402 import x402Client
+from x402.http import x402HTTPClient
+from x402.http.utils import decode_payment_required_header, encode_payment_response_header
+from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY, ERR_CUMULATIVE_AMOUNT_MISMATCH
 from x402.mechanisms.evm.batch_settlement.server.scheme import BatchSettlementEvmScheme
+from x402.schemas import PaymentPayload, PaymentRequired, PaymentRequirements, SettleResponse
 
 from clients.bare_sdk import (
     PRICE,
@@ -18,7 +21,9 @@ from clients.bare_sdk import (
     sell_with_bare_sdk,
     shop_at,
 )
-from tollbook.core.local_chain import LocalChain
+from clients.pay import require
+from tollbook.books.payments.scheme_batch import Channels, find_channel_fault
+from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
 REQUESTS = 8
 
@@ -80,3 +85,100 @@ async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_
     assert forgotten.channel_id == channel.channel_id
     assert forgotten.charged_cumulative_amount == str(PRICE)  # five were served before, one of six is owed
     assert forgotten.balance == str(20 * PRICE)  # and the payer deposited twice
+
+
+@pytest.fixture
+def channels(database_url: str, bare_facilitator: BareFacilitator) -> Channels:
+    return Channels(database_url, bare_facilitator, bare_facilitator.get_supported(), [NETWORK])
+
+
+async def sign(buyer: x402Client, terms: PaymentRequirements) -> PaymentPayload:
+    payment = await buyer.create_payment_payload(PaymentRequired(accepts=[terms]))
+    assert isinstance(payment, PaymentPayload)
+    return payment
+
+
+@pytest.fixture
+def terms(channels: Channels, seller: LocalAccount) -> PaymentRequirements:
+    return channels.complete(require(TOKEN_ADDRESS, seller.address, PRICE, scheme="batch-settlement"))
+
+
+async def pay(
+    channels: Channels, buyer: x402Client, terms: PaymentRequirements, amount: int = PRICE
+) -> SettleResponse:
+    """One request's payment as a paywall takes it, and its answer as the buyer's client reads it."""
+    payment = await sign(buyer, terms)
+    assert find_channel_fault(payment, terms) is None
+    assert (await channels.verify(payment, terms)).reason is None
+    charged = await channels.charge(payment, terms, amount)
+    header = encode_payment_response_header(charged)
+    await x402HTTPClient(buyer).process_payment_result(payment, {"PAYMENT-RESPONSE": header}.get, 200)
+    return charged
+
+
+async def test_a_deposit_opens_a_channel_and_vouchers_draw_on_it_without_a_facilitator(
+    channels: Channels, bare_facilitator: BareFacilitator, payer: LocalAccount, terms: PaymentRequirements
+) -> None:
+    buyer = make_buyer(payer)
+    answers = [await pay(channels, buyer, terms) for _ in range(3)]
+    assert [answer.extra["chargedAmount"] for answer in answers if answer.extra] == [str(PRICE)] * 3
+    assert bare_facilitator.calls == ["verify", "settle"]
+    [channel] = channels.storage.list()
+    assert channel.charged_cumulative_amount == str(3 * PRICE)
+
+
+async def test_a_request_is_charged_what_it_used_and_the_next_voucher_goes_on_from_there(
+    channels: Channels, payer: LocalAccount, terms: PaymentRequirements
+) -> None:
+    buyer = make_buyer(payer)
+    await pay(channels, buyer, terms)
+    await pay(channels, buyer, terms, amount=250)
+    await pay(channels, buyer, terms, amount=0)
+    await pay(channels, buyer, terms)
+    [channel] = channels.storage.list()
+    assert channel.charged_cumulative_amount == str(2 * PRICE + 250)
+
+
+async def test_a_cancelled_request_is_charged_nothing_and_leaves_the_channel_free(
+    channels: Channels, payer: LocalAccount, terms: PaymentRequirements
+) -> None:
+    buyer = make_buyer(payer)
+    await pay(channels, buyer, terms)
+    payment = await sign(buyer, terms)
+    assert (await channels.verify(payment, terms)).reason is None
+    await channels.cancel(payment, terms)
+    [channel] = channels.storage.list()
+    assert (channel.charged_cumulative_amount, channel.pending_request) == (str(PRICE), None)
+    assert (await channels.verify(await sign(buyer, terms), terms)).reason is None
+
+
+async def test_a_voucher_that_is_out_of_date_is_told_the_channels_state(
+    channels: Channels, payer: LocalAccount, terms: PaymentRequirements
+) -> None:
+    await pay(channels, make_buyer(payer), terms)
+    forgetful = await sign(make_buyer(payer), terms)
+    standing = await channels.verify(forgetful, terms)
+    assert standing.reason == ERR_CUMULATIVE_AMOUNT_MISMATCH
+    assert standing.terms.extra["channelState"]["chargedCumulativeAmount"] == str(PRICE)
+    assert "channelState" not in terms.extra
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "claim"},
+        {"voucher": {}},
+        {"voucher": {"channelId": "0x" + "00" * 32, "maxClaimableAmount": "1", "signature": "0x"}},
+        {"channelConfig": {}},
+        {"channelConfig": None},
+        {"deposit": {"amount": "a lot"}},
+    ],
+)
+async def test_a_payload_that_is_no_channels_payment_is_a_fault(
+    change: dict[str, object], payer: LocalAccount, terms: PaymentRequirements
+) -> None:
+    payment = await sign(make_buyer(payer), terms)
+    assert (
+        find_channel_fault(payment.model_copy(update={"payload": payment.payload | change}), terms)
+        is not None
+    )

@@ -1,0 +1,237 @@
+"""Payment channels (scheme batch-settlement): a deposit is settled once, requests are paid by vouchers.
+
+The SDK's server scheme decides about every voucher. Here it gets a store that all processes share and that
+outlives them, a queue for the requests of one channel, and threads for what would hold up the event loop.
+A deposit is the payer's own money in escrow. What is earned is each charge, and it is claimed later.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, cast
+
+from x402 import x402ResourceServer
+from x402.interfaces import SchemePaymentRequiredContext
+from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS, SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.batch_settlement.errors import (
+    ERR_CHANNEL_BUSY,
+    ERR_INVALID_PAYLOAD_TYPE,
+    ERR_VERIFICATION_STATE_UNAVAILABLE,
+    ERR_VOUCHER_PAYLOAD,
+)
+from x402.mechanisms.evm.batch_settlement.server.scheme import (
+    BatchSettlementEvmScheme,
+    BatchSettlementEvmSchemeServerConfig,
+)
+from x402.mechanisms.evm.batch_settlement.types import (
+    ChannelConfig,
+    DepositPayload,
+    VoucherFields,
+    is_deposit_payload,
+    is_refund_payload,
+    is_voucher_payload,
+)
+from x402.mechanisms.evm.batch_settlement.utils import channel_id_binding_error
+from x402.schemas import (
+    PaymentAbortedError,
+    PaymentPayload,
+    PaymentRequirements,
+    SettleResponse,
+    SupportedResponse,
+    VerifyResponse,
+)
+from x402.schemas.hooks import VerifiedPaymentCancelOptions
+
+from tollbook.books.payments.facilitator import Facilitator
+from tollbook.books.payments.rules import UNIX_SECONDS_MAX, Proof
+from tollbook.core.errors import Refusal
+from tollbook.core.stores import PostgresChannelStorage
+
+RETRY_AFTER_SECONDS = 1
+UINT128_MAX = 2**128 - 1
+NOT_NOW = (ERR_CHANNEL_BUSY, ERR_VERIFICATION_STATE_UNAVAILABLE)
+_NOBODY = "0x" + "00" * 20
+_HOOKS = (
+    "before_verify",
+    "after_verify",
+    "on_verify_failure",
+    "before_settle",
+    "after_settle",
+    "on_settle_failure",
+    "on_verified_payment_canceled",
+)
+
+
+class ChannelBusy(Refusal):
+    """Other requests hold the channel, or it cannot be read. Nothing was charged: the voucher stays good."""
+
+    reason: ClassVar[str] = "channel-busy"
+    status: ClassVar[int] = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The channel is in use by other requests. Nothing was charged: present the same payment again.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a payment stands with its channel: good (`reason` is None), or the x402 reason why it is not.
+
+    `terms` are those to answer a payer with who is not good: where he has to catch up with the channel, its
+    state is in them. `body` is the whole answer where a payment is the channel's own business, a refund.
+    """
+
+    reason: str | None
+    message: str | None
+    terms: PaymentRequirements
+    body: Mapping[str, Any] | None = None
+
+
+class Channels:
+    """The channels that pay a seller's routes, in one database and settled by one facilitator.
+
+    The facilitator authorizes claims and refunds: it announces its `receiverAuthorizer`, and no key is here.
+    """
+
+    def __init__(
+        self, url: str, facilitator: Facilitator, supported: SupportedResponse, networks: Sequence[str]
+    ) -> None:
+        self.storage = PostgresChannelStorage(url)
+        self.scheme = _make_scheme(self.storage)
+        self._kinds = {
+            kind.network: kind for kind in supported.kinds if kind.scheme == SCHEME_BATCH_SETTLEMENT
+        }
+        self._server = x402ResourceServer(_Client(facilitator, supported))
+        self.storage.queue(self._server)
+        for network in networks:
+            self._server.register(network, cast(Any, self.scheme))
+        self._server.initialize()
+
+    def complete(self, terms: PaymentRequirements) -> PaymentRequirements:
+        """Return a route's terms with what its payers need to open a channel."""
+        copy = terms.model_copy(deep=True)
+        return self.scheme.enhance_payment_requirements(copy, self._kinds[terms.network], [])
+
+    async def verify(self, signed: PaymentPayload, terms: PaymentRequirements) -> Standing:
+        """Say how a payment without fault stands, and reserve its channel if it is good.
+
+        A reserved channel waits for `charge` or `cancel`. Raises ChannelBusy, FacilitatorUnreachable.
+        """
+        try:
+            answer = await self._server.verify_payment(signed, terms)
+        except PaymentAbortedError as aborted:
+            return await self._correct(signed, terms, aborted.reason, None)
+        if not answer.is_valid:
+            reason = answer.invalid_reason or ERR_VOUCHER_PAYLOAD
+            return await self._correct(signed, terms, reason, answer.invalid_message)
+        return Standing(None, None, terms, answer.skip_handler and answer.skip_handler.body)
+
+    async def charge(self, signed: PaymentPayload, terms: PaymentRequirements, amount: int) -> SettleResponse:
+        """Charge a verified payment so many minor units, up to its terms' amount; a deposit is settled first.
+
+        `extra["chargedAmount"]` of the answer is what was charged. Raises what Facilitator.settle raises.
+        """
+        charged = terms.model_copy(update={"amount": str(amount)})
+        try:
+            return await self._server.settle_payment(signed, charged)
+        except PaymentAbortedError as aborted:
+            return SettleResponse(
+                success=False, error_reason=aborted.reason, transaction="", network=terms.network
+            )
+
+    async def cancel(self, signed: PaymentPayload, terms: PaymentRequirements) -> None:
+        """Let go of a verified payment's channel: nothing is charged."""
+        dispatcher = self._server.create_payment_cancellation_dispatcher(signed, terms)
+        await dispatcher.cancel(VerifiedPaymentCancelOptions(reason="handler_failed"))
+
+    async def _correct(
+        self, signed: PaymentPayload, terms: PaymentRequirements, reason: str, message: str | None
+    ) -> Standing:
+        if reason in NOT_NOW:
+            raise ChannelBusy
+        context = SchemePaymentRequiredContext(
+            requirements=[terms.model_copy(deep=True)],
+            resource_info=None,
+            error=reason,
+            payment_required_response=cast(Any, None),  # the scheme does not look at it
+            payment_payload=signed,
+        )
+        corrected = await asyncio.to_thread(self.scheme.enrich_payment_required_response, context)
+        return Standing(reason, message, corrected[0] if corrected else terms)
+
+
+class _Client:
+    """Our facilitator as the SDK's server asks it."""
+
+    def __init__(self, facilitator: Facilitator, supported: SupportedResponse) -> None:
+        self._facilitator = facilitator
+        self._supported = supported
+
+    async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
+        return await self._facilitator.verify(payload, requirements)
+
+    async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
+        return await self._facilitator.settle(payload, requirements)
+
+    def get_supported(self) -> SupportedResponse:
+        return self._supported
+
+
+def _make_scheme(storage: PostgresChannelStorage) -> BatchSettlementEvmScheme:
+    """The SDK's scheme; it asks the database in threads. One is for all receivers: terms name theirs."""
+    scheme = BatchSettlementEvmScheme(_NOBODY, BatchSettlementEvmSchemeServerConfig(storage=storage))
+    for name in _HOOKS:
+        setattr(scheme, name, _aside(getattr(scheme, name)))
+    return scheme
+
+
+def _aside(hook: Callable[[Any], Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    async def run(context: Any) -> Any:
+        return await asyncio.to_thread(hook, context)
+
+    return run
+
+
+def find_channel_fault(signed: PaymentPayload, terms: PaymentRequirements) -> tuple[str, str] | None:
+    """Return why a payment cannot be for a channel of these terms: x402 reason and sentence.
+
+    Looks at the texts alone. What it lets pass is a deposit, voucher or refund that names its own channel.
+    """
+    payload = signed.payload
+    try:
+        if is_deposit_payload(payload):
+            DepositPayload.from_dict(payload)
+        elif not (is_voucher_payload(payload) or is_refund_payload(payload)):
+            return ERR_INVALID_PAYLOAD_TYPE, "Send a deposit, a voucher or a refund of a channel."
+        voucher = VoucherFields.from_dict(payload["voucher"])
+        if not 0 <= int(voucher.max_claimable_amount) <= UINT128_MAX:
+            return ERR_VOUCHER_PAYLOAD, "A voucher is for 0 to 2^128-1 minor units."
+        config = ChannelConfig.from_dict(payload["channelConfig"])
+        reason = channel_id_binding_error(config, voucher.channel_id, terms.network)
+    except Exception:  # the SDK's readers raise whatever a malformed field comes to
+        return ERR_VOUCHER_PAYLOAD, "The channel payload is malformed."
+    return None if reason is None else (reason, "The voucher is for another channel than it names.")
+
+
+def read_channel_proof(signed: PaymentPayload, terms: PaymentRequirements) -> Proof:
+    """What a channel's payment without fault is: (channel, cumulative amount) is spent once.
+
+    Of a deposit it is the deposit that moves, into the escrow.
+    """
+    payload = signed.payload
+    config, voucher = ChannelConfig.from_dict(payload["channelConfig"]), payload["voucher"]
+    kind = "refund" if is_refund_payload(payload) else "channel"
+    deposits = is_deposit_payload(payload)
+    return Proof(
+        network=terms.network,
+        scheme=terms.scheme,
+        asset=terms.asset.lower(),
+        payer=config.payer.lower(),
+        pay_to=(BATCH_SETTLEMENT_ADDRESS if deposits else terms.pay_to).lower(),
+        nonce=f"{kind}:{voucher['channelId'].lower()}:{int(voucher['maxClaimableAmount'])}",
+        amount=int(payload["deposit"]["amount"] if deposits else terms.amount),
+        valid_before=datetime.fromtimestamp(UNIX_SECONDS_MAX, UTC),
+    )
