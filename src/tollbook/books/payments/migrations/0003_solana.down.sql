@@ -1,0 +1,1 @@
+DROP TABLE payments.x402_solana_settlements;

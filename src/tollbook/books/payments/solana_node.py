@@ -1,0 +1,154 @@
+"""A Solana node as a facilitator asks it: would this land, send it, what became of it, is its time over."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from tollbook.core.chains import JsonRpc
+
+Commitment = Literal["processed", "confirmed", "finalized"]
+LEVELS: tuple[Commitment, ...] = ("processed", "confirmed", "finalized")
+CAIP_REFERENCE_CHARS = 32  # of the genesis hash, in Solana's CAIP-2 ids
+NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest block: its slot, and the last height at which a block hash known by now is valid."""
+
+    slot: int
+    last_valid_height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The newest block that no fork can take back."""
+
+    slot: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A transaction in a block: `error` is the chain's own, None where it succeeded."""
+
+    slot: int
+    commitment: Commitment
+    error: object
+
+    def reaches(self, wanted: Commitment) -> bool:
+        """Whether the cluster agrees on it as much as is wanted."""
+        return LEVELS.index(self.commitment) >= LEVELS.index(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What a transaction did: its fee in lamports, and by how much each token account changed.
+
+    `moved` maps (token account, mint) to minor units, less than nothing for the one that paid.
+    """
+
+    slot: int
+    error: object
+    fee_lamports: int
+    moved: Mapping[tuple[str, str], int]
+
+
+class SolanaNode(JsonRpc):
+    """A Solana network's node. Its answers raise ChainUnreachable or ChainRefused as JsonRpc.ask does."""
+
+    _checked = False
+
+    async def check_network(self) -> None:
+        """Refuse a node of another network, once it answers. Raises ChainUnreachable."""
+        if not self._checked:
+            told = str(await self.ask("getGenesisHash"))[:CAIP_REFERENCE_CHARS]
+            if f"solana:{told}" != self.network:
+                self.complain("getGenesisHash", ValueError(f"it is a node of solana:{told}"))
+            self._checked = True
+
+    async def simulate(self, transaction: str) -> object:
+        """Return the error with which a transaction (base64) would land now, or None.
+
+        Its signatures are not looked at, so that it can be sent here before the fee payer has signed.
+        """
+        options = {"encoding": "base64", "sigVerify": False, "commitment": "confirmed"}
+        answer = await self.ask("simulateTransaction", transaction, options)
+        try:
+            return answer["value"]["err"]
+        except NONSENSE as error:
+            self.complain("simulateTransaction", error)
+
+    async def get_head(self) -> Head:
+        """Return the newest block, whether or not the cluster agrees on it yet."""
+        answer = await self.ask("getLatestBlockhash", {"commitment": "processed"})
+        try:
+            return Head(int(answer["context"]["slot"]), int(answer["value"]["lastValidBlockHeight"]))
+        except NONSENSE as error:
+            self.complain("getLatestBlockhash", error)
+
+    async def get_final(self) -> Final:
+        """Return the newest final block."""
+        answer = await self.ask("getEpochInfo", {"commitment": "finalized"})
+        try:
+            return Final(int(answer["absoluteSlot"]), int(answer["blockHeight"]))
+        except NONSENSE as error:
+            self.complain("getEpochInfo", error)
+
+    async def get_first_slot(self) -> int:
+        """Return the first slot that the node still remembers."""
+        answer = await self.ask("getFirstAvailableBlock")
+        try:
+            return int(answer)
+        except NONSENSE as error:
+            self.complain("getFirstAvailableBlock", error)
+
+    async def send(self, transaction: str) -> None:
+        """Broadcast a signed transaction (base64), once. Whatever it raises, the transaction may land."""
+        options = {"encoding": "base64", "skipPreflight": True}
+        await self.ask("sendTransaction", transaction, options, attempts_max=1)
+
+    async def find_status(self, signature: str, *, history: bool = False) -> tuple[Status | None, int]:
+        """Return a transaction's status, None where it is in no block, and the slot as of which this holds.
+
+        Without `history` the node looks at its last blocks only.
+        """
+        options = {"searchTransactionHistory": history}
+        answer = await self.ask("getSignatureStatuses", [signature], options)
+        try:
+            told, slot = answer["value"][0], int(answer["context"]["slot"])
+            if told is None:
+                return None, slot
+            commitment = cast(Commitment, told["confirmationStatus"] or "processed")
+            LEVELS.index(commitment)
+            return Status(int(told["slot"]), commitment, told["err"]), slot
+        except NONSENSE as error:
+            self.complain("getSignatureStatuses", error)
+
+    async def find_landing(self, signature: str, commitment: Commitment) -> Landing | None:
+        """Return what a transaction did, None where the node does not have it at that commitment."""
+        options = {"encoding": "json", "commitment": commitment, "maxSupportedTransactionVersion": 0}
+        answer = await self.ask("getTransaction", signature, options)
+        if answer is None:
+            return None
+        try:
+            return _read_landing(answer)
+        except NONSENSE as error:
+            self.complain("getTransaction", error)
+
+
+def _read_landing(answer: dict[str, Any]) -> Landing:
+    meta = answer["meta"]
+    loaded: dict[str, list[str]] = meta.get("loadedAddresses") or {"writable": [], "readonly": []}
+    keys: list[str] = [
+        *answer["transaction"]["message"]["accountKeys"],
+        *loaded["writable"],
+        *loaded["readonly"],
+    ]
+    moved: Counter[tuple[str, str]] = Counter()
+    for sign, balances in ((-1, meta["preTokenBalances"]), (1, meta["postTokenBalances"])):
+        for balance in cast(list[dict[str, Any]], balances):
+            account = keys[int(balance["accountIndex"])], str(balance["mint"])
+            moved[account] += sign * int(balance["uiTokenAmount"]["amount"])
+    return Landing(int(answer["slot"]), meta["err"], int(meta["fee"]), moved)
