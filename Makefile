@@ -1,9 +1,10 @@
 # Everything from a fresh clone: each target sets up what it needs, once. No root needed.
 #   make run    the product with its live demonstration      make test   all that CI runs
 #   make bench  the figures, each beside a measured limit    make lint   style, types, import contracts
-#   make lock   requirements.lock anew                       make clean  away with all of the above
+#   make judges outside judges of x402, docs/judges.md       make clean  away with all of the above
+#   make lock   requirements.lock anew
 
-.PHONY: run test bench lint lock clean setup package
+.PHONY: run test bench judges lint lock clean setup package
 .DEFAULT_GOAL := run
 SHELL := /bin/sh
 
@@ -43,6 +44,14 @@ package: setup
 
 bench: setup
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+judges: setup build/judges/.ready
+	@$(BIN)/python judges/run.py
+
+build/judges/.ready: judges/requirements.txt
+	@$(BIN)/python -m venv --clear build/judges
+	@build/judges/bin/pip install -q --disable-pip-version-check --require-hashes -r judges/requirements.txt
+	@touch $@
 
 lock:
 	python3 -m venv build/lock && build/lock/bin/pip install -q uv

@@ -1,0 +1,116 @@
+"""What is judged: a chain, the books, a facilitator's server, a shop behind the paywall; all on 127.0.0.1."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from eth_account.signers.local import LocalAccount
+from fastapi import FastAPI
+
+import tollbook
+from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator_server import facilitator_app
+from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.core import embedded
+from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
+from tollbook.migrate import Folder, apply
+
+SOURCE = Path(tollbook.__file__).parent
+PURSE = 1_000_000_000  # minor units: 1,000 test dollars
+PRICE = "$0.01"
+AMOUNT = 10_000  # the same in minor units
+PATH = "/goods"
+RECEIPT_SECONDS_MAX = 3.0  # a judge that stops the chain's mining waits so long for its answer
+START_SECONDS_MAX = 30.0
+POLL_SECONDS = 0.01
+STOP_SECONDS_MAX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The parts that the judges meet. `facilitator_url` is the facilitator's server, over real HTTP."""
+
+    chain: LocalChain
+    token: str
+    seller: LocalAccount
+    database_url: str
+    facilitator_url: str
+
+    def make_payer(self) -> LocalAccount:
+        """Return a fresh account with test dollars."""
+        return self.chain.make_account(amount=PURSE)
+
+
+@contextmanager
+def open_stage() -> Generator[Stage]:
+    """Yield the stage; all of it goes at the end."""
+    with ExitStack() as stack:
+        server = stack.enter_context(embedded.throwaway())
+        folders = [Folder("core", SOURCE / "core/migrations")]
+        folders.append(Folder("payments", SOURCE / "books/payments/migrations"))
+        apply(server.url(), folders, backup=False)
+        chain = stack.enter_context(LocalChain.start())
+        token = chain.ensure_token()
+        operator = chain.make_account(wei=GAS_MONEY_WEI)
+        facilitator = InProcessFacilitator(
+            {NETWORK: chain.url}, "0x" + operator.key.hex(), receipt_seconds_max=RECEIPT_SECONDS_MAX
+        )
+        url = stack.enter_context(serve(facilitator_app(facilitator)))
+        yield Stage(chain, token, chain.make_account(), server.url(), url)
+
+
+def make_shop(database_url: str, facilitator: str, network: str, pay_to: str) -> Paywall:
+    """Return an app with one paid route, GET /goods, whose answer counts how often its handler ran."""
+    app = FastAPI()
+    deliveries = 0
+
+    @app.get(PATH)
+    async def read_goods() -> dict[str, int]:  # pyright: ignore[reportUnusedFunction] - FastAPI has it
+        nonlocal deliveries
+        deliveries += 1
+        return {"delivery": deliveries}
+
+    return Paywall(
+        app,
+        routes={f"GET {PATH}": PaidRoute(PRICE, lifetime=timedelta(hours=1))},
+        payees=[Payee(network, pay_to)],
+        facilitator=facilitator,
+        database_url=database_url,
+    )
+
+
+@contextmanager
+def serve(app: Any) -> Generator[str]:
+    """Yield the URL under which an ASGI app answers, served by a thread of its own while the block runs."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=STOP_SECONDS_MAX)
+        server = uvicorn.Server(config)
+        started = threading.Event()
+        thread = threading.Thread(target=_run, args=(server, listener, started), daemon=True)
+        thread.start()
+        if not started.wait(START_SECONDS_MAX):
+            raise RuntimeError("the app did not start")
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _run(server: uvicorn.Server, listener: socket.socket, started: threading.Event) -> None:
+    async def run() -> None:
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event
+            await asyncio.sleep(POLL_SECONDS)
+        started.set()
+        await running
+
+    asyncio.run(run())
