@@ -54,7 +54,7 @@ def find_faults(findings: list[Finding], exemptions: list[Exemption]) -> list[st
         if each.verdict not in (PASS, excepted.get((each.judge, each.check)))
     ]
     faults += [
-        f"{judge} {check} is excepted as {verdict!r} and was {seen.get((judge, check))!r}: strike it"
+        f"{judge} {check} is excepted as {verdict!r}, but was {seen.get((judge, check))!r}"
         for (judge, check), verdict in excepted.items()
         if seen.get((judge, check)) != verdict
     ]

@@ -34,9 +34,9 @@ def main() -> int:
         with stage.open_stage() as scene:
             findings += judges[name](scene)
     exemptions = [each for each in read_exemptions() if each.judge in called]
-    excepted = {(each.judge, each.check) for each in exemptions}
+    excepted = {(each.judge, each.check, each.verdict) for each in exemptions}
     for each in findings:
-        mark = " (excepted)" if (each.judge, each.check) in excepted else ""
+        mark = " (excepted)" if (each.judge, each.check, each.verdict) in excepted else ""
         print(f"{each.judge:<23} {each.check:<25} {each.verdict}{mark}")
     faults = find_faults(findings, exemptions)
     passed = sum(each.verdict == PASS for each in findings)
