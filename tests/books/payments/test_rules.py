@@ -22,8 +22,8 @@ from tollbook.books.payments.rules import (
     compile_tolls,
     decode_payment,
     match_option,
-    read_authorization,
     read_price,
+    read_proof,
 )
 from tollbook.core.chains import Token
 from tollbook.core.local_chain import NETWORK, TOKEN_NAME, TOKEN_VERSION
@@ -106,9 +106,10 @@ async def test_a_payment_as_the_official_client_makes_it_is_read() -> None:
     read = decode_payment(encode_payment_signature_header(payment).encode())
     toll = compile_tolls({"GET /a": CENT}, PAYEES).all[0]
     assert isinstance(match_option(toll, read), Option)
-    authorization = read_authorization(read)
-    assert authorization.payer == account.address.lower()
-    assert authorization.valid_before.tzinfo is UTC
+    proof = read_proof(read, toll.options[0].requirements)
+    assert proof.payer == account.address.lower()
+    assert proof.amount == 10_000
+    assert proof.valid_before.tzinfo is UTC
 
 
 @pytest.mark.parametrize(

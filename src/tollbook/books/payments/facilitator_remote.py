@@ -64,7 +64,7 @@ class RemoteFacilitator:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         hush_url_loggers()
         self._url = url.rstrip("/")
-        self._name = hide_credentials(url)
+        self.name = hide_credentials(url)
         timeout = httpx.Timeout(VERIFY_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
         # Redirects are not followed: a payment is for the facilitator that was chosen.
         self._client = httpx.AsyncClient(headers=dict(headers or {}), timeout=timeout)
@@ -90,14 +90,14 @@ class RemoteFacilitator:
         ) as error:
             raise self._unreachable(error) from None
         except httpx.HTTPError as error:
-            why = f"the facilitator at {self._name} gave no answer ({type(error).__name__})"
+            why = f"the facilitator at {self.name} gave no answer ({type(error).__name__})"
             raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why) from None
         result = _read(SettleResponse, response)
         if result is not None:
             return self._judge(result, network)
         if response.status_code in _SURE_STATUSES or _says_unreachable(response):
             raise self._unreachable(f"HTTP {response.status_code}")
-        why = f"the facilitator at {self._name} answered HTTP {response.status_code} without a result"
+        why = f"the facilitator at {self.name} answered HTTP {response.status_code} without a result"
         raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why)
 
     async def supported(self) -> SupportedResponse:
@@ -123,7 +123,7 @@ class RemoteFacilitator:
             why = "it was called settled, but without a transaction on this network"
         else:
             sure = not result.transaction and reason in _SURE_REASONS_HERE
-            why = f"the facilitator at {self._name} answered {reason!r}, which leaves it open"
+            why = f"the facilitator at {self.name} answered {reason!r}, which leaves it open"
         if not sure:
             raise SettlementUnknown(network, result.transaction, reason, why)
         return result
@@ -165,7 +165,7 @@ class RemoteFacilitator:
     def _unreachable(self, why: Exception | str) -> FacilitatorUnreachable:
         told = why if isinstance(why, (str, _NoAnswer)) else type(why).__name__
         return FacilitatorUnreachable(
-            f"The facilitator at {self._name} gave no usable answer: {told}. "
+            f"The facilitator at {self.name} gave no usable answer: {told}. "
             "No money moved; present the same payment again later."
         )
 

@@ -348,8 +348,12 @@ class _Desk:
             retry=retry_if_exception_type(FacilitatorUnreachable),
             reraise=True,
         )
+
+        async def ask() -> _Answer:
+            return await question()
+
         with self.breaker:
-            return await retrying(question)
+            return await retrying(ask)
 
 
 async def find(tx: ReadTx, proof: Proof) -> Settlement | None:

@@ -7,9 +7,14 @@ Wire format: x402 version 2, HTTP transport (PAYMENT-REQUIRED, PAYMENT-SIGNATURE
 import asyncio
 import gc
 import json
+import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 from x402.http.constants import (
@@ -20,11 +25,20 @@ from x402.http.constants import (
 from x402.http.utils import encode_payment_required_header, encode_payment_response_header
 from x402.schemas import PaymentPayload, PaymentRequired, ResourceInfo, SettleResponse
 
-from tollbook.books.payments import tokens
+from tollbook.books.payments import answers, tokens
+from tollbook.books.payments.answers import BODY_BYTES_MAX, EXTENSION, Answer, Asked, Headers
 from tollbook.books.payments.errors import TokenExpired, TokenSpent
 from tollbook.books.payments.facilitator import Facilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
-from tollbook.books.payments.purchases import PaymentRefused, Purchase, Purchases, finish
+from tollbook.books.payments.ledger import LedgeredFacilitator
+from tollbook.books.payments.purchases import (
+    ANSWERS_KEPT,
+    Opening,
+    PaymentRefused,
+    Purchase,
+    Purchases,
+    finish,
+)
 from tollbook.books.payments.rules import (
     MalformedPayment,
     Option,
@@ -35,8 +49,11 @@ from tollbook.books.payments.rules import (
     decode_payment,
     match_option,
 )
+from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.truth import ChainTruth
 from tollbook.books.payments.usage import Admission, Meter
 from tollbook.core import ids, journal, storage, telemetry
+from tollbook.core.chains import Chain
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
@@ -48,20 +65,33 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 TOKEN_HEADER = "PAYMENT-TOKEN"  # noqa: S105 - a header's name
 REMAINING_HEADER = "PAYMENT-REQUESTS-REMAINING"
-EXTENSION_KEY = "tollbook"  # under PAYMENT-RESPONSE's extensions
+REPLAYED_HEADER = "PAYMENT-REPLAYED"
+EVM = "eip155:"
+SIGNATURE_HEADER = PAYMENT_SIGNATURE_HEADER.lower().encode()
+RECEIPT_HEADERS = tuple(
+    name.lower().encode() for name in (PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER)
+)
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
+REQUEST_BYTES_MAX = 1024 * 1024  # of a request's body, that a payment is bound to
+CHALLENGE_BYTES = 24
+CHALLENGE_SCHEMA = {
+    "type": "object",
+    "properties": {"route": {"type": "string"}, "challenge": {"type": "string"}},
+    "required": ["route", "challenge"],
+}
 SECRET_PREFIX = tokens.PREFIX.encode()
 PREFLIGHT_HEADER = b"access-control-request-method"
 SERVER_ERROR = 500
 REDIRECTION = 300
 NOT_MODIFIED = 304
 EXPOSED_HEADERS = ", ".join(
-    (PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER)
+    (PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, TOKEN_HEADER, REMAINING_HEADER, REPLAYED_HEADER)
 ).encode()
 
+logger = logging.getLogger(__name__)
 ADMIT = telemetry.LATENCY.labels("admit")
 RECORD = telemetry.LATENCY.labels("record")
 
@@ -69,9 +99,11 @@ RECORD = telemetry.LATENCY.labels("record")
 class _Seller(Protocol):
     """How one request is let in and counted: by its token, or by the payment that it carries."""
 
-    async def open(self) -> None: ...
+    async def open(self) -> Answer | None: ...
     async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers: ...
+    async def copy(self, message: Message) -> None: ...
     async def give_up(self, endpoint: str, milliseconds: int) -> None: ...
+    async def close(self) -> None: ...
     def receipt(self) -> Headers: ...
 
 
@@ -79,9 +111,11 @@ class Paywall:
     """Sell an app's routes: `app.add_middleware(Paywall, payees=[...], routes={...}, facilitator=...)`.
 
     `routes` maps "GET /weather/{city}" to a PaidRoute; `payees` say who is paid on which network;
-    `facilitator` is a URL or a Facilitator in this process. The books are in `database_url`, or else where
-    the settings say (DATABASE_URL; the embedded server of TOLLBOOK_DATA_DIR); `tollbook up` makes them.
-    Raises WrongPaywall at once where the configuration cannot work.
+    `facilitator` is a URL or a Facilitator in this process, or several, asked in their order. `rpc_urls` (or
+    TOLLBOOK_RPC_URLS) name the chains' nodes, by CAIP-2 id: what no facilitator can tell is looked up there.
+    For `answers_kept` a payer who lost his answer gets it again with the same payment. The books are in
+    `database_url`, or else where the settings say (DATABASE_URL; the embedded server of TOLLBOOK_DATA_DIR);
+    `tollbook up` makes them. Raises WrongPaywall at once where the configuration cannot work.
     """
 
     def __init__(
@@ -90,13 +124,18 @@ class Paywall:
         *,
         routes: Mapping[str, PaidRoute],
         payees: Sequence[Payee],
-        facilitator: str | Facilitator,
+        facilitator: str | Facilitator | list[str | Facilitator],
         database_url: str | None = None,
+        rpc_urls: Mapping[str, str] | None = None,
+        answers_kept: timedelta = ANSWERS_KEPT,
     ) -> None:
         self.app = app
         self._tolls = compile_tolls(routes, payees)
-        self._facilitator = facilitator
+        several = isinstance(facilitator, list)
+        self._facilitators: list[str | Facilitator] = list(facilitator) if several else [facilitator]
         self._database_url = database_url
+        self._rpc_urls = rpc_urls
+        self._answers_kept = answers_kept
         self._books: _Books | None = None
         self._opening = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,7 +184,7 @@ class Paywall:
             self._loop, self._opening, self._books = loop, asyncio.Lock(), None
         async with self._opening:
             if self._books is None:
-                self._books = await _Books.open(self._database_url, self._facilitator)
+                self._books = await self._open_books()
                 # Requests that wait for their commit outlive the collector's young generation, and each full
                 # collection then walked every imported library: a third of the rate (bench/paid_http.py).
                 gc.freeze()
@@ -155,42 +194,60 @@ class Paywall:
         wanted = _read_headers(scope)
         try:
             books = await self._open()
-            seller = _make_seller(books, toll, wanted)
-            await seller.open()
+            seller, receive = await _make_seller(books, toll, wanted, scope, receive)
+            answer = await seller.open()
         except Refusal as refusal:
             await _refuse(toll, scope, send, refusal)
             return
-        await _Passage(self.app, toll, seller).run(scope, receive, send)
+        if answer is None:
+            await _Passage(self.app, toll, seller).run(scope, receive, send)
+        else:
+            await _answer_again(answer, toll, scope, send)
 
-
-class _Books:
-    """What a paywall holds open: the pool, the meter, the facilitator."""
-
-    def __init__(self, stack: AsyncExitStack, meter: Meter, purchases: Purchases) -> None:
-        self._stack = stack
-        self.meter = meter
-        self.purchases = purchases
-
-    @classmethod
-    async def open(cls, url: str | None, facilitator: str | Facilitator) -> "_Books":
+    async def _open_books(self) -> "_Books":
         async with AsyncExitStack() as stack:
+            url = self._database_url
             if url is None:
-                books = await asyncio.to_thread(storage.open_storage, Settings())
-                stack.callback(books.close)
-                url = books.url
+                found = await asyncio.to_thread(storage.open_storage, Settings())
+                stack.callback(found.close)
+                url = found.url
             database = await stack.enter_async_context(Database(url, application="tollbook paywall"))
             async with database.write() as tx:
                 await journal.check_epoch(tx)
             meter = await stack.enter_async_context(Meter(url))
-            if isinstance(facilitator, str):
-                facilitator = RemoteFacilitator(facilitator)
-                stack.push_async_callback(facilitator.aclose)
-            purchases = Purchases(database, facilitator)
+            rpc_urls = PaymentsSettings().rpc_urls if self._rpc_urls is None else self._rpc_urls
+            chains = {
+                network: await stack.enter_async_context(Chain(network, node))
+                for network, node in rpc_urls.items()
+                if network.startswith(EVM)
+            }
+            facilitators = dict(self._name_facilitators(stack))
+            ledgered = LedgeredFacilitator(database, facilitators, ChainTruth(chains))
+            purchases = Purchases(database, ledgered, self._answers_kept)
             stack.push_async_callback(purchases.close)
-            return cls(stack.pop_all(), meter, purchases)
+            return _Books(stack.pop_all(), meter, purchases)
+
+    def _name_facilitators(self, stack: AsyncExitStack) -> Iterator[tuple[str, Facilitator]]:
+        """Those given by URL are ours to close."""
+        for number, facilitator in enumerate(self._facilitators):
+            if isinstance(facilitator, str):
+                remote = RemoteFacilitator(facilitator)
+                stack.push_async_callback(remote.aclose)
+                yield remote.name, remote
+            else:
+                yield f"in process {number}", facilitator
+
+
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """What a paywall holds open: the meter, and the road of a purchase."""
+
+    stack: AsyncExitStack
+    meter: Meter
+    purchases: Purchases
 
     async def close(self) -> None:
-        await self._stack.aclose()
+        await self.stack.aclose()
 
 
 class _Passage:
@@ -209,6 +266,7 @@ class _Passage:
             if message["type"] == "http.response.start":
                 await self._begin(message, scope, send)
             elif not self._refused:
+                await self._seller.copy(message)
                 await send(message)
 
         try:
@@ -220,6 +278,7 @@ class _Passage:
         finally:
             if not self._began:  # cancelled, or an app that said nothing
                 await self._seller.give_up(_find_endpoint(self._toll, scope), self._milliseconds())
+            await self._seller.close()
 
     async def _begin(self, message: Message, scope: Scope, send: Send) -> None:
         self._began = True
@@ -230,7 +289,9 @@ class _Passage:
             self._refused = True
             await _refuse(self._toll, scope, send, refusal, self._seller.receipt())
             return
-        await send({**message, "headers": _with_paid_headers(message.get("headers", ()), headers)})
+        start = {**message, "headers": _with_paid_headers(message.get("headers", ()), headers)}
+        await self._seller.copy(start)
+        await send(start)
 
     async def _fall_over(self, scope: Scope, send: Send) -> None:
         """The app raised. Who has paid already gets his receipt with the 500; others get the server's own."""
@@ -253,6 +314,7 @@ class _TokenSeller:
         self._admission: Admission | None = None
 
     async def open(self) -> None:
+        """A token's requests are answered once each: there is never an answer to give again."""
         with ADMIT.time():
             self._admission = await self._meter.admit(self._secret_hash, self._toll.key)
 
@@ -264,8 +326,14 @@ class _TokenSeller:
             )
         return [_remaining_header(_count_remaining(self._admission, status))]
 
+    async def copy(self, message: Message) -> None:
+        pass
+
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
         await finish(self.answer(SERVER_ERROR, endpoint, milliseconds))
+
+    async def close(self) -> None:
+        pass
 
     def receipt(self) -> Headers:
         return []
@@ -274,38 +342,87 @@ class _TokenSeller:
 class _PaymentSeller:
     """Lets a request in on the payment it carries, settled before the app runs or as it begins to answer."""
 
-    def __init__(self, books: _Books, toll: Toll, option: Option, signed: PaymentPayload) -> None:
+    def __init__(
+        self, books: _Books, toll: Toll, option: Option, signed: PaymentPayload, asked: Asked
+    ) -> None:
         self._books = books
         self._toll = toll
         self._option = option
         self._signed = signed
-        self._payment: Any = None
+        self._asked = asked
+        self._opening: Opening
+        self._holding: asyncio.Task[None]
         self._purchase: Purchase | None = None
         self._remaining: int | None = None
+        self._copy: _Copy | None = None
 
-    async def open(self) -> None:
+    async def open(self) -> Answer | None:
         purchases = self._books.purchases
-        self._payment = await purchases.reserve(self._toll, self._option, self._signed)
+        opening = await purchases.open(self._toll, self._option, self._signed, self._asked)
+        if isinstance(opening, Answer):
+            return opening
+        self._opening = opening
+        self._holding = asyncio.create_task(purchases.hold(opening))
         if self._toll.terms.settle == "before":
-            self._purchase = await purchases.settle(self._payment, self._signed, self._option)
+            try:
+                await self._settle()
+            except BaseException:
+                await self.close()
+                raise
+        return None
+
+    async def _settle(self) -> Purchase:
+        self._purchase = await self._books.purchases.settle(self._opening, self._signed, self._option)
+        return self._purchase
 
     async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
-        if self._purchase is None:
+        purchase = self._purchase
+        if purchase is None:
             if status >= REDIRECTION and status != NOT_MODIFIED:
-                await self._books.purchases.release(self._payment, f"the app answered {status}")
+                await self._books.purchases.release(self._opening, f"the app answered {status}")
                 return []
-            self._purchase = await self._books.purchases.settle(self._payment, self._signed, self._option)
+            purchase = await self._settle()
         meter = self._books.meter
-        admission = await meter.admit_first(self._purchase.payment.payment_id)
+        admission = await self._admit(purchase)
         await meter.record(admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds)
         self._remaining = _count_remaining(admission, status)
+        if status < SERVER_ERROR:
+            self._copy = _Copy()
         return self.receipt()
+
+    async def _admit(self, purchase: Purchase) -> Admission:
+        """Take this request from the quota, unless one that was cut off before it could answer took it."""
+        payment = purchase.payment
+        if not payment.requests_used:
+            return await self._books.meter.admit_first(payment.payment_id)
+        remaining = payment.requests_allocated - payment.requests_used
+        return Admission(payment.payment_id, remaining, purchase.grant.token.expires_at)
+
+    async def copy(self, message: Message) -> None:
+        """Keep the answer before its last byte leaves: from then on it can be asked for again."""
+        if self._copy is None:
+            return
+        answer = self._copy.add(message)
+        if answer is not None:
+            self._copy = None
+            try:
+                await finish(self._books.purchases.keep(self._opening, self._asked, answer))
+            except Refusal:  # he has paid and gets his answer: it cannot be given again, that is all
+                logger.warning("the answer of payment %s is not kept", self._opening.payment.payment_id)
 
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
         if self._purchase is None:
-            await self._books.purchases.release(self._payment, "the app gave no answer")
+            await self._books.purchases.release(self._opening, "the app gave no answer")
         else:
             await finish(self.answer(SERVER_ERROR, endpoint, milliseconds))
+
+    async def close(self) -> None:
+        """Let go of the request; what was answered and kept stays so."""
+        self._holding.cancel()
+        try:
+            await self._books.purchases.let_go(self._opening)
+        except Refusal:  # it is let go of by time
+            logger.warning("the request of payment %s is still held", self._opening.payment.payment_id)
 
     def receipt(self) -> Headers:
         """What was bought, once it is paid for: also when the request itself then failed."""
@@ -315,28 +432,114 @@ class _PaymentSeller:
         return _make_receipt(self._purchase, allocated if self._remaining is None else self._remaining)
 
 
+class _Copy:
+    """An answer as it goes by, up to a bound."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._headers: Headers = []
+        self._body = bytearray()
+        self._whole = True
+
+    def add(self, message: Message) -> Answer | None:
+        """Return the answer with its last message, before that leaves."""
+        if message["type"] == "http.response.start":
+            self._status, self._headers = message["status"], message["headers"]
+            return None
+        if message["type"] != "http.response.body":  # sent from a file, or with trailers: not ours to copy
+            self._whole = False
+            return None
+        body = message.get("body", b"")
+        self._whole = self._whole and len(self._body) + len(body) <= BODY_BYTES_MAX
+        if self._whole:
+            self._body += body
+        if message.get("more_body", False):
+            return None
+        return Answer(self._status, self._headers, bytes(self._body) if self._whole else b"", self._whole)
+
+
 def _read_headers(scope: Scope) -> dict[bytes, bytes]:
-    wanted = (b"authorization", PAYMENT_SIGNATURE_HEADER.lower().encode())
+    wanted = (b"authorization", SIGNATURE_HEADER, *BODY_HEADERS)
     return {name: value for name, value in scope["headers"] if name in wanted}
 
 
-def _make_seller(books: _Books, toll: Toll, headers: Mapping[bytes, bytes]) -> _Seller:
+async def _make_seller(
+    books: _Books, toll: Toll, headers: Mapping[bytes, bytes], scope: Scope, receive: Receive
+) -> tuple[_Seller, Receive]:
     """A payment goes before a token: who pays wants the payment used, and his old token may be spent."""
-    header = headers.get(PAYMENT_SIGNATURE_HEADER.lower().encode())
+    header = headers.get(SIGNATURE_HEADER)
     if header is not None:
-        try:
-            signed = decode_payment(header)
-        except MalformedPayment as error:
-            raise PaymentMalformed(str(error)) from None
-        option = match_option(toll, signed)
-        if isinstance(option, str):
-            raise PaymentRefused("invalid_payment_requirements", option)
-        return _PaymentSeller(books, toll, option, signed)
+        signed, option = _read_payment(toll, header)
+        body, receive = await _read_body(headers, receive)
+        target = (scope.get("raw_path") or scope["path"].encode()) + b"?" + scope.get("query_string", b"")
+        request_hash = answers.hash_request(scope["method"], target, body)
+        asked = Asked(header, request_hash, answers.has_secret(signed))
+        return _PaymentSeller(books, toll, option, signed, asked), receive
     authorization = headers.get(b"authorization", b"")
     scheme, _, secret = authorization.partition(b" ")
     if scheme.lower() == b"bearer" and secret.startswith(SECRET_PREFIX):
-        return _TokenSeller(books, toll, secret.decode("latin-1"))
+        return _TokenSeller(books, toll, secret.decode("latin-1")), receive
     raise PaymentNeeded("Payment required: see PAYMENT-REQUIRED for the ways to pay.")
+
+
+def _read_payment(toll: Toll, header: bytes) -> tuple[PaymentPayload, Option]:
+    try:
+        signed = decode_payment(header)
+    except MalformedPayment as error:
+        raise PaymentMalformed(str(error)) from None
+    route = answers.read_route(signed)
+    if route not in (None, toll.key):
+        raise PaymentRefused(
+            "invalid_payment_requirements", f"The payment is for another route than {toll.key}."
+        )
+    option = match_option(toll, signed)
+    if isinstance(option, str):
+        raise PaymentRefused("invalid_payment_requirements", option)
+    return signed, option
+
+
+async def _read_body(headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Receive]:
+    """Return the body, or its beginning where it is long, and a `receive` that gives it to the app."""
+    if not any(name in headers for name in BODY_HEADERS):
+        return b"", receive
+    messages: deque[Message] = deque()
+    size = 0
+    while size < REQUEST_BYTES_MAX:
+        message = await receive()
+        messages.append(message)
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+    body = b"".join(message.get("body", b"") for message in messages)[:REQUEST_BYTES_MAX]
+
+    async def receive_again() -> Message:
+        return messages.popleft() if messages else await receive()
+
+    return body, receive_again
+
+
+async def _answer_again(answer: Answer, toll: Toll, scope: Scope, send: Send) -> None:
+    """Give a paid answer again; of one that was too long to be kept, what was bought with it."""
+    if not answer.whole:
+        receipt = [(name, value) for name, value in answer.headers if name in RECEIPT_HEADERS]
+        await _refuse(toll, scope, send, AnswerGone(), receipt)
+        return
+    headers = [*answer.headers, (REPLAYED_HEADER.lower().encode(), b"true")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+class AnswerGone(Refusal):
+    """The payment was answered before, and the answer was too long to be kept."""
+
+    reason = "answer-gone"
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This payment was answered before, with more than is kept. Use its access token for more "
+            "requests, or pay again with a new authorization."
+        )
 
 
 class PaymentNeeded(Refusal):
@@ -403,8 +606,14 @@ def _make_required(toll: Toll, scope: Scope, refusal: Refusal) -> PaymentRequire
             url=_read_url(scope), description=toll.terms.description, mime_type=toll.terms.mime_type
         ),
         accepts=[option.requirements for option in toll.options],
-        extensions=None,
+        extensions={EXTENSION: _make_challenge(toll)},
     )
+
+
+def _make_challenge(toll: Toll) -> dict[str, object]:
+    """What clients send back with the payment: its route, and a secret that no chain will show."""
+    info = {"route": toll.key, "challenge": secrets.token_urlsafe(CHALLENGE_BYTES)}
+    return {"info": info, "schema": CHALLENGE_SCHEMA}
 
 
 def _read_url(scope: Scope) -> str:
@@ -431,7 +640,7 @@ def _make_receipt(purchase: Purchase, remaining: int) -> Headers:
     if remaining:
         bought |= {"accessToken": purchase.grant.secret, "tokenType": "Bearer"}
         headers.append(_header(TOKEN_HEADER, purchase.grant.secret))
-    extensions = {**(purchase.settlement.extensions or {}), EXTENSION_KEY: bought}
+    extensions = {**(purchase.settlement.extensions or {}), EXTENSION: bought}
     answer: SettleResponse = purchase.settlement.model_copy(update={"extensions": extensions})
     return [*headers, _header(PAYMENT_RESPONSE_HEADER, encode_payment_response_header(answer))]
 

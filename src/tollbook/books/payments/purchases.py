@@ -5,30 +5,43 @@ The intent is on disk before anything moves money; what cannot be known is kept 
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, ClassVar, Literal, TypeVar
 
-from tenacity import AsyncRetrying, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 from x402.schemas import PaymentPayload, SettleResponse
 
-from tollbook.books.payments import payments, tokens
-from tollbook.books.payments.facilitator import (
-    Facilitator,
-    FacilitatorUnreachable,
-    SettlementUnknown,
-    find_fault,
-)
+from tollbook.books.payments import answers, payments, tokens
+from tollbook.books.payments.answers import Answer, Asked
+from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
+from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown, find_fault
+from tollbook.books.payments.ledger import LedgeredFacilitator, SettlementConflict, SettlementInProgress
 from tollbook.books.payments.payments import Offer, Payment
-from tollbook.books.payments.rules import Option, Toll, read_authorization
+from tollbook.books.payments.rules import Option, Toll, read_proof
 from tollbook.books.payments.tokens import Grant
 from tollbook.core import clock, ids, telemetry
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
 
+ANSWERS_KEPT = timedelta(hours=1)
 BOOKING_ATTEMPTS_MAX = 5
 BOOKING_WAIT_SECONDS_MAX = 2.0
 RETRY_AFTER_SECONDS = 5
+IN_PROGRESS_SECONDS = 1
+OPENINGS_MAX = 3  # each lost one: the payment failed for another presenter meanwhile
+WAITING_MAX = 256  # copies of requests that are being answered
+WAIT_SECONDS_MAX = 10.0
+WAIT_SECONDS_MIN = 0.02
+WAIT_PAUSE_SECONDS_MAX = 0.5
 
 logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -64,11 +77,52 @@ class PaymentPostponed(Refusal):
     status: ClassVar[int] = 503
 
 
+class PaymentInProgress(Refusal):
+    """This very payment is being answered for another copy of the request: ask again in a moment."""
+
+    reason: ClassVar[str] = "payment-in-progress"
+    status: ClassVar[int] = 503
+
+    def __init__(self, payment_id: int | None) -> None:
+        super().__init__(
+            "This payment is being settled and answered now. Present the same one again for its answer.",
+            payment_id=None if payment_id is None else ids.show("pay", payment_id),
+            retry_after_seconds=IN_PROGRESS_SECONDS,
+        )
+
+
+class PaymentBound(Refusal):
+    """The payment was made with another request, and buys that one alone."""
+
+    reason: ClassVar[str] = "payment-bound"
+    status: ClassVar[int] = 409
+
+    def __init__(self, payment_id: int) -> None:
+        shown = ids.show("pay", payment_id)
+        super().__init__(
+            f"This payment was presented before, as {shown}, with another method, path or body, and buys "
+            "nothing else. Use its access token, or pay again with a new authorization.",
+            payment_id=shown,
+        )
+
+
 class PaymentUnknown(Refusal):
     """Money may have moved and it is not known yet. Pay nothing anew: the payment is kept and looked for."""
 
     reason: ClassVar[str] = "settlement-unknown"
     status: ClassVar[int] = 503
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A payment whose request may be answered now, by `holder`.
+
+    `resumed` where it was presented before and not answered: then it may be settled, and its request counted.
+    """
+
+    payment: Payment
+    holder: int
+    resumed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,61 +139,155 @@ class Purchases:
     """The road from a signed payment to an access token, over one database and one facilitator."""
 
     database: Database
-    facilitator: Facilitator
+    facilitator: LedgeredFacilitator
+    answers_kept: timedelta = ANSWERS_KEPT
+    _waiting: int = field(default=0, init=False)
 
-    async def reserve(self, toll: Toll, option: Option, payment: PaymentPayload) -> Payment:
-        """Check a payment and write it down as the one that is about to be settled.
+    async def open(
+        self, toll: Toll, option: Option, payment: PaymentPayload, asked: Asked
+    ) -> Opening | Answer:
+        """Check a payment and write it down as the one that is about to be settled, for this request.
 
-        Raises PaymentRefused where it would not settle, AlreadyCounted where it was presented before,
-        PaymentPostponed where the facilitator cannot say now, DatabaseUnreachable.
+        Presented again with the same request it gives the answer that was given, or goes on where nobody
+        answered. Raises PaymentRefused where it would not settle, AlreadyCounted where it was presented by
+        somebody else or its answer is forgotten, PaymentBound where with another request, PaymentPostponed
+        where the facilitator cannot say now, PaymentInProgress, DatabaseUnreachable.
         """
-        requirements = option.requirements
-        fault = find_fault(payment, requirements)
+        fault = find_fault(payment, option.requirements)
         if fault is not None:
             raise PaymentRefused(*fault)
         offer = _make_offer(toll, option, payment)
+        for _ in range(OPENINGS_MAX):
+            try:
+                await self._refuse_counted(offer)
+                await self._verify(option, payment, offer)
+                return await finish(self._reserve(offer, asked))
+            except AlreadyCounted as counted:
+                found = await self._resume(counted, asked)
+            if found is not None:
+                return found
+        raise PaymentInProgress(None)
+
+    async def _refuse_counted(self, offer: Offer) -> None:
         async with self.database.read() as tx:
             await payments.refuse_counted(tx, offer)
+
+    async def _verify(self, option: Option, payment: PaymentPayload, offer: Offer) -> None:
         with telemetry.LATENCY.labels(step="verify").time():
             try:
-                answer = await self.facilitator.verify(payment, requirements)
+                answer = await self.facilitator.verify(payment, option.requirements)
             except FacilitatorUnreachable as error:
                 raise _postpone(error) from error
         if not answer.is_valid:
+            await self._refuse_counted(offer)  # a copy of it may have been faster and have spent its nonce
             code = answer.invalid_reason or "invalid_payload"
             raise PaymentRefused(code, answer.invalid_message or f"The facilitator refused it: {code}.")
-        return await finish(self._reserve(offer))
 
-    async def _reserve(self, offer: Offer) -> Payment:
+    async def _reserve(self, offer: Offer, asked: Asked) -> Opening:
+        holder, now = ids.make(), clock.now()
         async with self.database.write() as tx:
-            return await payments.reserve(tx, offer, now=clock.now())
+            payment = await payments.reserve(tx, offer, now=now)
+            lifetime = max(offer.lifetime, self.answers_kept)
+            await answers.begin(tx, payment.payment_id, asked, holder, lifetime=lifetime, now=now)
+        return Opening(payment, holder, resumed=False)
 
-    async def release(self, payment: Payment, reason: str) -> None:
-        """Let go of a reserved payment that will not be settled: it costs its payer nothing."""
-        await finish(self._book_failure(payment, reason))
+    async def _resume(self, counted: AlreadyCounted, asked: Asked) -> Opening | Answer | None:
+        """Wait for who is answering, or take over. None where that payment failed: it is free again."""
+        if self._waiting >= WAITING_MAX:
+            raise PaymentInProgress(counted.payment_id)
+        self._waiting += 1
+        try:
+            deadline, pause = time.monotonic() + WAIT_SECONDS_MAX, WAIT_SECONDS_MIN
+            while True:
+                async with self.database.write() as tx:
+                    found = await self._look(tx, counted, asked)
+                if found != "busy":
+                    return found
+                if time.monotonic() > deadline:
+                    raise PaymentInProgress(counted.payment_id)
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, WAIT_PAUSE_SECONDS_MAX)
+        finally:
+            self._waiting -= 1
 
-    async def settle(self, payment: Payment, signed: PaymentPayload, option: Option) -> Purchase:
+    async def _look(
+        self, tx: WriteTx, counted: AlreadyCounted, asked: Asked
+    ) -> Opening | Answer | Literal["busy"] | None:
+        record = await answers.get(tx, counted.payment_id)
+        payment = await payments.get(tx, counted.payment_id)
+        if payment.status == "failed":
+            return None
+        if record is None or record.proof_hash != asked.proof_hash:
+            raise counted
+        if record.request_hash != asked.request_hash:
+            raise PaymentBound(payment.payment_id)
+        if record.sealed_answer is not None:
+            if not asked.has_secret:
+                raise counted
+            return answers.read_answer(record, asked)
+        holder = ids.make()
+        if not await answers.take(tx, payment.payment_id, holder, now=clock.now()):
+            return "busy"
+        return Opening(payment, holder, resumed=True)
+
+    async def release(self, opening: Opening, reason: str) -> None:
+        """Let go of a reserved payment that will not be settled: it costs its payer nothing.
+
+        A resumed one may have moved already: it keeps its place in the books.
+        """
+        if not opening.resumed:
+            await finish(self._book_failure(opening.payment, reason))
+
+    async def let_go(self, opening: Opening) -> None:
+        """Nothing was answered that can be given again: who presents the payment again is served."""
+        await finish(self._let_go(opening))
+
+    async def _let_go(self, opening: Opening) -> None:
+        async with self.database.write() as tx:
+            await answers.let_go(tx, opening.payment.payment_id, opening.holder)
+
+    async def keep(self, opening: Opening, asked: Asked, answer: Answer) -> None:
+        """Keep what was answered, for as long as answers are kept."""
+        until = clock.now() + self.answers_kept
+        async with self.database.write() as tx:
+            await answers.keep(tx, opening.payment.payment_id, opening.holder, asked, answer, until=until)
+
+    async def hold(self, opening: Opening) -> None:
+        """Hold the request while its app is at it; until cancelled."""
+        while True:
+            await asyncio.sleep(answers.RENEW_SECONDS)
+            with suppress(Refusal):
+                async with self.database.write() as tx:
+                    await answers.renew(tx, opening.payment.payment_id, opening.holder, now=clock.now())
+
+    async def settle(self, opening: Opening, signed: PaymentPayload, option: Option) -> Purchase:
         """Move the money and book what it bought; goes on to its end even if the caller is cancelled.
 
         Raises PaymentRefused (no money moved), PaymentPostponed (nor here; the same payment may come again),
-        PaymentUnknown (it may have moved).
+        PaymentUnknown (it may have moved), SettlementConflict.
         """
         with telemetry.LATENCY.labels(step="settle").time():
-            return await finish(self._settle(payment, signed, option))
+            return await finish(self._settle(opening, signed, option))
 
     async def close(self) -> None:
         """Wait for the settlements under way: what they did must be booked."""
         while _running:
             await asyncio.wait(_running)
 
-    async def _settle(self, payment: Payment, signed: PaymentPayload, option: Option) -> Purchase:
+    async def _settle(self, opening: Opening, signed: PaymentPayload, option: Option) -> Purchase:
+        payment = opening.payment
         try:
             answer = await self.facilitator.settle(signed, option.requirements)
         except FacilitatorUnreachable as error:
             await self._book_failure(payment, error.reason)
             raise _postpone(error) from error
+        except SettlementInProgress as error:
+            raise PaymentInProgress(payment.payment_id) from error
         except SettlementUnknown as error:
             raise await self._suspect(payment, error.error_reason, error.transaction) from error
+        except SettlementConflict as error:
+            await self._book_failure(payment, error.reason)
+            raise
         except Exception as error:
             logger.exception("settling %s ended in an unexpected way", ids.show("pay", payment.payment_id))
             raise await self._suspect(payment, "unexpected_settle_error", "") from error
@@ -148,26 +296,25 @@ class Purchases:
             await self._book_failure(payment, code)
             _count(payment, "failed")
             raise PaymentRefused(code, answer.error_message or f"It was not settled: {code}.", answer)
-        if answer.network != payment.network or not answer.transaction:
-            raise await self._suspect(payment, "facilitator_answered_nonsense", answer.transaction)
-        return await self._book_settlement(payment, answer)
+        return await self._book_settlement(opening, answer)
 
-    async def _book_settlement(self, payment: Payment, answer: SettleResponse) -> Purchase:
+    async def _book_settlement(self, opening: Opening, answer: SettleResponse) -> Purchase:
+        payment_id = opening.payment.payment_id
         try:
             async for attempt in _booking_attempts():
                 with attempt:
                     async with self.database.write() as tx:
-                        now = clock.now()
-                        settled = await payments.settle(
-                            tx, payment.payment_id, tx_hash=answer.transaction.lower(),
-                            block_number=None, confirmations=None, now=now,
-                        )  # fmt: skip
-                        grant = await tokens.issue(tx, payment.payment_id, now=now)
-                    _count(payment, "settled")
+                        settled = await _settle_once(tx, payment_id, answer)
+                        grant = await (tokens.rotate if opening.resumed else tokens.issue)(
+                            tx, payment_id, now=clock.now()
+                        )
+                    _count(settled, "settled")
                     return Purchase(settled, grant, answer)
+        except PaymentNotInState:
+            raise
         except Exception as error:
-            logger.exception("the settlement of %s is not booked", ids.show("pay", payment.payment_id))
-            raise await self._suspect(payment, "settlement_not_booked", answer.transaction) from error
+            logger.exception("the settlement of %s is not booked", ids.show("pay", payment_id))
+            raise await self._suspect(opening.payment, "settlement_not_booked", answer.transaction) from error
         raise AssertionError("unreachable: the attempts return or raise")
 
     async def _book_failure(self, payment: Payment, reason: str) -> None:
@@ -183,28 +330,41 @@ class Purchases:
             async with self.database.write() as tx:
                 hash_ = transaction.lower() or None
                 await payments.suspect(tx, payment.payment_id, reason, hash_, now=clock.now())
+        except PaymentNotInState:
+            pass  # it was known before that it is not known
         except Exception:
             logger.exception("the unknown outcome of %s is not booked", ids.show("pay", payment.payment_id))
         return _say_unknown(payment, transaction)
 
 
+async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> Payment:
+    """Book it, unless the reconciler, or one who was cut off before he could answer, has done so."""
+    payment = await payments.get(tx, payment_id)
+    if payment.status != "pending":
+        return payment
+    return await payments.settle(
+        tx, payment_id, tx_hash=answer.transaction or None, block_number=None, confirmations=None,
+        now=clock.now(),
+    )  # fmt: skip
+
+
 def _make_offer(toll: Toll, option: Option, payment: PaymentPayload) -> Offer:
-    authorization = read_authorization(payment)
+    proof = read_proof(payment, option.requirements)
     return Offer(
         network=option.network.id,
         chain=option.network.name,
-        asset=option.requirements.asset,
+        asset=proof.asset,
         decimals=option.token.decimals,
-        amount=int(option.requirements.amount),
-        from_address=authorization.payer,
-        to_address=option.requirements.pay_to,
-        nonce=authorization.nonce,
+        amount=proof.amount,
+        from_address=proof.payer,
+        to_address=proof.pay_to,
+        nonce=proof.nonce,
         tx_hash=None,
-        scheme=option.requirements.scheme,
+        scheme=proof.scheme,
         endpoint=toll.key,
         requests_allocated=toll.terms.requests,
         lifetime=toll.terms.lifetime,
-        valid_before=authorization.valid_before,
+        valid_before=proof.valid_before,
     )
 
 
@@ -213,6 +373,7 @@ def _booking_attempts() -> AsyncRetrying:
     return AsyncRetrying(
         stop=stop_after_attempt(BOOKING_ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=0.05, max=BOOKING_WAIT_SECONDS_MAX),
+        retry=retry_if_not_exception_type(PaymentNotInState),
         reraise=True,
     )
 
@@ -227,7 +388,8 @@ def _postpone(error: FacilitatorUnreachable) -> PaymentPostponed:
 
 def _say_unknown(payment: Payment, transaction: str) -> PaymentUnknown:
     return PaymentUnknown(
-        "It is not known yet whether the money moved. Do not pay again: the payment is kept under its id.",
+        "It is not known yet whether the money moved. Pay nothing anew: present the same payment again; "
+        "it is answered as soon as the chain has told.",
         payment_id=ids.show("pay", payment.payment_id),
         transaction=transaction or None,
         retry_after_seconds=RETRY_AFTER_SECONDS,
