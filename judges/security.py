@@ -23,17 +23,8 @@ def judge(scene: Stage, room: Path) -> list[Finding]:
     shop = stage.make_shop(scene.database_url, scene.facilitator_url, NETWORK, scene.seller.address)
     with stage.serve(Dialect(shop)) as url, tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [
-            room / "bin" / "python",
-            "-m",
-            MODULE,
-            "--url",
-            url,
-            "--paid-path",
-            stage.PATH,
-            "--report",
-            report,
-        ]
+        target = ["--url", url, "--paid-path", stage.PATH]
+        command = [room / "bin" / "python", "-m", MODULE, *target, "--report", report]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS_MAX)
         if not report.exists():
             return [Finding(JUDGE, "report", FAIL, done.stderr)]
