@@ -1,0 +1,306 @@
+"""The lanes of one network: calls are given nonces, signed, written down, and handed to the node."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from tollbook.core import clock, lanes_transactions
+from tollbook.core.chains import ChainUnreachable
+from tollbook.core.database import Database
+from tollbook.core.errors import Refusal
+from tollbook.core.lanes_fees import FeePolicy
+from tollbook.core.lanes_keys import Draft, Fees, Key
+from tollbook.core.lanes_node import AnswerLost, Ask, Node, NodeUnreachable, Said
+from tollbook.core.lanes_outcomes import (
+    NodeRefusedTransaction,
+    NoGasMoney,
+    NonceContested,
+    Outcome,
+    find_holder,
+    find_known,
+    read_outcome,
+)
+from tollbook.core.lanes_transactions import Call, PurposeReused, Signed, Taken, Transaction, Unfinished
+
+ISSUE_ATTEMPTS_MAX = 4  # each under new nonces, where others took the last ones
+ADOPT_ATTEMPTS_MAX = 250
+ADOPT_PAUSE_SECONDS = 0.02
+RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is taken for dead
+
+logger = logging.getLogger(__name__)
+
+Issued = dict[str, Transaction | Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """It needs another nonce."""
+
+
+_AGAIN = _Again()
+
+
+class NetworkLanes:
+    """One network's lanes: a node, the keys, and the nonces in the database."""
+
+    def __init__(
+        self, database: Database, node: Node, keys: Mapping[str, Key], fees: FeePolicy, confirmations: int
+    ) -> None:
+        self.database = database
+        self.node = node
+        self.keys = keys
+        self.fees = fees
+        self.confirmations = confirmations
+        self.chain_id = int(node.network.partition(":")[2])
+        self._opening = asyncio.Lock()
+        self._open = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def issue(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool = False) -> Issued:
+        """Send each call once; by purpose, its transaction or why it surely was not sent.
+
+        Calls that pin a sender all pin the same one. Raises what hit them all: ChainUnreachable,
+        FeesAboveCap, DatabaseUnreachable.
+        """
+        issued: Issued = {}
+        waiting = list(calls)
+        for _ in range(ISSUE_ATTEMPTS_MAX):
+            answers = await self._issue_once(waiting, lost_seconds, only_gaps=only_gaps)
+            again = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
+            issued |= {key: value for key, value in answers.items() if not isinstance(value, _Again)}
+            if not again:
+                return issued
+            waiting = again
+            await self.look()
+        contested = NonceContested(
+            f"Transactions from elsewhere keep taking the nonces of the operator's key on "
+            f"{self.node.network}. Nothing was sent. Give Tollbook a key of its own, then try again."
+        )
+        return issued | {call.purpose: contested for call in waiting}
+
+    async def look(self) -> list[tuple[str, int]]:
+        """How many transactions of each key are in blocks; the lanes never fall behind that.
+
+        Raises ChainUnreachable; also where the node is of another chain.
+        """
+        tags = ("latest", "pending")
+        counts = [Ask("eth_getTransactionCount", (key, tag)) for key in self.keys for tag in tags]
+        said = await self.node.ask_all([Ask("eth_chainId"), *counts])
+        if self.node.read_int("eth_chainId", said[0].result) != self.chain_id:
+            raise self.node.complain("it is the node of another chain")
+        numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said[1:]]
+        async with self.database.write() as tx:
+            for key, used, pending in zip(self.keys, numbers[::2], numbers[1::2], strict=True):
+                await lanes_transactions.jump(tx, self.node.network, key, used, pending)
+        return list(zip(self.keys, numbers[::2], strict=True))
+
+    async def _issue_once(
+        self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool
+    ) -> dict[str, Transaction | Refusal | _Again]:
+        fees = await self.fees.choose()
+        async with self._opening:
+            if not self._open:
+                await self.look()
+                self._open = True
+        senders = [calls[0].sender] if calls[0].sender else list(self.keys)
+        rows = await lanes_transactions.take_nonces(
+            self.database, self.node.network, senders, calls, only_gaps=only_gaps
+        )
+        by_purpose = {call.purpose: call for call in calls}
+        answers: dict[str, Transaction | Refusal | _Again] = {}
+        if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
+            answers |= await self._send_new(new)
+        for row in rows:
+            if not row.taken:
+                answers[row.purpose] = await self._adopt(by_purpose[row.purpose], lost_seconds)
+        return answers
+
+    def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
+        assert row.sender is not None
+        assert row.nonce is not None
+        key = self.keys[row.sender]
+        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, call.gas, fees, call.to, call.value, call.data))
+        sealed = key.seal_call(row.transaction_id, call.to, call.value, call.data)
+        return Signed(
+            row.transaction_id, call.purpose, row.sender, row.nonce, hash_, raw, sealed, call.gas, fees
+        )
+
+    async def _send_new(self, new: Sequence[Signed]) -> dict[str, Transaction | Refusal | _Again]:
+        """Write the signatures down, then hand them to the node: never the other way round."""
+        ours = await lanes_transactions.record_signed(self.database, new)
+        sending = [one for one in new if one.transaction_id in ours]
+        said = await self.broadcast(sending)
+        outcomes = [read_outcome(answer) for answer in said]
+        sent = [one.hash for one, outcome in zip(sending, outcomes, strict=True) if outcome is Outcome.TAKEN]
+        if sent:
+            self._spawn(lanes_transactions.record_sent(self.database, sent))
+        # What is not ours was reserved for so long that it was taken for abandoned.
+        answers: dict[str, Transaction | Refusal | _Again] = {one.purpose: _AGAIN for one in new}
+        for one, outcome, answer in zip(sending, outcomes, said, strict=True):
+            answers[one.purpose] = await self._conclude(one, outcome, answer)
+        return answers
+
+    async def broadcast(self, sending: Sequence[Signed]) -> list[Said]:
+        """What the node says to each; UNCLEAR ones where its answer was lost.
+
+        Raises NodeUnreachable after freeing them all: nothing was sent.
+        """
+        try:
+            return await self.node.ask_all(
+                [Ask("eth_sendRawTransaction", ("0x" + one.raw.hex(),)) for one in sending]
+            )
+        except NodeUnreachable:
+            await self._free([one.transaction_id for one in sending])
+            raise
+        except AnswerLost:
+            return [Said(error="no answer")] * len(sending)
+
+    async def _conclude(self, one: Signed, outcome: Outcome, said: Said) -> Transaction | Refusal | _Again:
+        match outcome:
+            case Outcome.TAKEN:
+                return self._describe(one, "sent")
+            case Outcome.NO_GAS_MONEY:
+                await self._free([one.transaction_id])
+                return self.name_empty(one.sender)
+            case Outcome.NOT_TAKEN:
+                self.fees.forget()
+                await self._free([one.transaction_id])
+                return NodeRefusedTransaction(
+                    f"The node of {self.node.network} did not take {one.purpose}: {said.error}. "
+                    "Nothing was sent. Try again later."
+                )
+            case Outcome.UNCLEAR:
+                return self._describe(one, "signed")
+            case Outcome.KNOWN | Outcome.NONCE_TOO_LOW | Outcome.OCCUPIED:
+                return await self._look_into(one, outcome)
+
+    async def _look_into(self, one: Signed, outcome: Outcome) -> Transaction | _Again:
+        """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one."""
+        try:
+            if await find_known(self.node, [one.hash]):
+                await lanes_transactions.record_sent(self.database, [one.hash])
+                return self._describe(one, "sent")
+            if outcome is Outcome.KNOWN:
+                return self._describe(one, "signed")
+            if outcome is Outcome.NONCE_TOO_LOW:
+                holder = await find_holder(self.node, one.sender, one.nonce)
+                if holder is None or holder[0] == one.hash:
+                    return self._describe(one, "signed")
+        except ChainUnreachable:
+            return self._describe(one, "signed")
+        async with self.database.write() as tx:
+            dropped = await lanes_transactions.drop(tx, one.transaction_id, sends=1)
+        return _AGAIN if dropped else self._describe(one, "signed")
+
+    async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Refusal | _Again:
+        """The transaction that has this purpose already; handed to the node again if it may be lost."""
+        for _ in range(ADOPT_ATTEMPTS_MAX):
+            async with self.database.read() as tx:
+                fingerprint = await lanes_transactions.find_fingerprint(tx, call.purpose)
+                (transaction,) = await lanes_transactions.find(tx, purposes=[call.purpose])
+            if fingerprint != call.fingerprint or call.sender not in (None, transaction.sender):
+                return PurposeReused(
+                    f"{call.purpose} is the purpose of another transaction. "
+                    "Give each call a purpose of its own. Nothing was sent."
+                )
+            if transaction.status == "signed":
+                return await self._find_lost(transaction, lost_seconds)
+            if transaction.status != "reserved":
+                return _AGAIN if transaction.status == "dropped" else transaction
+            await asyncio.sleep(ADOPT_PAUSE_SECONDS)  # another process is about to sign it
+        await self.free_abandoned()
+        return _AGAIN
+
+    async def _find_lost(self, transaction: Transaction, lost_seconds: float) -> Transaction:
+        before = clock.now() - timedelta(seconds=lost_seconds)
+        async with self.database.read() as tx:
+            rows = await lanes_transactions.find_unfinished(
+                tx, self.node.network, sent_before=before, limit=1, purpose=transaction.purpose
+            )
+        if rows and await self.resend(rows[0], rows[0].fees) is Outcome.TAKEN:
+            return replace(transaction, status="sent")
+        return transaction
+
+    async def resend(self, row: Unfinished, fees: Fees) -> Outcome:
+        """Hand a transaction to the node again, with the same fees or higher ones.
+
+        A refusal is told, and changes nothing: what was sent before may have arrived.
+        """
+        key = self.keys.get(row.sender)
+        if key is None:
+            return Outcome.UNCLEAR
+        to, value, data = key.open_call(row.transaction_id, row.sealed_call)
+        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, row.gas, fees, to, value, data))
+        async with self.database.write() as tx:
+            if not await lanes_transactions.record_resend(tx, row, hash_, fees):
+                return Outcome.UNCLEAR
+        try:
+            said = await self.node.ask_all([Ask("eth_sendRawTransaction", ("0x" + raw.hex(),))])
+        except ChainUnreachable:
+            return Outcome.UNCLEAR
+        outcome = read_outcome(said[0])
+        if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
+            outcome = Outcome.TAKEN
+        if outcome is Outcome.TAKEN:
+            await lanes_transactions.record_sent(self.database, [hash_])
+        return outcome
+
+    def name_empty(self, sender: str) -> NoGasMoney:
+        """Which account is to be funded."""
+        return NoGasMoney(
+            f"The operator's account {sender} cannot pay for gas on {self.node.network}. Nothing was sent. "
+            "Send it some of the network's coin; it goes on by itself.",
+            account=sender,
+            network=self.node.network,
+        )
+
+    async def free_abandoned(self) -> int:
+        """Free what was reserved and never signed; how many there were."""
+        async with self.database.write() as tx:
+            return await lanes_transactions.free_abandoned(
+                tx, self.node.network, timedelta(seconds=RESERVED_SECONDS_MAX)
+            )
+
+    async def _free(self, transaction_ids: Sequence[int]) -> None:
+        async with self.database.write() as tx:
+            await lanes_transactions.free(tx, transaction_ids)
+
+    def _describe(self, one: Signed, status: str) -> Transaction:
+        now = clock.now()
+        return Transaction(
+            transaction_id=one.transaction_id,
+            purpose=one.purpose,
+            network=self.node.network,
+            sender=one.sender,
+            nonce=one.nonce,
+            status=status,
+            hash=one.hash,
+            hashes=[one.hash],
+            succeeded=None,
+            block_number=None,
+            block_hash=None,
+            gas_used=None,
+            fee_paid=None,
+            created_at=now,
+            sent_at=now,
+            mined_at=None,
+            confirmed_at=None,
+        )
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Do it beside the answer, which need not wait for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("a sent transaction was not marked as such (%s)", type(error).__name__)
+
+    async def aclose(self) -> None:
+        """Finish what is being written down, and close the connections to the node."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.node.aclose()
