@@ -22,6 +22,8 @@ from clients.bare_sdk import (
     shop_at,
 )
 from clients.pay import require
+from tollbook.books.payments.channels import claim, list_channels
+from tollbook.books.payments.facilitator import FacilitatorUnreachable
 from tollbook.books.payments.scheme_batch import Channels, find_channel_fault
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
@@ -182,3 +184,61 @@ async def test_a_payload_that_is_no_channels_payment_is_a_fault(
         find_channel_fault(payment.model_copy(update={"payload": payment.payload | change}), terms)
         is not None
     )
+
+
+async def test_what_channels_owe_is_claimed_and_paid_out_in_two_transactions(
+    channels: Channels,
+    bare_facilitator: BareFacilitator,
+    schemes_chain: LocalChain,
+    seller: LocalAccount,
+    terms: PaymentRequirements,
+) -> None:
+    for _ in range(2):
+        buyer = make_buyer(schemes_chain.make_account(amount=100 * PRICE))
+        for _ in range(3):
+            await pay(channels, buyer, terms)
+    assert [channel.unclaimed for channel in list_channels(channels.storage)] == [3 * PRICE] * 2
+    [done] = await claim(channels.storage, bare_facilitator, NETWORK)
+    assert (done.vouchers, done.amount, done.problem) == (2, 6 * PRICE, None)
+    assert len(done.claim_transactions) == 1
+    assert done.sweep_transaction is not None
+    assert schemes_chain.read_balance(seller.address) == 6 * PRICE
+    assert [channel.unclaimed for channel in list_channels(channels.storage)] == [0, 0]
+
+    [again] = await claim(channels.storage, bare_facilitator, NETWORK)
+    assert (again.vouchers, again.claim_transactions, again.sweep_transaction, again.problem) == (
+        0,
+        [],
+        None,
+        None,
+    )
+    assert await claim(channels.storage, bare_facilitator, "eip155:8453") == []
+
+
+async def test_a_sweep_that_failed_is_made_up_for_by_the_next_claim(
+    channels: Channels,
+    bare_facilitator: BareFacilitator,
+    schemes_chain: LocalChain,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    terms: PaymentRequirements,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await pay(channels, make_buyer(payer), terms)
+
+    async def settle_claims_only(
+        payload: PaymentPayload, requirements: PaymentRequirements
+    ) -> SettleResponse:
+        if payload.payload["type"] == "settle":
+            raise FacilitatorUnreachable("the node is away")
+        return await BareFacilitator.settle(bare_facilitator, payload, requirements)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bare_facilitator, "settle", settle_claims_only)
+        [done] = await claim(channels.storage, bare_facilitator, NETWORK)
+    assert done.amount == PRICE
+    assert done.problem is not None
+    assert schemes_chain.read_balance(seller.address) == 0
+    [again] = await claim(channels.storage, bare_facilitator, NETWORK)
+    assert (again.amount, again.problem) == (0, None)
+    assert schemes_chain.read_balance(seller.address) == PRICE
