@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
-from fixtures.payments import ENDPOINT, buy, pay
+from fixtures.payments import ENDPOINT, buy, pay, refund
 from tollbook.books.payments import analytics, payments
 from tollbook.books.payments.tokens import hash_secret
 from tollbook.books.payments.usage import Meter
@@ -21,7 +21,6 @@ from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.embedded import Server
 
-HASH = "0x" + "cd" * 32
 WRITERS = 3
 PAYMENTS = 6
 HOUR = timedelta(hours=1)
@@ -72,7 +71,8 @@ VALUES (%(id)s, %(at)s, %(ms)s, %(endpoint_id)s, %(status_code)s)
 """
 REFUND = """
 UPDATE payments.x402_payments
-SET settlement = 'refunded', status = 'expired', refunded_at = now(),
+SET settlement = 'refunded', status = 'expired', refunded_at = now(), refund_asked = amount,
+    refunded_amount = amount,
     settled_in = pg_current_xact_id()::text::bigint
 WHERE payment_id = %(id)s AND settlement = 'settled'
 """
@@ -206,7 +206,7 @@ async def test_used_and_expired_money_stays_counted_run_after_run(database: Data
         )
     assert totals == [(3, Decimal(10), 1)] * 3
     async with database.write() as tx:
-        await payments.mark_refunded(tx, refunded.payment_id, HASH, now=clock.now())
+        await refund(tx, refunded.payment_id)
     async with database.write() as tx:
         await analytics.update(tx)
     async with database.read() as tx:
@@ -251,7 +251,7 @@ async def test_an_old_hours_requests_outlive_their_rows(database: Database) -> N
         await analytics.update(tx)
     async with database.write() as tx:  # retention drops partitions; this is as good
         await tx.execute("TRUNCATE payments.x402_usage")
-        await payments.mark_refunded(tx, payment.payment_id, HASH, now=clock.now())
+        await refund(tx, payment.payment_id)
     async with database.write() as tx:
         assert await analytics.update(tx) == 1
         hours = await analytics.hours(tx, since=clock.now() - 2 * HOUR, until=clock.now())

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
-from fixtures.payments import make_offer, pay
+from fixtures.payments import make_offer, pay, refund
 from tollbook.books.payments import payments
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState, PaymentUnknown
 from tollbook.books.payments.payments import Offer, Payment
@@ -144,7 +144,7 @@ async def test_settling_twice_is_refused_and_changes_nothing(database: Database)
 async def test_a_refund_is_told_apart_and_goes_the_other_way_in_the_journal(database: Database) -> None:
     payment = await pay(database)
     async with database.write() as tx:
-        refunded = await payments.mark_refunded(tx, payment.payment_id, HASH, now=clock.now())
+        refunded = await refund(tx, payment.payment_id)
     assert (refunded.status, refunded.settlement) == ("expired", "refunded")
     async with database.read() as tx:
         money = await tx.dicts(
@@ -160,7 +160,7 @@ async def test_a_refund_is_told_apart_and_goes_the_other_way_in_the_journal(data
     ]
     async with database.write() as tx:
         with pytest.raises(PaymentNotInState):
-            await payments.mark_refunded(tx, payment.payment_id, HASH, now=clock.now())
+            await refund(tx, payment.payment_id)
 
 
 async def test_pages_follow_each_other_without_a_gap(database: Database) -> None:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from fixtures.database import migrate
-from fixtures.payments import ENDPOINT, buy, make_offer, pay
+from fixtures.payments import ENDPOINT, buy, make_offer, pay, refund
 from tollbook.books.payments import payments, tokens, usage
 from tollbook.books.payments.errors import (
     NotRecorded,
@@ -182,7 +182,7 @@ async def test_a_revoked_token_is_refused_at_once_on_every_process(database: Dat
 async def test_a_refunded_payment_buys_nothing(database: Database, meter: Meter) -> None:
     grant = await buy(database)
     async with database.write() as tx:
-        await payments.mark_refunded(tx, grant.token.payment_id, "0x" + "cd" * 32, now=clock.now())
+        await refund(tx, grant.token.payment_id)
     with pytest.raises(TokenExpired):
         await use(meter, grant)
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from fixtures.payments import ENDPOINT, make_offer
+from fixtures.payments import ENDPOINT, make_offer, refund
 from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.errors import (
     AlreadyCounted,
@@ -52,7 +52,7 @@ class Walk(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.models: list[Model] = []
         with psycopg.connect(self.url) as connection:
-            connection.execute("TRUNCATE payments.x402_payments, payments.x402_tokens, payments.x402_usage")
+            connection.execute("TRUNCATE payments.x402_payments, payments.x402_usage CASCADE")
         self.runner.run(self._open())
 
     async def _open(self) -> None:
@@ -131,7 +131,7 @@ class Walk(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def refund(self, choice: int) -> None:
         if model := self.choose(choice):
-            answer = self.write(payments.mark_refunded, model.payment_id, "0x" + "ab" * 32, now=clock.now())
+            answer = self.write(refund, model.payment_id)
             if model.settlement == "settled":
                 model.status, model.settlement = "expired", "refunded"
             else:

@@ -9,7 +9,8 @@ What may follow what (status, and beside it the settlement):
     verified            -> used                  the last request is taken (usage.Meter)
     used                -> verified              a failed request gave its quota back (usage.Meter)
     verified, used      -> expired               cleanup_expired_x402_payments()
-    verified, used, expired (settled) -> expired (refunded)   mark_refunded
+    verified, used, expired (settled) -> expired (refunded)   refunds: all of it went back
+    verified, used, expired (settled) -> expired (reversed)   reverse: the chain took it back for good
 
 In the journal a payment's subject is its number in decimal digits, and every fact names amount and parties.
 """
@@ -28,7 +29,7 @@ from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.journal import Fact
 
 Status = Literal["pending", "verified", "used", "expired", "failed"]
-Settlement = Literal["pending", "settled", "failed", "unknown", "refunded"]
+Settlement = Literal["pending", "settled", "failed", "unknown", "refunded", "reversed"]
 
 PAGE_MAX = 500
 RESERVE_ATTEMPTS_MAX = 5  # each lost one means another presenter of the same identity failed meanwhile
@@ -47,7 +48,10 @@ MinorUnits = Annotated[int, PlainSerializer(str, return_type=str, when_used="jso
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """A payment. `amount` is in the asset's minor units; `endpoint` is the route it buys requests of."""
+    """A payment. `amount` is in the asset's minor units; `endpoint` is the route it buys requests of.
+
+    `refunded_amount` went back, in minor units: refunds that are done, or all of what the chain took back.
+    """
 
     payment_id: PaymentId
     network: str
@@ -76,11 +80,13 @@ class Payment:
     settled_at: datetime | None
     expires_at: datetime | None
     refunded_at: datetime | None
+    refunded_amount: MinorUnits
     updated_at: datetime
 
     def __post_init__(self) -> None:
         # PostgreSQL's 78-digit integers arrive as Decimal.
         object.__setattr__(self, "amount", int(self.amount))
+        object.__setattr__(self, "refunded_amount", int(self.refunded_amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,24 +246,24 @@ async def suspect(
     return payment
 
 
-async def mark_refunded(tx: WriteTx, payment_id: int, tx_hash: str, *, now: datetime) -> Payment:
-    """Enter that the operator sent the money back by the transaction `tx_hash`. It buys nothing more.
+async def reverse(tx: WriteTx, payment_id: int, reason: str, *, now: datetime) -> Payment:
+    """Enter that the money is not there, although it was settled, and never will be. It buys nothing more.
 
     Raises PaymentNotInState unless it is settled, PaymentUnknown.
     """
+    reason = reason[:REASON_LETTERS_MAX]
     changed = await tx.execute(
         """
         UPDATE payments.x402_payments
-        SET status = 'expired', settlement = 'refunded', refunded_at = %(now)s, updated_at = %(now)s,
-            settled_in = pg_current_xact_id()::text::bigint
+        SET status = 'expired', settlement = 'reversed', settlement_error = %(reason)s, updated_at = %(now)s,
+            refund_asked = amount, refunded_amount = amount, settled_in = pg_current_xact_id()::text::bigint
         WHERE payment_id = %(payment_id)s AND status IN ('verified', 'used', 'expired')
           AND settlement = 'settled'
         """,
-        {"payment_id": payment_id, "now": now},
+        {"payment_id": payment_id, "reason": reason, "now": now},
     )
-    payment = await _changed(tx, payment_id, changed, "refunded")
-    fact = _fact("payment.refunded", payment, {"tx_hash": _spell(payment.network, tx_hash)})
-    await journal.append(tx, [_turned(fact)])
+    payment = await _changed(tx, payment_id, changed, "reversed")
+    await journal.append(tx, [_turned(_fact("payment.reversed", payment, {"reason": reason}))])
     return payment
 
 
@@ -331,7 +337,7 @@ async def _read(tx: ReadTx, payment_ids: Sequence[int]) -> list[Payment]:
         SELECT payment_id, network, chain, asset, decimals, amount, amount_usdc, from_address, to_address,
                scheme, nonce, tx_hash, block_number, confirmations, endpoint, requests_allocated,
                requests_used, status, settlement, settlement_error, lifetime, valid_before, created_at,
-               verified_at, settled_at, expires_at, refunded_at, updated_at
+               verified_at, settled_at, expires_at, refunded_at, refunded_amount, updated_at
         FROM payments.x402_payments WHERE payment_id = ANY(%(payment_ids)s::bigint[])
         ORDER BY payment_id DESC
         """,
