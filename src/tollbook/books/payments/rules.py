@@ -11,7 +11,13 @@ from typing import Any, Literal, cast
 
 from eth_utils.address import to_checksum_address
 from pydantic import ValidationError
-from x402.mechanisms.evm.constants import SCHEME_EXACT
+from x402.mechanisms.evm.batch_settlement.constants import (
+    ERC3009_DEPOSIT_COLLECTOR_ADDRESS,
+    SCHEME_BATCH_SETTLEMENT,
+)
+from x402.mechanisms.evm.batch_settlement.encoding import build_erc3009_deposit_nonce
+from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload
+from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements
 
 from tollbook.core.chains import Network, Token, find_network, normalize_address
@@ -43,11 +49,13 @@ class Payee:
     """Who is paid, where, in which token.
 
     `network` is a CAIP-2 id or a known name ("base", "eip155:8453"); `token` is its USDC unless given.
+    `transfer` is "permit2" for tokens that know no EIP-3009: payers then approve Permit2 once.
     """
 
     network: str
     address: str
     token: Token | None = None
+    transfer: Literal["eip3009", "permit2"] = "eip3009"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +66,14 @@ class PaidRoute:
     that carries the payment included. `settle` says when the money moves: "after" the handler has begun a
     good answer and before its first byte leaves (a refusal or failure costs nothing), or "before" the
     handler runs (for handlers that are dear to run).
+
+    With the `scheme` "exact" the price is charged. With "upto" (Permit2) and "batch-settlement" (channels:
+    one deposit, many small charges) it is the most that is charged: the handler says what was used with the
+    SDK's `set_settlement_overrides(response, {"amount": "2500" | "50%" | "$0.002"})`.
     """
 
     price: str
+    scheme: Literal["exact", "upto", "batch-settlement"] = "exact"
     requests: int = 1
     lifetime: timedelta = timedelta(hours=24)
     settle: Literal["before", "after"] = "after"
@@ -225,6 +238,8 @@ def _read_terms(requirements: PaymentRequirements) -> dict[str, str]:
 
 def read_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Proof:
     """What a payment proves. Call after `facilitator.find_fault` found none."""
+    if requirements.scheme == SCHEME_BATCH_SETTLEMENT:
+        return _read_channel_proof(payment, requirements)
     permit = cast("dict[str, Any] | None", payment.payload.get("permit2Authorization"))
     if permit is not None:
         payer, nonce, until = permit["from"], f"permit2:{int(permit['nonce'])}", permit["deadline"]
@@ -239,6 +254,33 @@ def read_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Pr
         pay_to=requirements.pay_to.lower(),
         nonce=nonce.lower(),
         amount=int(requirements.amount),
+        valid_before=datetime.fromtimestamp(min(int(until), UNIX_SECONDS_MAX), UTC),
+    )
+
+
+def _read_channel_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Proof:
+    """What a channel's deposit or refund proves; vouchers move nothing and are never settled one by one."""
+    payload = payment.payload
+    channel_id, payer = payload["voucher"]["channelId"], payload["channelConfig"]["payer"]
+    if is_deposit_payload(payload):
+        amount, signed = payload["deposit"]["amount"], payload["deposit"]["authorization"]
+        permit, authorization = signed.get("permit2Authorization"), signed.get("erc3009Authorization")
+        if permit is not None:
+            pay_to, nonce, until = permit["spender"], f"permit2:{int(permit['nonce'])}", permit["deadline"]
+        else:
+            pay_to, until = ERC3009_DEPOSIT_COLLECTOR_ADDRESS, authorization["validBefore"]
+            nonce = build_erc3009_deposit_nonce(channel_id, authorization["salt"])
+    else:
+        pay_to, amount, until = payer, payload["amount"], UNIX_SECONDS_MAX
+        nonce = f"refund:{channel_id}:{payload['refundNonce']}"
+    return Proof(
+        network=requirements.network,
+        scheme=requirements.scheme,
+        asset=requirements.asset.lower(),
+        payer=payer.lower(),
+        pay_to=pay_to.lower(),
+        nonce=nonce.lower(),
+        amount=int(amount),
         valid_before=datetime.fromtimestamp(min(int(until), UNIX_SECONDS_MAX), UTC),
     )
 
@@ -269,8 +311,10 @@ def _make_option(terms: PaidRoute, payee: Payee) -> Option:
     extra = {"name": token.name, "version": token.version}
     if terms.settle == "before":
         extra["paymentFlow"] = "upfront"
+    if payee.transfer == "permit2" or terms.scheme == SCHEME_UPTO:
+        extra["assetTransferMethod"] = "permit2"
     requirements = PaymentRequirements(
-        scheme=SCHEME_EXACT,
+        scheme=terms.scheme,
         network=network.id,
         asset=_spell(token.address),
         amount=str(read_price(terms.price, token.decimals)),
@@ -287,6 +331,10 @@ def _spell(address: str) -> str:
 
 
 def _check_terms(key: str, terms: PaidRoute) -> None:
+    if terms.settle == "before" and terms.scheme != SCHEME_EXACT:
+        raise WrongPaywall(
+            f"{key}: by the scheme {terms.scheme} one pays after the handler, by what was used."
+        )
     if not 1 <= terms.requests <= REQUESTS_MAX:
         raise WrongPaywall(f"{key}: a payment buys 1 to {REQUESTS_MAX} requests, not {terms.requests}.")
     if not timedelta(0) < terms.lifetime <= LIFETIME_MAX:

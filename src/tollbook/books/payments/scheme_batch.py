@@ -8,12 +8,11 @@ A deposit is the payer's own money in escrow. What is earned is each charge, and
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, ClassVar, cast
 
 from x402 import x402ResourceServer
 from x402.interfaces import SchemePaymentRequiredContext
-from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS, SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
 from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_CHANNEL_BUSY,
     ERR_INVALID_PAYLOAD_TYPE,
@@ -44,7 +43,6 @@ from x402.schemas import (
 from x402.schemas.hooks import VerifiedPaymentCancelOptions
 
 from tollbook.books.payments.facilitator import Facilitator
-from tollbook.books.payments.rules import UNIX_SECONDS_MAX, Proof
 from tollbook.core.errors import Refusal
 from tollbook.core.stores import PostgresChannelStorage
 
@@ -214,24 +212,3 @@ def find_channel_fault(signed: PaymentPayload, terms: PaymentRequirements) -> tu
     except Exception:  # the SDK's readers raise whatever a malformed field comes to
         return ERR_VOUCHER_PAYLOAD, "The channel payload is malformed."
     return None if reason is None else (reason, "The voucher is for another channel than it names.")
-
-
-def read_channel_proof(signed: PaymentPayload, terms: PaymentRequirements) -> Proof:
-    """What a channel's payment without fault is: (channel, cumulative amount) is spent once.
-
-    Of a deposit it is the deposit that moves, into the escrow.
-    """
-    payload = signed.payload
-    config, voucher = ChannelConfig.from_dict(payload["channelConfig"]), payload["voucher"]
-    kind = "refund" if is_refund_payload(payload) else "channel"
-    deposits = is_deposit_payload(payload)
-    return Proof(
-        network=terms.network,
-        scheme=terms.scheme,
-        asset=terms.asset.lower(),
-        payer=config.payer.lower(),
-        pay_to=(BATCH_SETTLEMENT_ADDRESS if deposits else terms.pay_to).lower(),
-        nonce=f"{kind}:{voucher['channelId'].lower()}:{int(voucher['maxClaimableAmount'])}",
-        amount=int(payload["deposit"]["amount"] if deposits else terms.amount),
-        valid_before=datetime.fromtimestamp(UNIX_SECONDS_MAX, UTC),
-    )
