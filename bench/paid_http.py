@@ -18,7 +18,8 @@ from pathlib import Path
 import psycopg
 
 from tollbook.books.payments import payments, tokens
-from tollbook.books.payments.paywall import App, PaidRoute, Payee, Paywall, Receive, Scope, Send
+from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.books.payments.wire import App, Receive, Scope, Send
 from tollbook.core import embedded
 from tollbook.core.database import Database
 from tollbook.migrate import Folder, apply
