@@ -41,20 +41,21 @@ from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 from clients.pay_solana import require, sign
 from fixtures.solana import MINT, NETWORK
 from fixtures.solana_rpc import GENESIS_HASH, LocalSolana
-from tollbook.books.payments import facilitator_solana, solana_payment
+from tollbook.books.payments import facilitator_solana, solana_node, solana_payment
 from tollbook.books.payments.facilitator import (
     FacilitatorUnreachable,
     OperatorOutOfGas,
     SettlementUnknown,
 )
 from tollbook.books.payments.facilitator_signer import OperatorKeyUnusable
-from tollbook.books.payments.facilitator_solana import ERR_EXPIRED, SolanaFacilitator, read_keypair
+from tollbook.books.payments.facilitator_solana import SolanaFacilitator, read_keypair
+from tollbook.books.payments.solana_node import ERR_EXPIRED
 
 # The SDK asks nodes through classes that their library means to retire.
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 
 AMOUNT = 10_000
-EXPIRY_BLOCKS = 150 + facilitator_solana.NODE_LAG_BLOCKS + 33  # a final block is past a message's last
+EXPIRY_BLOCKS = 150 + solana_node.NODE_LAG_BLOCKS + 33  # a final block is past a message's last
 DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 

@@ -45,7 +45,7 @@ from tollbook.books.payments.facilitator import (
     SettlementUnknown,
 )
 from tollbook.books.payments.facilitator_signer import OperatorKeyUnusable
-from tollbook.books.payments.solana_node import Commitment, SolanaNode
+from tollbook.books.payments.solana_node import ERR_EXPIRED, Commitment, SolanaNode
 from tollbook.books.payments.solana_payment import (
     X402_VERSION,
     SolanaPayment,
@@ -59,14 +59,12 @@ from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable
 
 ERR_INVALID_NETWORK = "invalid_network"
-ERR_EXPIRED = "transaction_expired"
 ERR_AMOUNT_DIFFERS = "transferred_amount_differs"
 
 SETTLE_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.4  # a slot
 QUIET = timedelta(seconds=2)  # then it is sent again: leaders drop what they have no room for
 SETTLEMENTS_MAX = 1024  # under way at once in one process
-NODE_LAG_BLOCKS = 150  # a healthy node may be that far behind another, of which the payer's block hash is
 KEY_BYTES = 64
 
 # With these a simulation ends where the fee payer's account cannot pay.
@@ -188,18 +186,24 @@ class SolanaFacilitator:
     async def resolve(self) -> list[SolanaSettlement]:
         """Ask the chain what became of the messages whose end is not known; those that it knows by now.
 
-        At most solana_settlements.OPEN_MAX a call. Raises DatabaseUnreachable, ChainUnreachable and
-        ChainRefused.
+        At most solana_settlements.OPEN_MAX a call. Raises DatabaseUnreachable.
         """
         async with (await self._books()).read() as tx:
             found = await solana_settlements.find_open(tx, list(self._nodes))
-        looked = [await self._look(settlement, thoroughly=True) for settlement in found]
-        return [settlement for settlement in looked if settlement.status != "signed"]
+        ended: list[SolanaSettlement] = []
+        for settlement in found:
+            try:
+                looked = await self._look(settlement, thoroughly=True)
+            except _NODE_FAILURES as failure:  # of one network; the others' nodes may answer
+                logger.warning("looking for %s: %s", settlement.signature, failure.sentence)
+            else:
+                ended += [looked] if looked.status != "signed" else []
+        return ended
 
     async def find(self, network: str, message_hash: str) -> SolanaSettlement | None:
         """What is known of a message (SHA-256, hex), asking the chain where its end is not known yet.
 
-        None where it was never signed here. Raises as `resolve`.
+        None where it was never signed here. Raises DatabaseUnreachable, ChainUnreachable, ChainRefused.
         """
         async with (await self._books()).read() as tx:
             known = await solana_settlements.find(tx, network, bytes.fromhex(message_hash))
@@ -345,22 +349,11 @@ class SolanaFacilitator:
         return End("differs", landing.slot, landing.fee_lamports, moved, ERR_AMOUNT_DIFFERS)
 
     async def _find_expiry(self, settlement: SolanaSettlement) -> End | None:
-        """The end of a message that is in no block and can be in none any more; None where that is not sure.
-
-        Sure is it when a final block is past the last height that could hold it, when the node, asked as of
-        that block or later, finds it nowhere, and when the node's memory reaches back to when it was signed.
-        """
         node = self._nodes[settlement.network]
-        final = await node.get_final()
-        if final.height <= settlement.last_valid_height + NODE_LAG_BLOCKS:
-            return None
-        status, as_of_slot = await node.find_status(settlement.signature, history=True)
-        if status is not None or as_of_slot < final.slot:
-            return None
-        if await node.get_first_slot() > settlement.signed_slot:
-            logger.error("%s: the node forgets too soon to say whether it landed", settlement.signature)
-            return None
-        return End("failed", None, None, None, ERR_EXPIRED)
+        is_over = await node.is_over(
+            settlement.signature, settlement.last_valid_height, settlement.signed_slot
+        )
+        return End("failed", None, None, None, ERR_EXPIRED) if is_over else None
 
     async def _simulate(self, network: str, payment: SolanaPayment) -> tuple[str, str] | None:
         """Why the payment would not land now; None where it would.

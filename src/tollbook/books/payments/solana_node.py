@@ -1,15 +1,24 @@
 """A Solana node as a facilitator asks it: would this land, send it, what became of it, is its time over."""
 
+import base64
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, cast
 
+from solders.transaction import VersionedTransaction
+
+from tollbook.books.payments.solana_payment import hash_message
 from tollbook.core.chains import JsonRpc
 
 Commitment = Literal["processed", "confirmed", "finalized"]
 LEVELS: tuple[Commitment, ...] = ("processed", "confirmed", "finalized")
+ERR_EXPIRED = "transaction_expired"  # why one that never landed is a failure
 CAIP_REFERENCE_CHARS = 32  # of the genesis hash, in Solana's CAIP-2 ids
+NODE_LAG_BLOCKS = 150  # a healthy node may be that far behind another, which knew the payer's block hash
+SIGNATURES_MAX = 1000  # that a node gives at once
 NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -49,6 +58,7 @@ class Landing:
     `moved` maps (token account, mint) to minor units, less than nothing for the one that paid.
     """
 
+    message_hash: str
     slot: int
     error: object
     fee_lamports: int
@@ -128,7 +138,7 @@ class SolanaNode(JsonRpc):
 
     async def find_landing(self, signature: str, commitment: Commitment) -> Landing | None:
         """Return what a transaction did, None where the node does not have it at that commitment."""
-        options = {"encoding": "json", "commitment": commitment, "maxSupportedTransactionVersion": 0}
+        options = {"encoding": "base64", "commitment": commitment, "maxSupportedTransactionVersion": 0}
         answer = await self.ask("getTransaction", signature, options)
         if answer is None:
             return None
@@ -137,12 +147,40 @@ class SolanaNode(JsonRpc):
         except NONSENSE as error:
             self.complain("getTransaction", error)
 
+    async def find_signatures(self, account: str, since: datetime) -> list[str]:
+        """Return the newest transactions that name an account and succeeded since then, newest first."""
+        options = {"limit": SIGNATURES_MAX, "commitment": "confirmed"}
+        answer = await self.ask("getSignaturesForAddress", account, options)
+        try:
+            return [
+                str(each["signature"])
+                for each in answer
+                if each["err"] is None and (each["blockTime"] or math.inf) >= since.timestamp()
+            ]
+        except NONSENSE as error:
+            self.complain("getSignaturesForAddress", error)
+
+    async def is_over(self, signature: str, last_valid_height: int, signed_slot: int) -> bool:
+        """Whether it is sure that a transaction is in no block and never will be.
+
+        Sure is it when a final block is past the last height that could hold it, when the node, asked as of
+        that block or later, finds it nowhere, and when its memory reaches back to when it was signed.
+        """
+        final = await self.get_final()
+        if final.height <= last_valid_height + NODE_LAG_BLOCKS:
+            return False
+        status, as_of_slot = await self.find_status(signature, history=True)
+        if status is not None or as_of_slot < final.slot:
+            return False
+        return await self.get_first_slot() <= signed_slot
+
 
 def _read_landing(answer: dict[str, Any]) -> Landing:
     meta = answer["meta"]
+    message = VersionedTransaction.from_bytes(base64.b64decode(answer["transaction"][0])).message
     loaded: dict[str, list[str]] = meta.get("loadedAddresses") or {"writable": [], "readonly": []}
     keys: list[str] = [
-        *answer["transaction"]["message"]["accountKeys"],
+        *(str(key) for key in message.account_keys),
         *loaded["writable"],
         *loaded["readonly"],
     ]
@@ -151,4 +189,4 @@ def _read_landing(answer: dict[str, Any]) -> Landing:
         for balance in cast(list[dict[str, Any]], balances):
             account = keys[int(balance["accountIndex"])], str(balance["mint"])
             moved[account] += sign * int(balance["uiTokenAmount"]["amount"])
-    return Landing(int(answer["slot"]), meta["err"], int(meta["fee"]), moved)
+    return Landing(hash_message(message), int(answer["slot"]), meta["err"], int(meta["fee"]), moved)

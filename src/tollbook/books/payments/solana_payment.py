@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from solders.message import MessageV0, to_bytes_versioned
+from solders.message import MessageV0, VersionedMessage, to_bytes_versioned
 from solders.transaction import VersionedTransaction
 from x402.mechanisms.svm.constants import (
     ERR_COMPUTE_PRICE_TOO_HIGH,
@@ -64,7 +64,7 @@ def read_payment(payload: PaymentPayload) -> SolanaPayment:
     if transfer is None:
         raise MalformedSolanaPayment("it transfers no token")
     return SolanaPayment(
-        message_hash=hashlib.sha256(to_bytes_versioned(transaction.message)).hexdigest(),
+        message_hash=hash_message(transaction.message),
         fee_payer=transfer.fee_payer,
         payer=transfer.payer,
         asset=transfer.mint,
@@ -72,6 +72,11 @@ def read_payment(payload: PaymentPayload) -> SolanaPayment:
         amount=transfer.amount,
         transaction=transaction,
     )
+
+
+def hash_message(message: VersionedMessage) -> str:
+    """Return what tells a message from every other: the SHA-256 (hex) of the bytes that are signed."""
+    return hashlib.sha256(to_bytes_versioned(message)).hexdigest()
 
 
 def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> tuple[str, str] | None:

@@ -1,0 +1,85 @@
+"""What Solana itself says of a settlement; to be given to ChainTruth as the one who judges "solana"."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from x402.mechanisms.svm.constants import TOKEN_2022_PROGRAM_ADDRESS, TOKEN_PROGRAM_ADDRESS
+from x402.mechanisms.svm.utils import derive_ata
+
+from tollbook.books.payments import solana_settlements
+from tollbook.books.payments.ledger import Settlement, Verdict
+from tollbook.books.payments.solana_node import ERR_EXPIRED, Landing, SolanaNode
+from tollbook.core.chains import ChainRefused
+from tollbook.core.database import Database
+
+SEARCH_BEFORE = timedelta(hours=1)  # the payer may have had it sent before we were asked
+CANDIDATES_MAX = 200  # transactions of one recipient that are looked into for one message
+LANDED_WITH_AN_ERROR = "its transaction landed with an error"
+
+
+@dataclass(frozen=True, slots=True)
+class SolanaTruth:
+    """The verdicts of Solana's networks, each asked at its node, by CAIP-2 network.
+
+    The database is asked for what our own facilitator signed: of those it is known when their time is over.
+    """
+
+    database: Database
+    nodes: Mapping[str, SolanaNode]
+
+    async def find(self, settlement: Settlement) -> Verdict | None:
+        """See ledger.Truth; `block_number` is the slot. "settled" and "not settled" are final.
+
+        A message that another facilitator signed stays "open" for good where it is found nowhere.
+        """
+        node = self.nodes.get(settlement.network)
+        if node is None:
+            return None
+        try:
+            await node.check_network()
+            return await self._judge(node, settlement)
+        except ChainRefused:
+            return None
+
+    async def _judge(self, node: SolanaNode, row: Settlement) -> Verdict:
+        async with self.database.read() as tx:
+            signed = await solana_settlements.find(tx, row.network, bytes.fromhex(row.nonce))
+        for signature in (signed and signed.signature, row.tx_hash):
+            landing = await _find_own(node, row, signature) if signature else None
+            if signature and landing is not None:
+                return _judge_landing(row, signature, landing)
+        if signed is None:
+            return await _search(node, row)
+        if await node.is_over(signed.signature, signed.last_valid_height, signed.signed_slot):
+            return Verdict("not settled", reason=ERR_EXPIRED)
+        return Verdict("open")
+
+
+async def _search(node: SolanaNode, row: Settlement) -> Verdict:
+    """Look for the message among what its recipient was sent."""
+    for program in (TOKEN_PROGRAM_ADDRESS, TOKEN_2022_PROGRAM_ADDRESS):
+        account = derive_ata(row.pay_to, row.asset, program)
+        found = await node.find_signatures(account, row.asked_at - SEARCH_BEFORE)
+        for signature in found[:CANDIDATES_MAX]:
+            landing = await _find_own(node, row, signature)
+            if landing is not None:
+                return _judge_landing(row, signature, landing)
+    return Verdict("open")
+
+
+async def _find_own(node: SolanaNode, row: Settlement, signature: str) -> Landing | None:
+    """A final transaction, where it is this very message: facilitators may name any."""
+    landing = await node.find_landing(signature, "finalized")
+    return landing if landing is not None and landing.message_hash == row.nonce else None
+
+
+def _judge_landing(row: Settlement, signature: str, landing: Landing) -> Verdict:
+    accounts = [
+        derive_ata(row.pay_to, row.asset, program)
+        for program in (TOKEN_PROGRAM_ADDRESS, TOKEN_2022_PROGRAM_ADDRESS)
+    ]
+    moved = sum(landing.moved.get((account, row.asset), 0) for account in accounts)
+    if landing.error is not None or moved <= 0:
+        return Verdict("not settled", reason=LANDED_WITH_AN_ERROR)
+    return Verdict("settled", tx_hash=signature, block_number=landing.slot, amount_moved=moved)
