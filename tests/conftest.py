@@ -3,6 +3,7 @@
 pytest_plugins = [
     "fixtures.chain",
     "fixtures.database",
+    "fixtures.facilitator",
     "fixtures.schemes",
     "fixtures.solana",
     "fixtures.stores",

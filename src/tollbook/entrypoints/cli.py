@@ -18,6 +18,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 PORT_DEFAULT = 8402
 FACILITATOR_PORT_DEFAULT = 8404
+CONFIRMATIONS_MAX = 1000
 BOOKS = ("payments",)
 
 
@@ -115,17 +116,44 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
 @click.option("--rpc", multiple=True, required=True, metavar="NETWORK=URL", help="As base=https://node/…")
 @click.option(
     "--key-file",
+    "key_files",
+    multiple=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The operator's private key, mode 0600. Without it: TOLLBOOK_FACILITATOR_KEY.",
+    help="An operator's private key, mode 0600; several share the work. Without: TOLLBOOK_FACILITATOR_KEY.",
+)
+@click.option(
+    "--recipient",
+    "recipients",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Settle payments to this address, and to the others named so, alone. Without: to anybody.",
+)
+@click.option(
+    "--confirmations",
+    multiple=True,
+    metavar="NETWORK=N",
+    help="Answer a settlement when its block is the first of so many. Without: at once.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=FACILITATOR_PORT_DEFAULT, show_default=True, type=click.IntRange(1, 65535))
+@storage_options
 @json_option
-def facilitator(rpc: tuple[str, ...], key_file: Path | None, host: str, port: int, *, as_json: bool) -> None:
+def facilitator(
+    rpc: tuple[str, ...],
+    key_files: tuple[Path, ...],
+    recipients: tuple[str, ...],
+    confirmations: tuple[str, ...],
+    *,
+    settings: "Settings",
+    host: str,
+    port: int,
+    as_json: bool,
+) -> None:
     """Verify and settle x402 payments for servers in any language, until Ctrl-C."""
-    from tollbook.entrypoints.facilitator import run_facilitator
+    from tollbook.entrypoints.facilitator import Wish, run_facilitator
 
-    run_facilitator(read_rpc_urls(rpc), key_file, host, port, as_json=as_json)
+    urls, depths = read_rpc_urls(rpc), read_confirmations(confirmations)
+    run_facilitator(Wish(settings, urls, key_files, recipients, depths, host, port, as_json))
 
 
 def read_rpc_urls(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -139,6 +167,21 @@ def read_rpc_urls(pairs: tuple[str, ...]) -> dict[str, str]:
             raise click.UsageError(f"--rpc {name[:60]}: give a network and its node's URL, as base=https://…")
         urls[find_network(name).id] = url
     return urls
+
+
+def read_confirmations(pairs: tuple[str, ...]) -> dict[str, int]:
+    """Return the depths by CAIP-2 network, of `NETWORK=N` texts. Raises click.UsageError."""
+    from tollbook.core.chains import find_network
+
+    depths: dict[str, int] = {}
+    for pair in pairs:
+        name, _, depth = pair.partition("=")
+        if not depth.isdecimal() or not 0 < int(depth) <= CONFIRMATIONS_MAX:
+            raise click.UsageError(
+                f"--confirmations {pair[:60]}: give a network and how many blocks, as base=6."
+            )
+        depths[find_network(name).id] = int(depth)
+    return depths
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from x402.mechanisms.evm.signers import EthAccountSigner
 
 from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
-from tollbook.books.payments.paywall import REMAINING_HEADER, TOKEN_HEADER, PaidRoute, Payee, Paywall
+from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.books.payments.wire import REMAINING_HEADER, TOKEN_HEADER
 from tollbook.core.errors import Refusal
 from tollbook.core.local_chain import NETWORK, LocalChain
 from tollbook.entrypoints.serving import Teller
@@ -65,14 +66,13 @@ class DemoFolderUnusable(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The demonstration's parts: the chain, those who play on it, and the facilitator between them."""
+    """The demonstration's parts: the chain, and those who play on it."""
 
     chain: LocalChain
     token: str
     operator: LocalAccount
     seller: LocalAccount
     buyer: LocalAccount
-    facilitator: InProcessFacilitator
 
 
 @contextmanager
@@ -91,8 +91,7 @@ def open_stage(folder: Path | None) -> Generator[Stage]:
         chain.set_gas_money(accounts["operator"].address)
         if chain.read_balance(accounts["buyer"].address) < PURSE_MIN:
             chain.mint(accounts["buyer"].address, PURSE)
-        facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + accounts["operator"].key.hex())
-        yield Stage(chain, token, facilitator=facilitator, **accounts)
+        yield Stage(chain, token, **accounts)
 
 
 @contextmanager
@@ -132,11 +131,14 @@ def _find_accounts(file: Path) -> dict[str, LocalAccount]:
 
 def make_shop(stage: Stage, database_url: str) -> FastAPI:
     """Return the API that sells the weather, with the facilitator under /facilitator for others to use."""
+    key = "0x" + stage.operator.key.hex()
+    facilitator = InProcessFacilitator({NETWORK: stage.chain.url}, key, database_url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await facilitator.open()
         yield
-        await stage.facilitator.aclose()
+        await facilitator.aclose()
 
     shop = FastAPI(title="Weather, for money", lifespan=lifespan)
 
@@ -145,12 +147,12 @@ def make_shop(stage: Stage, database_url: str) -> FastAPI:
         return {"city": city, "weather": ("sun", "rain", "snow", "wind")[len(city) % 4]}
 
     shop.get(PATH)(read_weather)
-    shop.mount("/facilitator", facilitator_app(stage.facilitator))
+    shop.mount("/facilitator", facilitator_app(facilitator))
     shop.add_middleware(
         Paywall,
         routes=make_routes(),
         payees=make_payees(stage),
-        facilitator=stage.facilitator,
+        facilitator=facilitator,
         database_url=database_url,
     )
     return shop

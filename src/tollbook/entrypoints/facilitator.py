@@ -2,33 +2,56 @@
 
 import asyncio
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.books.payments.facilitator_signer import read_operator_key
-from tollbook.entrypoints import serving
+from tollbook.core.commands import open_database
+from tollbook.core.settings import Settings
+from tollbook.entrypoints import migrations, serving
 from tollbook.entrypoints.serving import Site, Teller, listening, terminable
+from tollbook.migrate.url import redact
+
+BACKUP_FOLDER = "backups"
 
 
-def run_facilitator(
-    rpc_urls: dict[str, str], key_file: Path | None, host: str, port: int, *, as_json: bool
-) -> None:
-    """Serve a facilitator until asked to stop. Raises OperatorKeyUnusable, PortTaken."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `tollbook facilitator` was asked for. Without key files the key comes from the environment."""
 
+    settings: Settings
+    rpc_urls: Mapping[str, str]
+    key_files: Sequence[Path]
+    recipients: Sequence[str]
+    confirmations: Mapping[str, int]
+    host: str
+    port: int
+    as_json: bool
+
+
+def run_facilitator(wish: Wish) -> None:
+    """Serve a facilitator until asked to stop. Raises OperatorKeyUnusable, MalformedAddress, PortTaken."""
     serving.log_warnings()
-    teller = Teller(as_json)
-    key = read_operator_key(key_file, os.environ)
-    with terminable(), listening(host, port) as listener:
+    teller = Teller(wish.as_json)
+    keys = [read_operator_key(file, os.environ) for file in wish.key_files or (None,)]
+    with terminable(), listening(wish.host, wish.port) as listener, open_database(wish.settings) as url:
+        teller.say("database", f"Database     {redact(url)}", url=redact(url))
+        migrations.bring_up_to_date(url, (), wish.settings.data_dir / BACKUP_FOLDER, teller)
 
         async def run() -> None:
-            facilitator = InProcessFacilitator(rpc_urls, key)
+            facilitator = InProcessFacilitator(
+                wish.rpc_urls, keys, url, confirmations=wish.confirmations, recipients=wish.recipients
+            )
             try:
+                await facilitator.open()
                 await serving.run([Site(facilitator_app(facilitator), listener)], {})
             finally:
                 await facilitator.aclose()
 
-        networks = ", ".join(rpc_urls)
-        teller.say("serving", f"Facilitator of {networks} on http://{host}:{port}; Ctrl-C stops.")
+        networks = ", ".join(wish.rpc_urls)
+        teller.say("serving", f"Facilitator of {networks} on http://{wish.host}:{wish.port}; Ctrl-C stops.")
         asyncio.run(run())
     teller.say("stopped", "Stopped.")

@@ -124,7 +124,7 @@ async def test_an_x402_payment_is_not_counted_again_as_a_transfer(
     """Its transaction names the authorization, whose identity is taken before its settlement is booked."""
     requirements = require(desk.token, desk.seller, PRICE)
     payment = await sign(payer, requirements)
-    facilitator = InProcessFacilitator({NETWORK: desk.chain.url}, "0x" + operator.key.hex())
+    facilitator = InProcessFacilitator({NETWORK: desk.chain.url}, "0x" + operator.key.hex(), desk.database)
     settled = await facilitator.settle(payment, requirements)
     await facilitator.aclose()
     option = desk.tolls.all[0].options[0]

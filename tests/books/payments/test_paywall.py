@@ -96,7 +96,7 @@ def make_app(shop: Shop) -> FastAPI:
 async def shop(
     chain: LocalChain, token: str, operator: LocalAccount, seller: LocalAccount, database_url: str
 ) -> AsyncIterator[Shop]:
-    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex())
+    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex(), database_url)
     shop = Shop("", database_url, seller.address, token)
     app = make_app(shop)
     app.add_middleware(
@@ -354,7 +354,7 @@ async def test_the_facilitator_may_be_somewhere_else(
     payer: LocalAccount,
     database_url: str,
 ) -> None:
-    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex())
+    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex(), database_url)
     shop = Shop("", database_url, seller.address, token)
     app = make_app(shop)
     async with serve(facilitator_app(facilitator)) as facilitator_url:

@@ -6,130 +6,75 @@ that cannot be known is an exception, SettlementUnknown, and the book records it
 
 import asyncio
 import logging
-import re
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
-from x402.mechanisms.evm.constants import (
-    ERR_ASSET_NOT_DEPLOYED_CONTRACT,
-    ERR_AUTHORIZATION_VALUE_MISMATCH,
-    ERR_FACTORY_NOT_ALLOWED,
-    ERR_FAILED_TO_VERIFY_SIGNATURE,
-    ERR_INVALID_SIGNATURE,
-    ERR_MISSING_EIP712_DOMAIN,
-    ERR_NETWORK_MISMATCH,
-    ERR_NONCE_ALREADY_USED,
-    ERR_RECIPIENT_MISMATCH,
-    ERR_SETTLEMENT_PENDING,
-    ERR_UNDEPLOYED_SMART_WALLET,
-    ERR_UNSUPPORTED_SCHEME,
-    ERR_VALID_AFTER_FUTURE,
-    SCHEME_EXACT,
-)
-from x402.mechanisms.evm.exact.facilitator import ExactEvmScheme, ExactEvmSchemeConfig
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from x402.mechanisms.evm.batch_settlement.authorizer_signer import LocalAuthorizerSigner
+from x402.mechanisms.evm.constants import SCHEME_EXACT
 from x402.mechanisms.evm.types import is_permit2_payload
-from x402.pending_settlement_store import InMemoryPendingSettlementStore
 from x402.schemas import (
     PaymentPayload,
     PaymentRequirements,
     SettleResponse,
-    SupportedKind,
     SupportedResponse,
     VerifyResponse,
 )
 
-from tollbook.books.payments.facilitator_signer import (
-    RECEIPT_SECONDS_MAX,
-    Attempt,
-    Node,
-    NodeFailed,
-    NoGasMoney,
-    check_operator_key,
+from tollbook.books.payments.facilitator_broadcast import CLOSED, Broadcast
+from tollbook.books.payments.facilitator_errors import (
+    FacilitatorUnreachable,
+    OperatorOutOfGas,
+    SettlementUnknown,
 )
-from tollbook.core.errors import Refusal
-
-X402_VERSION = 2
-CAIP_FAMILY = "eip155:*"
-VERIFY_THREADS_MAX = 8
-SETTLE_THREADS_MAX = 8  # apart: settlements wait for blocks, and must not keep verifications waiting
-WAITING_MAX = 256  # per pool, those at work included
-
-CLOSED = "The facilitator is stopping. No money moved; present the same payment to the next one."
-
-# x402 error codes that the SDK has no constant for.
-ERR_INVALID_NETWORK = "invalid_network"
-ERR_INVALID_PAYLOAD = "invalid_payload"
-ERR_INVALID_REQUIREMENTS = "invalid_payment_requirements"
-ERR_INVALID_VERSION = "invalid_x402_version"
-ERR_UNEXPECTED_SETTLE = "unexpected_settle_error"
-
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
-_WORD = re.compile(r"0x[0-9a-fA-F]{64}")
-_SIGNATURE = re.compile(r"0x(?:[0-9a-fA-F]{2}){65,4096}")  # longer than 65 bytes: smart wallets
-_UINT = re.compile(r"[0-9]{1,78}")
-UINT256_MAX = 2**256 - 1
-
-# Refusals of what a payment says itself: they hold whatever the chain's state, now and ever.
-SURE_REASONS = {
-    ERR_ASSET_NOT_DEPLOYED_CONTRACT,
-    ERR_AUTHORIZATION_VALUE_MISMATCH,
-    ERR_FACTORY_NOT_ALLOWED,
-    ERR_FAILED_TO_VERIFY_SIGNATURE,
-    ERR_INVALID_SIGNATURE,
-    ERR_MISSING_EIP712_DOMAIN,
-    ERR_NETWORK_MISMATCH,
-    ERR_RECIPIENT_MISMATCH,
-    ERR_UNDEPLOYED_SMART_WALLET,
-    ERR_UNSUPPORTED_SCHEME,
-    ERR_VALID_AFTER_FUTURE,
+from tollbook.books.payments.facilitator_exact import Eip3009, Payment
+from tollbook.books.payments.facilitator_faults import (
     ERR_INVALID_NETWORK,
-    ERR_INVALID_PAYLOAD,
-    ERR_INVALID_REQUIREMENTS,
-    ERR_INVALID_VERSION,
-}
+    ERR_RECIPIENT_NOT_SERVED,
+    ERR_UNEXPECTED_SETTLE,
+    SURE_REASONS,
+    Fault,
+    find_fault,
+    find_receivers,
+)
+from tollbook.books.payments.facilitator_node import Node, NodeFailed
+from tollbook.books.payments.facilitator_purposes import identify
+from tollbook.books.payments.facilitator_schemes import Schemes, Threads
+from tollbook.books.payments.facilitator_sdk import Reader
+from tollbook.books.payments.facilitator_signer import check_operator_key
+from tollbook.core.chains import normalize_address
+from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable, Refusal
+from tollbook.core.lanes import Lanes
+
+__all__ = [
+    "ERR_UNEXPECTED_SETTLE",
+    "SURE_REASONS",
+    "Facilitator",
+    "FacilitatorUnreachable",
+    "InProcessFacilitator",
+    "OperatorOutOfGas",
+    "SettlementUnknown",
+    "find_fault",
+]
+
+APPLICATION = "tollbook-facilitator"
+CAIP_FAMILY = "eip155:*"
+WAITING_MAX = 1024  # verifications, and settlements, those at work included
+RECEIPT_SECONDS_MAX = 60.0
+MEND_SECONDS = 5.0
+
 logger = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
-
-
-class FacilitatorUnreachable(Refusal):
-    """The facilitator could not do it now. No money moved; the same payment may be presented again."""
-
-    reason: ClassVar[str] = "facilitator-unreachable"
-    status: ClassVar[int] = 503
-
-
-class OperatorOutOfGas(FacilitatorUnreachable):
-    """The facilitator's account cannot pay for transactions. No money moved."""
-
-    reason: ClassVar[str] = "operator-out-of-gas"
-
-
-class SettlementUnknown(Refusal):
-    """Money may have moved, or may still move: neither settled nor failed. Never settle it anew blindly.
-
-    `transaction` is the hash to look for, empty where none is known. `error_reason` is the x402 code:
-    settlement_pending, or the one for a nonce that is already used.
-    """
-
-    reason: ClassVar[str] = "settlement-unknown"
-    status: ClassVar[int] = 502
-
-    def __init__(self, network: str, transaction: str, error_reason: str, why: str) -> None:
-        self.network = network
-        self.transaction = transaction
-        self.error_reason = error_reason
-        super().__init__(
-            f"It is not known whether this payment on {network} was settled: {why}. "
-            f"Look for {transaction or 'its authorization nonce'} on the chain before paying again."
-        )
 
 
 class Facilitator(Protocol):
     """What the paywall needs of a facilitator.
 
-    `verify` and `settle` answer with what is sure; what is not is FacilitatorUnreachable (nothing happened)
+    `verify` and `settle` answer with what is sure; what is not is FacilitatorUnreachable (nothing was sent)
     or, from `settle` alone, SettlementUnknown. A cancelled `settle` may have settled: shield it.
     """
 
@@ -150,28 +95,75 @@ class Facilitator(Protocol):
         ...
 
 
-class InProcessFacilitator:
-    """A facilitator in this process: the SDK's exact EVM scheme, with a node and the operator's key.
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """What a network's payments go by."""
 
-    `rpc_urls` maps CAIP-2 networks to JSON-RPC addresses. EIP-3009 payments only, x402 version 2.
-    Settlements of one network are sent one after the other and awaited side by side.
+    node: Node
+    broadcast: Broadcast
+    exact: Eip3009
+    schemes: Schemes
+
+
+class InProcessFacilitator:
+    """A facilitator in this process, over nodes, the operators' keys, and a database for what it sent.
+
+    `rpc_urls` maps CAIP-2 networks to JSON-RPC addresses. `database` is a URL, or a Database that somebody
+    else opens and closes. Any number of processes may share keys and database: a payment is broadcast once,
+    and settling it again gives the same answer. `confirmations` is the depth, by network, at which
+    a settlement is answered (1: the block that includes it). With `recipients`, nobody else is paid.
+    It opens by itself when it is first used; use it from one event loop, and close it.
     """
 
     def __init__(
         self,
         rpc_urls: Mapping[str, str],
-        private_key: str,
+        private_keys: str | Sequence[str],
+        database: Database | str,
+        *,
         receipt_seconds_max: float = RECEIPT_SECONDS_MAX,
+        confirmations: Mapping[str, int] | None = None,
+        recipients: Sequence[str] = (),
     ) -> None:
-        key = check_operator_key(private_key)
-        self._nodes = {
-            network: Node(network, url, key, receipt_seconds_max) for network, url in rpc_urls.items()
-        }
-        self._verifying = _Pool("verify", VERIFY_THREADS_MAX)
-        self._settling = _Pool("settle", SETTLE_THREADS_MAX)
-        # Not x402FacilitatorSync: it files every EVM network under "eip155:*" and would hand a payment to
-        # the first node registered, whichever chain that is of.
-        self._pending = InMemoryPendingSettlementStore()
+        keys = [private_keys] if isinstance(private_keys, str) else private_keys
+        self._accounts: list[LocalAccount] = [Account.from_key(check_operator_key(key)) for key in keys]
+        self._rpc_urls = dict(rpc_urls)
+        self._database = database
+        self._receipt_seconds_max = receipt_seconds_max
+        self._confirmations = dict(confirmations or {})
+        self._recipients = {normalize_address(recipient) for recipient in recipients}
+        self._roads: dict[str, _Road] = {}
+        self._closing = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._under_way: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    async def open(self) -> None:
+        """Open the database, and begin to finish what any process left unfinished. Once is enough.
+
+        Raises DatabaseUnreachable.
+        """
+        async with self._opening:
+            if self._roads or self._closed:
+                return
+            async with AsyncExitStack() as stack:
+                database = self._database
+                if isinstance(database, str):
+                    database = await stack.enter_async_context(Database(database, application=APPLICATION))
+                keys = ["0x" + account.key.hex() for account in self._accounts]
+                lanes = Lanes(database, self._rpc_urls, keys)
+                stack.push_async_callback(lanes.aclose)
+                threads = Threads("verify"), Threads("settle")
+                roads = {network: self._pave(network, lanes, *threads) for network in self._rpc_urls}
+                for road in roads.values():
+                    stack.push_async_callback(road.node.aclose)
+                stack.push_async_callback(_end, asyncio.create_task(_mend(lanes)))
+                stack.push_async_callback(self._idle.wait)
+                for pool in threads:
+                    stack.push_async_callback(pool.aclose)
+                self._roads, self._closing = roads, stack.pop_all()
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
         """See Facilitator."""
@@ -179,10 +171,15 @@ class InProcessFacilitator:
         if fault is not None:
             reason, message = fault
             return VerifyResponse(is_valid=False, invalid_reason=reason, invalid_message=message)
-        return await self._verifying.run(lambda: self._verify(payload, requirements))
+        async with self._entering("verify", requirements.network) as road:
+            if _is_exact(payload):
+                answer = await road.exact.verify(Payment.read(payload, requirements))
+                if answer is not None:
+                    return answer
+            return await road.schemes.verify(payload, requirements)
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
-        """See Facilitator."""
+        """See Facilitator. Settling again what is settled sends nothing, and gives the same answer."""
         fault = self._find_fault(payload, requirements)
         if fault is not None:
             reason, message = fault
@@ -193,203 +190,135 @@ class InProcessFacilitator:
                 transaction="",
                 network=requirements.network,
             )
-        return await self._settling.run(lambda: self._settle(payload, requirements))
+        async with self._entering("settle", requirements.network) as road:
+            try:
+                if _is_exact(payload):
+                    answer = await road.exact.settle(Payment.read(payload, requirements))
+                    if answer is not None:
+                        return answer
+                return await road.schemes.settle(payload, requirements)
+            except NodeFailed as failure:
+                standing, _ = await road.broadcast.find(identify(payload, requirements))
+                if standing is not None:  # an earlier request's: this one cannot say what became of it
+                    raise road.broadcast.unknown(standing.hash, str(failure)) from None
+                raise
 
     async def supported(self) -> SupportedResponse:
         """See Facilitator."""
-        addresses = sorted({address for node in self._nodes.values() for address in node.get_addresses()})
+        await self._open()
+        kinds = [await road.schemes.list_supported() for road in self._roads.values()]
         return SupportedResponse(
-            kinds=[
-                SupportedKind(x402_version=X402_VERSION, scheme=SCHEME_EXACT, network=network)
-                for network in self._nodes
-            ],
-            signers={CAIP_FAMILY: addresses},
+            kinds=[kind for of_network in kinds for kind in of_network],
+            signers={CAIP_FAMILY: [account.address for account in self._accounts]},
         )
+
+    async def check_ready(self) -> None:
+        """Return if settlements can be made now. Raises FacilitatorUnreachable."""
+        await self._open()
+        for road in self._roads.values():
+            with _saying_unreachable(road.node.network):
+                await road.node.check_chain()
+                await road.broadcast.find("")
 
     async def aclose(self) -> None:
-        """Stop waiting for blocks, end the threads. What still waited ends as SettlementUnknown."""
-        pools = (self._verifying, self._settling)
-        for pool in pools:
-            pool.close()  # before the nodes: else a freed thread would begin what still waits
-        for node in self._nodes.values():
-            node.closing.set()
-        for pool in pools:
-            await pool.wait_closed()
+        """Stop waiting for blocks, end threads and connections.
 
-    def _find_fault(
-        self, payload: PaymentPayload, requirements: PaymentRequirements
-    ) -> tuple[str, str] | None:
-        if requirements.network not in self._nodes:
-            served = ", ".join(self._nodes)
-            return ERR_INVALID_NETWORK, f"This facilitator does not serve this network. It serves: {served}."
-        return find_fault(payload, requirements)
-
-    def _verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
-        attempt = Attempt(self._nodes[requirements.network])
-        try:
-            attempt.node.check_chain()
-            result = ExactEvmScheme(attempt).verify(payload, requirements)  # pyright: ignore[reportUnknownMemberType]
-        except Exception as error:
-            raise self._unreachable(attempt, error) from None
-        if not result.is_valid and attempt.failure is not None:
-            raise self._unreachable(attempt, attempt.failure)
-        return result
-
-    def _settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
-        attempt = Attempt(self._nodes[requirements.network])
-        scheme = ExactEvmScheme(attempt, ExactEvmSchemeConfig(simulate_in_settle=True), self._pending)
-        try:
-            attempt.node.check_chain()
-            result = scheme.settle(payload, requirements)  # pyright: ignore[reportUnknownMemberType]
-        except Exception as error:
-            if attempt.transaction:
-                logger.exception("settling %s on %s", attempt.transaction, requirements.network)
-                raise self._unknown(attempt, type(error).__name__) from None
-            raise self._unreachable(attempt, error) from None
-        if not result.success:
-            self._refuse_to_guess(attempt, payload, requirements, result)
-        return result
-
-    def _refuse_to_guess(
-        self,
-        attempt: Attempt,
-        payload: PaymentPayload,
-        requirements: PaymentRequirements,
-        result: SettleResponse,
-    ) -> None:
-        """Return where it is sure that no money moved: then, and only then, has the settlement failed.
-
-        Sure is a payment refused for what it says itself, and one of which nothing of ours is under way
-        (not sent, or sent and reverted) while the chain says that its authorization is unspent.
+        What was sent and not yet seen mined ends as SettlementUnknown; it is in the books, and any process
+        goes on with it.
         """
-        receipt = attempt.receipt
-        if attempt.transaction and receipt is None:
-            raise self._unknown(attempt, str(attempt.failure))
-        if receipt is not None and receipt.status == 1:
-            raise self._unknown(attempt, "it was mined, but not with the transfer that was signed")
-        if receipt is None and attempt.failure is not None:
-            raise self._unreachable(attempt, attempt.failure)
-        if result.error_reason in SURE_REASONS:
-            return
-        authorization = payload.payload["authorization"]
+        self._closed = True
+        for road in self._roads.values():
+            road.broadcast.close()
+        await self._closing.aclose()
+
+    async def _open(self) -> None:
+        if self._closed:
+            raise FacilitatorUnreachable(CLOSED)
+        if not self._roads:
+            try:
+                await self.open()
+            except DatabaseUnreachable as error:
+                raise FacilitatorUnreachable(f"It sent nothing: {error}") from error
+
+    @asynccontextmanager
+    async def _entering(self, kind: str, network: str) -> AsyncGenerator[_Road]:
+        """Count what is under way, and refuse what would be too much of it."""
+        if self._under_way[kind] >= WAITING_MAX:
+            raise FacilitatorUnreachable("The facilitator is busy. It sent nothing; try again in a second.")
+        self._under_way[kind] += 1
+        self._idle.clear()
         try:
-            used = attempt.node.is_authorization_used(
-                requirements.asset,
-                authorization["from"],
-                authorization["nonce"],
-                None if receipt is None else receipt.block_number,
-            )
-        except NodeFailed as failure:
-            raise self._unknown(attempt, str(failure)) from None
-        if used:
-            why = "its authorization is already used or cancelled"
-            raise self._unknown(attempt, why, ERR_NONCE_ALREADY_USED)
+            await self._open()
+            road = self._roads[network]
+            with _saying_unreachable(network):
+                await road.node.check_chain()
+                yield road
+        finally:
+            self._under_way[kind] -= 1
+            if not any(self._under_way.values()):
+                self._idle.set()
 
-    def _unknown(
-        self, attempt: Attempt, why: str, error_reason: str = ERR_SETTLEMENT_PENDING
-    ) -> SettlementUnknown:
-        return SettlementUnknown(attempt.node.network, attempt.transaction, error_reason, why)
+    def _find_fault(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
+        if requirements.network not in self._rpc_urls:
+            served = ", ".join(self._rpc_urls)
+            return ERR_INVALID_NETWORK, f"This facilitator does not serve this network. It serves: {served}."
+        fault = find_fault(payload, requirements)
+        if fault is None and self._recipients and find_receivers(payload, requirements) - self._recipients:
+            return ERR_RECIPIENT_NOT_SERVED, "This facilitator does not pay this recipient."
+        return fault
 
-    def _unreachable(self, attempt: Attempt, error: Exception) -> FacilitatorUnreachable:
-        failure = attempt.failure or error
-        network = attempt.node.network
-        if isinstance(failure, NoGasMoney):
-            return OperatorOutOfGas(f"The facilitator could not send on {network}: {failure}. Nothing moved.")
-        if not isinstance(failure, NodeFailed):
-            logger.error("unexpected %s from the x402 SDK", type(failure).__name__, exc_info=failure)
-        why = failure if isinstance(failure, NodeFailed) else type(failure).__name__
-        return FacilitatorUnreachable(
-            f"The facilitator got no usable answer from the node of {network}: {why}. "
-            "No money moved; present the same payment again later."
+    def _pave(self, network: str, lanes: Lanes, verifying: Threads, settling: Threads) -> _Road:
+        node = Node(network, self._rpc_urls[network])
+        broadcast = Broadcast(
+            node,
+            lanes,
+            receipt_seconds_max=self._receipt_seconds_max,
+            confirmations=self._confirmations.get(network, 1),
         )
+        loop, addresses = asyncio.get_running_loop(), [account.address for account in self._accounts]
+        readers = {
+            account.address.lower(): Reader(node, loop, "0x" + account.key.hex(), addresses)
+            for account in self._accounts
+        }
+        exact = Eip3009(node, broadcast, addresses[0])
+        authorizer = LocalAuthorizerSigner(self._accounts[0])
+        schemes = Schemes(node, broadcast, exact, readers, authorizer, verifying, settling)
+        return _Road(node, broadcast, exact, schemes)
 
 
-class _Pool:
-    """Threads for blocking work, with a bound on how much of it waits."""
+@contextmanager
+def _saying_unreachable(network: str) -> Generator[None]:
+    """Say of what went wrong before anything was sent that it did; of SDK faults, log what they were."""
+    try:
+        yield
+    except NodeFailed as failure:
+        raise FacilitatorUnreachable(
+            f"The facilitator got no usable answer from the node of {network}: {failure}. "
+            "It sent nothing; present the same payment again later."
+        ) from None
+    except Refusal:
+        raise
+    except Exception as error:
+        logger.exception("unexpected, from the x402 SDK")
+        raise FacilitatorUnreachable(
+            f"The facilitator failed on {network} ({type(error).__name__}). It sent nothing."
+        ) from None
 
-    def __init__(self, name: str, threads_max: int) -> None:
-        self._threads = ThreadPoolExecutor(threads_max, thread_name_prefix=f"facilitator-{name}")
-        self._waiting = 0
-        self._closed = False
-        self._lock = threading.Lock()
 
-    async def run(self, work: Callable[[], _Result]) -> _Result:
-        """Return what the work returns. Raises FacilitatorUnreachable when too much waits already."""
-        with self._lock:
-            if self._waiting >= WAITING_MAX:
-                raise FacilitatorUnreachable("The facilitator is busy. Nothing moved; try again in a second.")
-            if self._closed:
-                raise FacilitatorUnreachable(CLOSED)
-            self._waiting += 1
-            future = self._threads.submit(work)
-        future.add_done_callback(self._leave)
+async def _mend(lanes: Lanes) -> None:
+    """Finish, every few seconds, what any process left unfinished."""
+    while True:
         try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if future.cancelled() and task is not None and not task.cancelling():
-                raise FacilitatorUnreachable(CLOSED) from None  # it had not begun when we closed
-            raise
-
-    def _leave(self, _: "Future[Any]") -> None:
-        with self._lock:
-            self._waiting -= 1
-
-    def close(self) -> None:
-        """Take nothing more, and drop what has not begun."""
-        with self._lock:
-            self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def wait_closed(self) -> None:
-        """Return when all that had begun has ended."""
-        await asyncio.to_thread(self._threads.shutdown)
+            await lanes.mend()
+        except Exception:
+            logger.warning("the lanes could not be mended; trying again", exc_info=True)
+        await asyncio.sleep(MEND_SECONDS)
 
 
-def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> tuple[str, str] | None:
-    """Return why a payment cannot be for these requirements: x402 reason and sentence; None where it can.
-
-    Looks at the texts alone. What it lets pass is well-formed, so that nothing behind it stumbles, and is for
-    this recipient and amount, which the SDK forgets to ask when it resumes a pending settlement.
-    """
-    authorization = payload.payload.get("authorization")
-    if payload.x402_version != X402_VERSION:
-        return ERR_INVALID_VERSION, f"Only x402 version {X402_VERSION} is served."
-    if (payload.accepted.scheme, requirements.scheme) != (SCHEME_EXACT, SCHEME_EXACT):
-        return ERR_UNSUPPORTED_SCHEME, f"Only the scheme {SCHEME_EXACT!r} is served."
-    if payload.accepted.network != requirements.network:
-        return ERR_NETWORK_MISMATCH, "The payment is for another network."
-    if not (
-        _fits(_ADDRESS, requirements.asset)
-        and _fits(_ADDRESS, requirements.pay_to)
-        and _is_uint(requirements.amount)
-        and all(isinstance(requirements.extra.get(field), str) for field in ("name", "version"))
-    ):
-        return ERR_INVALID_REQUIREMENTS, (
-            "asset and payTo are 0x addresses, amount is minor units in decimal digits, and extra has the "
-            "name and version of the token's EIP-712 domain."
-        )
-    if is_permit2_payload(payload.payload) or not isinstance(authorization, dict):
-        return ERR_INVALID_PAYLOAD, "Sign an EIP-3009 authorization: no other kind is served."
-    fields = cast(dict[str, Any], authorization)
-    if not (
-        _fits(_ADDRESS, fields.get("from"))
-        and _fits(_ADDRESS, fields.get("to"))
-        and all(_is_uint(fields.get(field)) for field in ("value", "validAfter", "validBefore"))
-        and _fits(_WORD, fields.get("nonce"))
-        and _fits(_SIGNATURE, payload.payload.get("signature"))
-    ):
-        return ERR_INVALID_PAYLOAD, "The authorization or its signature is malformed."
-    if fields["to"].lower() != requirements.pay_to.lower():
-        return ERR_RECIPIENT_MISMATCH, "The payment is for another recipient."
-    if int(fields["value"]) != int(requirements.amount):
-        return ERR_AUTHORIZATION_VALUE_MISMATCH, "The payment is of another amount."
-    return None
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
-def _fits(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _is_uint(value: object) -> bool:
-    return _fits(_UINT, value) and int(cast(str, value)) <= UINT256_MAX
+def _is_exact(payload: PaymentPayload) -> bool:
+    return payload.accepted.scheme == SCHEME_EXACT and not is_permit2_payload(payload.payload)

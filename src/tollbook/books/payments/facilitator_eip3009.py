@@ -12,7 +12,7 @@ from coincurve import PublicKey
 from eth_abi.abi import encode
 from eth_hash.auto import keccak
 
-from tollbook.core.chains import Log, decode_authorization_used, decode_transfer
+from tollbook.core.chains import Log, Transfer, decode_authorization_used, decode_transfer
 
 DOMAINS_MAX = 4096  # remembered
 SIGNATURE_BYTES = 65
@@ -48,6 +48,11 @@ class Authorization:
     nonce: str
     words: bytes
     signature: bytes
+
+    @property
+    def giving(self) -> tuple[str, int]:
+        """Who gives how much."""
+        return self.payer, self.value
 
 
 def read(payload: dict[str, Any]) -> Authorization:
@@ -107,33 +112,22 @@ def encode_transfer(authorization: Authorization) -> bytes:
     return b"".join((_TRANSFER_VRS, authorization.words, v_word, r, s))
 
 
-def is_same_transfer(data: bytes, authorization: Authorization) -> bool:
-    """Whether call data moves what this authorization says, with whichever of its payer's signatures."""
-    return data[: 4 + len(authorization.words)] == _TRANSFER_VRS + authorization.words
-
-
-def encode_state_question(payer: str, nonce: str) -> bytes:
+def encode_state_question(authorization: Authorization) -> bytes:
     """Return the call of authorizationState(payer, nonce)."""
-    return _AUTHORIZATION_STATE + _ADDRESS_PADDING + bytes.fromhex(payer[2:]) + bytes.fromhex(nonce[2:])
+    return _AUTHORIZATION_STATE + authorization.words[:32] + authorization.words[-32:]
 
 
-def is_paid(logs: Sequence[Log], asset: str, authorization: Authorization) -> bool:
-    """Whether a transaction's logs show this very authorization spent and its money moved.
+def find_transfer(logs: Sequence[Log], asset: str, authorization: Authorization) -> Transfer | None:
+    """Return the Transfer that an authorization's nonce was spent on; None where the logs show none.
 
     A token spends an authorization and then moves its money: the first Transfer after AuthorizationUsed is
     that authorization's. Another payment of the same amount in the same transaction is not taken for it.
     """
     used = next((log.index for log in logs if _is_use(log, asset, authorization)), None)
     if used is None:
-        return False
-    for log in logs:
-        if log.index > used and log.address == asset and (transfer := decode_transfer(log)) is not None:
-            return (transfer.sender, transfer.receiver, transfer.amount) == (
-                authorization.payer,
-                authorization.receiver,
-                authorization.value,
-            )
-    return False
+        return None
+    later = [log for log in logs if log.index > used and log.address == asset]
+    return next((transfer for log in later if (transfer := decode_transfer(log)) is not None), None)
 
 
 def _is_use(log: Log, asset: str, authorization: Authorization) -> bool:

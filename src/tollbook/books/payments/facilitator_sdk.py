@@ -26,6 +26,8 @@ from x402.mechanisms.evm.types import TransactionReceipt, TypedDataDomain, Typed
 from tollbook.books.payments.facilitator_node import REVERT, CallReverted, Node
 from tollbook.core.chains import Receipt
 
+DEPLOYMENT = "/deployment"
+
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _Result = TypeVar("_Result")
 
@@ -78,8 +80,8 @@ class Reader(FacilitatorWeb3Signer):
 class Sender(Protocol):
     """What an Attempt sends through, from the event loop."""
 
-    async def send(self, to: str, data: bytes) -> str:
-        """Have a call broadcast once, durably, and return its transaction's hash."""
+    async def send(self, to: str, data: bytes, step: str) -> str:
+        """Have a call broadcast once, durably, and return its hash. `step` names what is not the payment."""
         ...
 
     async def see(self, transaction_hash: str) -> Receipt:
@@ -159,27 +161,30 @@ class Attempt:
     ) -> str:
         """See the SDK; but what is sent is on disk before, and is sent once, whoever asks how often."""
         data = append_data_suffix(self._reader.encode_call(address, abi, function_name, args), data_suffix)
-        return self._send(address, bytes.fromhex(data[2:]))
+        return self._send(address, bytes.fromhex(data[2:]), "")
 
     def send_transaction(self, to: str, data: bytes) -> str:
-        """See the SDK and write_contract."""
-        return self._send(to, data)
+        """See the SDK and write_contract. It deploys smart wallets by this."""
+        return self._send(to, data, DEPLOYMENT)
 
     def wait_for_transaction_receipt(self, tx_hash: str) -> TransactionReceipt:
         """See the SDK."""
-        self.transaction = tx_hash
         with self._watching():
-            self.receipt = self._run(self._expect_sender().see(tx_hash))
+            receipt = self._run(self._expect_sender().see(tx_hash))
+        if tx_hash == self.transaction:
+            self.receipt = receipt
         logs = [
             {"address": log.address, "topics": list(log.topics), "data": log.data, "logIndex": log.index}
-            for log in self.receipt.logs
+            for log in receipt.logs
         ]
-        return TransactionReceipt(int(self.receipt.succeeded), self.receipt.block_number, tx_hash, logs)
+        return TransactionReceipt(int(receipt.succeeded), receipt.block_number, tx_hash, logs)
 
-    def _send(self, to: str, data: bytes) -> str:
+    def _send(self, to: str, data: bytes, step: str) -> str:
         with self._watching():
-            self.transaction = self._run(self._expect_sender().send(to.lower(), data))
-        return self.transaction
+            sent = self._run(self._expect_sender().send(to.lower(), data, step))
+        if not step:
+            self.transaction = sent
+        return sent
 
     def _expect_sender(self) -> Sender:
         assert self._sender is not None, "verifying sends nothing"

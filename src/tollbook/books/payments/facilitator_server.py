@@ -1,4 +1,4 @@
-"""The facilitator over HTTP: /verify, /settle, /supported and /healthz, for x402 servers in any language."""
+"""The facilitator over HTTP: /verify, /settle, /supported, /healthz, /readyz, for servers in any language."""
 
 import json
 from typing import Any, cast
@@ -11,13 +11,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from x402.schemas import SettleResponse, VerifyRequest, VerifyResponse
 
-from tollbook.books.payments.facilitator import (
-    ERR_INVALID_VERSION,
-    X402_VERSION,
-    Facilitator,
-    FacilitatorUnreachable,
-    SettlementUnknown,
-)
+from tollbook.books.payments.facilitator import Facilitator, FacilitatorUnreachable, SettlementUnknown
+from tollbook.books.payments.facilitator_faults import ERR_INVALID_VERSION, X402_VERSION
 
 BODY_BYTES_MAX = 64 * 1024
 RETRY_SECONDS = 5
@@ -71,12 +66,17 @@ def facilitator_app(facilitator: Facilitator) -> Starlette:
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    async def readyz(_: Request) -> Response:
+        await getattr(facilitator, "check_ready", facilitator.supported)()
+        return JSONResponse({"status": "ready"})
+
     return Starlette(
         routes=[
             Route("/verify", verify, methods=["POST"]),
             Route("/settle", settle, methods=["POST"]),
             Route("/supported", supported, methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
+            Route("/readyz", readyz, methods=["GET"]),
         ],
         exception_handlers={
             MalformedRequest: _tell_malformed,
