@@ -33,13 +33,14 @@ from x402.mechanisms.svm.constants import (
     ERR_TRANSACTION_DECODE_FAILED,
     ERR_TRANSACTION_FAILED,
     LIGHTHOUSE_PROGRAM_ADDRESS,
+    TOKEN_2022_PROGRAM_ADDRESS,
 )
 from x402.mechanisms.svm.exact.facilitator import ExactSvmScheme
 from x402.mechanisms.svm.signers import FacilitatorKeypairSigner
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
 from clients.pay_solana import require, sign
-from fixtures.solana import MINT, NETWORK
+from fixtures.solana import MINT, NETWORK, PURSE
 from fixtures.solana_rpc import GENESIS_HASH, LocalSolana
 from tollbook.books.payments import facilitator_solana, solana_node, solana_payment
 from tollbook.books.payments.facilitator import (
@@ -482,6 +483,23 @@ async def test_what_verify_sends_to_a_node_cannot_land(desk: Desk, facilitator: 
     finally:
         desk.chain.answer = answer  # pyright: ignore[reportAttributeAccessIssue]
     assert [one.signatures[0] for one in shown] == [Signature.default()]
+
+
+async def test_a_token_that_keeps_a_part_of_the_transfer_has_not_paid_the_price(
+    desk: Desk, facilitator: SolanaFacilitator
+) -> None:
+    mint = str(Pubkey.new_unique())
+    desk.chain.make_mint_with_fee(mint, basis_points=100)
+    for owner, amount in ((desk.payer, PURSE), (desk.seller, 0)):
+        desk.chain.give(owner.pubkey(), mint, amount, TOKEN_2022_PROGRAM_ADDRESS)
+    requirements = desk.requirements(asset=mint)
+    payment = await desk.sign(requirements)
+    assert (await facilitator.verify(payment, requirements)).is_valid
+    for _ in range(2):
+        with pytest.raises(SettlementUnknown, match=f"got {AMOUNT * 99 // 100} of {AMOUNT}") as caught:
+            await facilitator.settle(payment, requirements)
+        assert caught.value.error_reason == facilitator_solana.ERR_AMOUNT_DIFFERS
+    assert [row[0] for row in desk.rows()] == ["differs"]
 
 
 async def test_a_node_of_another_network_is_not_believed(desk: Desk) -> None:
