@@ -168,9 +168,11 @@ async def settle(
     block_number: int | None,
     confirmations: int | None,
     now: datetime,
+    amount: int | None = None,
 ) -> Payment:
     """Enter that the money arrived: from now on, for its lifetime, the payment buys requests.
 
+    `amount` is what was charged, in minor units, where that is not what was reserved (usage).
     Raises PaymentNotInState unless it is pending, AlreadyCounted when the transaction is another payment's
     (the transaction block must then be left by the exception: nothing in it can be kept), PaymentUnknown.
     """
@@ -183,6 +185,7 @@ async def settle(
         """
         UPDATE payments.x402_payments
         SET status = 'verified', settlement = 'settled', settlement_error = NULL,
+            amount = coalesce(%(amount)s, amount),
             tx_hash = coalesce(%(tx_hash)s, tx_hash), block_number = %(block_number)s,
             confirmations = %(confirmations)s, verified_at = %(now)s, settled_at = %(now)s,
             expires_at = %(now)s::timestamptz + lifetime, updated_at = %(now)s,
@@ -191,6 +194,7 @@ async def settle(
         """,
         {
             "payment_id": payment_id,
+            "amount": amount,
             "tx_hash": tx_hash,
             "block_number": block_number,
             "confirmations": confirmations,

@@ -71,7 +71,7 @@ CREATE TABLE payments.x402_answers (
 -- answers.forget
 CREATE INDEX idx_x402_answers_expiry ON payments.x402_answers (expires_at);
 
--- What was charged may be less than what was signed, and nothing at all (scheme upto).
+-- What was charged may be less than what was signed, and nothing at all (usage).
 ALTER TABLE payments.x402_payments DROP CONSTRAINT x402_payments_amount_check;
 ALTER TABLE payments.x402_payments ADD CONSTRAINT x402_payments_amount_check
-    CHECK (amount > 0 OR (amount = 0 AND scheme = 'upto'));
+    CHECK (amount > 0 OR (amount = 0 AND scheme IN ('upto', 'batch-settlement')));
