@@ -37,7 +37,7 @@ def read_schemas(connection: psycopg.Connection) -> list[str]:
 
 
 def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> None:
-    assert NAMES == ["0001_core", "0002_jobs"]
+    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes"]
     for _ in range(2):
         for name in NAMES:
             run(empty, name, "up")
@@ -59,6 +59,8 @@ def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> 
         ("0001_core", "TRUNCATE core.journal_epochs"),
         ("0001_core", "ALTER TABLE core.api_keys DROP COLUMN scopes"),
         ("0002_jobs", "DROP FUNCTION jobs.procrastinate_fetch_job_v2"),
+        ("0003_lanes", "DROP INDEX core.transactions_nonce"),
+        ("0003_lanes", "DROP FUNCTION core.take_nonces"),
     ],
 )
 def test_a_check_sees_what_is_missing(empty: psycopg.Connection, name: str, breakage: str) -> None:

@@ -177,7 +177,7 @@ class Lanes:
         """
         mended = Mended()
         for queue in self._queues.values():
-            mended += await mend_network(queue.lanes, self._lost_seconds, self._stuck_seconds)
+            mended.add(await mend_network(queue.lanes, self._lost_seconds, self._stuck_seconds))
         return mended
 
     async def _load(self, transaction_id: int) -> Transaction:

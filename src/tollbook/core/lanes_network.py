@@ -217,7 +217,7 @@ class NetworkLanes:
         before = clock.now() - timedelta(seconds=lost_seconds)
         async with self.database.read() as tx:
             rows = await lanes_transactions.find_unfinished(
-                tx, self.node.network, sent_before=before, limit=1, purpose=transaction.purpose
+                tx, self.node.network, mined=False, sent_before=before, limit=1, purpose=transaction.purpose
             )
         if rows and await self.resend(rows[0], rows[0].fees) is Outcome.TAKEN:
             return replace(transaction, status="sent")
@@ -231,8 +231,8 @@ class NetworkLanes:
         key = self.keys.get(row.sender)
         if key is None:
             return Outcome.UNCLEAR
-        to, value, data = key.open_call(row.transaction_id, row.sealed_call)
-        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, row.gas, fees, to, value, data))
+        call = self.read_call(row)
+        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, row.gas, fees, call.to, call.value, call.data))
         async with self.database.write() as tx:
             if not await lanes_transactions.record_resend(tx, row, hash_, fees):
                 return Outcome.UNCLEAR
@@ -246,6 +246,11 @@ class NetworkLanes:
         if outcome is Outcome.TAKEN:
             await lanes_transactions.record_sent(self.database, [hash_])
         return outcome
+
+    def read_call(self, row: Unfinished) -> Call:
+        """What it is to do, as it was asked for, pinned to the key it was signed with."""
+        to, value, data = self.keys[row.sender].open_call(row.transaction_id, row.sealed_call)
+        return Call(row.network, row.purpose, to, data, row.gas, value, row.sender)
 
     def name_empty(self, sender: str) -> NoGasMoney:
         """Which account is to be funded."""

@@ -455,21 +455,22 @@ async def find_fingerprint(tx: ReadTx, purpose: str) -> bytes | None:
 
 
 async def find_unfinished(
-    tx: ReadTx, network: str, *, sent_before: datetime, limit: int, purpose: str | None = None
+    tx: ReadTx, network: str, *, mined: bool, sent_before: datetime, limit: int, purpose: str | None = None
 ) -> list[Unfinished]:
-    """What is signed, sent, or mined and not final, and was left alone for a while; lowest nonces first."""
+    """What is mined and not final, or else what is signed or sent; left alone for a while, in nonce order."""
     return await tx.all(
         """
         SELECT transaction_id, purpose, fingerprint, network, sender, nonce, status, hash, hashes, sends, gas,
                fee_max, tip_max, sealed_call, block_number, block_hash, sent_at
         FROM core.transactions
-        WHERE network = %(network)s AND (status IN ('signed', 'sent') OR
-              (status = 'mined' AND confirmed_at IS NULL))
+        WHERE network = %(network)s
+          AND (CASE WHEN %(mined)s THEN status = 'mined' ELSE status IN ('signed', 'sent') END)
+          AND confirmed_at IS NULL AND status <> 'dropped'
           AND sent_at <= %(sent_before)s AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
         ORDER BY sender, nonce
         LIMIT %(limit)s
         """,
-        {"network": network, "sent_before": sent_before, "limit": limit, "purpose": purpose},
+        {"network": network, "mined": mined, "sent_before": sent_before, "limit": limit, "purpose": purpose},
         into=Unfinished,
     )
 

@@ -56,8 +56,8 @@ CREATE UNIQUE INDEX transactions_nonce ON core.transactions (network, sender, no
     WHERE status <> 'dropped' AND nonce IS NOT NULL;
 CREATE INDEX transactions_open ON core.transactions (network, sender)
     WHERE status IN ('reserved', 'signed', 'sent');
-CREATE INDEX transactions_unconfirmed ON core.transactions (network, sender)
-    WHERE status = 'mined' AND confirmed_at IS NULL;
+CREATE INDEX transactions_unfinished ON core.transactions (network, sender, nonce)
+    WHERE confirmed_at IS NULL AND status <> 'dropped';
 
 -- Gives each purpose that is new, or was dropped, a nonce of the lane with the fewest open transactions;
 -- returns a row for each purpose, `taken` where it got one now. Purposes come sorted, so that two
