@@ -6,5 +6,6 @@ pytest_plugins = [
     "fixtures.facilitator",
     "fixtures.schemes",
     "fixtures.solana",
+    "fixtures.solana_desk",
     "fixtures.stores",
 ]

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -39,10 +38,10 @@ from x402.mechanisms.svm.exact.facilitator import ExactSvmScheme
 from x402.mechanisms.svm.signers import FacilitatorKeypairSigner
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
-from clients.pay_solana import require, sign
-from fixtures.solana import MINT, NETWORK, PURSE
-from fixtures.solana_rpc import GENESIS_HASH, LocalSolana
-from tollbook.books.payments import facilitator_solana, solana_node, solana_payment
+from fixtures.solana import NETWORK, PURSE
+from fixtures.solana_desk import AMOUNT, EXPIRY_BLOCKS, Desk
+from fixtures.solana_rpc import GENESIS_HASH
+from tollbook.books.payments import facilitator_solana, solana_payment
 from tollbook.books.payments.facilitator import (
     FacilitatorUnreachable,
     OperatorOutOfGas,
@@ -54,56 +53,6 @@ from tollbook.books.payments.solana_node import ERR_EXPIRED
 
 # The SDK asks nodes through classes that their library means to retire.
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
-
-AMOUNT = 10_000
-EXPIRY_BLOCKS = 150 + solana_node.NODE_LAG_BLOCKS + 33  # a final block is past a message's last
-DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
-
-
-@dataclass
-class Desk:
-    """A facilitator's counter: everybody who has to do with a payment."""
-
-    chain: LocalSolana
-    payer: Keypair
-    operator: Keypair
-    seller: Keypair
-    database_url: str
-
-    def requirements(self, **changes: Any) -> PaymentRequirements:
-        return require(self.seller.pubkey(), self.operator.pubkey(), AMOUNT, **changes)
-
-    async def sign(self, requirements: PaymentRequirements | None = None) -> PaymentPayload:
-        return await sign(self.payer, self.chain.url, requirements or self.requirements())
-
-    def open(self, seconds: float = 2.0, **options: Any) -> SolanaFacilitator:
-        urls = options.pop("urls", {NETWORK: self.chain.url})
-        return SolanaFacilitator(
-            urls, str(self.operator), self.database_url, settle_seconds_max=seconds, **options
-        )
-
-    def earned(self) -> int:
-        return self.chain.balance(self.seller.pubkey(), MINT)
-
-    def drain(self) -> None:
-        self.chain.give(self.payer.pubkey(), MINT, 0)
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.database_url) as connection:
-            return connection.execute(
-                "SELECT status, signature, sends, amount_moved, reason FROM payments.x402_solana_settlements"
-            ).fetchall()
-
-
-@pytest.fixture
-def desk(
-    solana: LocalSolana,
-    solana_payer: Keypair,
-    solana_operator: Keypair,
-    solana_seller: Keypair,
-    database_url: str,
-) -> Desk:
-    return Desk(solana, solana_payer, solana_operator, solana_seller, database_url)
 
 
 @pytest.fixture
