@@ -21,13 +21,16 @@ from typing import Any
 
 from x402 import x402ResourceServer, x402ResourceServerSync
 from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.batch_settlement.errors import ERR_CUMULATIVE_AMOUNT_MISMATCH
 from x402.mechanisms.evm.batch_settlement.facilitator.utils import (
     verify_batch_settlement_voucher_typed_data,
 )
+from x402.mechanisms.evm.batch_settlement.server.scheme import BatchSettlementEvmScheme
 from x402.mechanisms.evm.batch_settlement.server.storage import Channel
 from x402.mechanisms.evm.batch_settlement.types import is_refund_payload
 from x402.mechanisms.evm.batch_settlement.utils import normalize_channel_id
 from x402.mechanisms.evm.utils import get_evm_chain_id
+from x402.schemas import PaymentAbortedError, PaymentPayload
 from x402.schemas.hooks import VerifyContext, VerifyResultContext
 
 from tollbook.core.errors import Refusal
@@ -48,6 +51,7 @@ class _Request:
     amount: int
     signature: str
     network: str
+    payload: PaymentPayload
 
     def is_stale(self, channel: Channel | None) -> bool:
         """Whether the voucher is signed on another state than the channel's."""
@@ -75,10 +79,11 @@ class ChannelQueue:
     """The queue before every channel of a database."""
 
     def __init__(
-        self, connections: Connections, read: Callable[[str], Channel | None], seconds_max: float
+        self, connections: Connections, scheme: BatchSettlementEvmScheme, seconds_max: float
     ) -> None:
         self._connections = connections
-        self._read = read
+        self._scheme = scheme
+        self._read = scheme.get_storage().get
         self._seconds_max = seconds_max
 
     def join(self, server: x402ResourceServer | x402ResourceServerSync) -> None:
@@ -125,12 +130,18 @@ class ChannelQueue:
         return self._take_turn(request, corrects=True)
 
     def _may_reserve(self, request: _Request) -> bool:
-        """Before the SDK reserves, the voucher being verified: one at a time."""
+        """Before the SDK reserves, the voucher being verified: one at a time. Raises PaymentAbortedError."""
         stale = request.is_stale(self._read(request.channel_id))
         if not self._take_turn(request, corrects=stale):
             return False
         if not stale and request.is_stale(self._read(request.channel_id)):
             self._await_correction(request)  # another was served between the look and the turn
+            stale = True
+        if stale:
+            # The SDK refuses this as well, but after a verification it leaves the channel's state out of the
+            # answer, and its buyer then signs on what the chain knows: less than it has signed before.
+            self._scheme.take_request_context(request.payload)
+            raise PaymentAbortedError(ERR_CUMULATIVE_AMOUNT_MISMATCH)
         return True
 
     def _take_turn(self, request: _Request, *, corrects: bool) -> bool:
@@ -177,6 +188,8 @@ def _read_request(context: VerifyContext | VerifyResultContext) -> _Request | No
     requirements: Any = context.requirements
     if requirements.scheme != SCHEME_BATCH_SETTLEMENT:
         return None
+    if not isinstance(context.payment_payload, PaymentPayload):
+        return None  # version 1 has no channels
     payload = context.payment_payload.payload
     try:
         voucher = payload["voucher"]
@@ -186,6 +199,7 @@ def _read_request(context: VerifyContext | VerifyResultContext) -> _Request | No
             amount=0 if is_refund_payload(payload) else int(requirements.amount),
             signature=str(voucher["signature"]),
             network=str(requirements.network),
+            payload=context.payment_payload,
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -10,6 +10,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from x402 import x402ResourceServer, x402ResourceServerSync
+from x402.mechanisms.evm.batch_settlement.server.scheme import BatchSettlementEvmScheme
 from x402.mechanisms.evm.batch_settlement.server.storage import (
     Channel,
     ChannelUpdate,
@@ -85,11 +86,15 @@ class PostgresChannelStorage:
     def queue(
         self,
         server: x402ResourceServer | x402ResourceServerSync,
+        scheme: BatchSettlementEvmScheme,
         *,
         seconds_max: float = QUEUE_SECONDS_MAX,
     ) -> None:
-        """Let this server's requests wait for their channel; after `seconds_max` the SDK refuses as ever."""
-        ChannelQueue(self._connections, self.get, seconds_max).join(server)
+        """Let a server's requests wait for their channel; after `seconds_max` the SDK refuses as ever.
+
+        `scheme` is the one with this storage that is registered on the server.
+        """
+        ChannelQueue(self._connections, scheme, seconds_max).join(server)
 
     def get(self, channel_id: str) -> Channel | None:
         """The channel, or None. Raises ValueError where `channel_id` is none."""
