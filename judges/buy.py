@@ -54,9 +54,9 @@ class Patient(httpx.AsyncBaseTransport):
         return response
 
 
-async def buy(facilitator_url: str, database_url: str) -> dict[str, object]:
+async def buy(facilitator_url: str, database_url: str, settle: stage.Settle) -> dict[str, object]:
     """Return what became of the purchase: the statuses seen, the payments made, the deliveries got."""
-    shop = stage.make_shop(database_url, facilitator_url, NETWORK, Account.create().address)
+    shop = stage.make_shop(database_url, facilitator_url, NETWORK, Account.create().address, settle)
     payer = x402Client()
     register_exact_evm_client(payer, EthAccountSigner(Account.create()), networks=NETWORK_ID)
     patient = Patient(httpx.ASGITransport(shop, raise_app_exceptions=False))
@@ -83,7 +83,8 @@ def main() -> None:
     """Buy once, by what the environment says, and add a line to the file JUDGES_OUTCOMES."""
     # The seller gives up on its facilitator when the judge assumes that it does.
     facilitator_remote.SETTLE_SECONDS_MAX = float(os.environ["HOSTILE_CLIENT_TIMEOUT"])  # pyright: ignore[reportConstantRedefinition]
-    outcome = asyncio.run(buy(os.environ["FACILITATOR_URL"], os.environ["JUDGES_DATABASE_URL"]))
+    settle: stage.Settle = "before" if os.environ["JUDGES_SETTLE"] == "before" else "after"
+    outcome = asyncio.run(buy(os.environ["FACILITATOR_URL"], os.environ["JUDGES_DATABASE_URL"], settle))
     with Path(os.environ["JUDGES_OUTCOMES"]).open("a") as report:
         report.write(json.dumps(outcome) + "\n")
 

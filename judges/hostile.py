@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tollbook.core.chains import AUTHORIZATION_USED_TOPIC
 
 JUDGE = "hostile-facilitator"
 BUY = Path(__file__).with_name("buy.py")
+FLOWS = ("after", "before")  # the handler: when the paywall settles
 SECONDS_MAX = 600
 VERDICTS = {"pass": PASS, "fail": FAIL, "error": FAIL, "not_exercised": NOT_EXERCISED}
 PROBE_VERDICTS = {"SAFE": PASS, "UNSAFE": FAIL, "UNDETERMINED": NOT_EXERCISED, "NOT_APPLICABLE": FAIL}
@@ -25,17 +27,20 @@ PROBE_VERDICTS = {"SAFE": PASS, "UNSAFE": FAIL, "UNDETERMINED": NOT_EXERCISED, "
 def judge(scene: Stage, room: Path, client_seconds: float) -> list[Finding]:
     """Return what the judge in `room` finds; a seller waits `client_seconds` for the facilitator it plays."""
     command = room / "bin" / "hostile-facilitator"
-    findings = _play_facilitator(scene, command, client_seconds) + _play_client(scene)
-    return [run_selftest(JUDGE, [command, "selftest"]), *findings]
+    with ThreadPoolExecutor() as threads:  # a mode is mostly waiting
+        played = threads.map(lambda settle: _play_facilitator(scene, command, client_seconds, settle), FLOWS)
+        findings = [finding for findings in played for finding in findings]
+    return [run_selftest(JUDGE, [command, "selftest"]), *findings, *_play_client(scene)]
 
 
-def _play_facilitator(scene: Stage, command: Path, client_seconds: float) -> list[Finding]:
+def _play_facilitator(scene: Stage, command: Path, client_seconds: float, settle: str) -> list[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         result, outcomes = Path(folder) / "result.json", Path(folder) / "outcomes"
         outcomes.touch()
         environment = os.environ | {
             "JUDGES_DATABASE_URL": scene.database_url,
             "JUDGES_OUTCOMES": str(outcomes),
+            "JUDGES_SETTLE": settle,
         }
         options = ["--client-timeout", str(client_seconds), "--json", result]
         done = subprocess.run(
@@ -46,21 +51,23 @@ def _play_facilitator(scene: Stage, command: Path, client_seconds: float) -> lis
             timeout=SECONDS_MAX,
         )
         if not result.exists():
-            return [Finding(JUDGE, "result", FAIL, done.stderr)]
+            return [Finding(JUDGE, f"{settle}:result", FAIL, done.stderr)]
         document = json.loads(result.read_text())
         told = [json.loads(line) for line in outcomes.read_text().splitlines()]
     if document["summary"]["verdict"] == "INVALID":
-        return [Finding(JUDGE, "result", FAIL, done.stdout)]
+        return [Finding(JUDGE, f"{settle}:result", FAIL, done.stdout)]
     rows: list[dict[str, Any]] = document["results"]
-    findings = [Finding(JUDGE, row["mode"], VERDICTS[row["verdict"]], json.dumps(row)) for row in rows]
-    return [*findings, _count_goods(rows, told)]
+    findings = [
+        Finding(JUDGE, f"{settle}:{row['mode']}", VERDICTS[row["verdict"]], json.dumps(row)) for row in rows
+    ]
+    return [*findings, _count_goods(settle, rows, told)]
 
 
-def _count_goods(rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> Finding:
+def _count_goods(settle: str, rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> Finding:
     """Return whether one payment was made in each mode, and its goods came: which the judge does not ask."""
     good = len(told) == len(rows) and all(each["payments"] == len(each["deliveries"]) == 1 for each in told)
     good = good and all(row["distinct"] == 1 for row in rows)
-    return Finding(JUDGE, "goods-for-money", PASS if good else FAIL, json.dumps(told))
+    return Finding(JUDGE, f"{settle}:goods-for-money", PASS if good else FAIL, json.dumps(told))
 
 
 def _play_client(scene: Stage) -> list[Finding]:

@@ -37,7 +37,7 @@ def main() -> int:
     excepted = {(each.judge, each.check, each.verdict) for each in exemptions}
     for each in findings:
         mark = " (excepted)" if (each.judge, each.check, each.verdict) in excepted else ""
-        print(f"{each.judge:<23} {each.check:<25} {each.verdict}{mark}")
+        print(f"{each.judge:<23} {each.check:<28} {each.verdict}{mark}")
     faults = find_faults(findings, exemptions)
     passed = sum(each.verdict == PASS for each in findings)
     quiet = sum(each.verdict == NOT_EXERCISED for each in findings)

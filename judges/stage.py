@@ -3,16 +3,18 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 import tollbook
 from tollbook.books.payments.facilitator import InProcessFacilitator
@@ -31,6 +33,9 @@ RECEIPT_SECONDS_MAX = 3.0  # a judge that stops the chain's mining waits so long
 START_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
 STOP_SECONDS_MAX = 2
+
+
+Settle = Literal["after", "before"]  # the handler: when the money moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,26 @@ def open_stage() -> Generator[Stage]:
         chain = stack.enter_context(LocalChain.start())
         token = chain.ensure_token()
         operator = chain.make_account(wei=GAS_MONEY_WEI)
-        facilitator = InProcessFacilitator(
-            {NETWORK: chain.url}, "0x" + operator.key.hex(), receipt_seconds_max=RECEIPT_SECONDS_MAX
-        )
-        url = stack.enter_context(serve(facilitator_app(facilitator)))
+        url = stack.enter_context(serve(_make_facilitator(chain, operator, server.url())))
         yield Stage(chain, token, chain.make_account(), server.url(), url)
 
 
-def make_shop(database_url: str, facilitator: str, network: str, pay_to: str) -> Paywall:
+def _make_facilitator(chain: LocalChain, operator: LocalAccount, database_url: str) -> Starlette:
+    facilitator = InProcessFacilitator(
+        {NETWORK: chain.url}, "0x" + operator.key.hex(), database_url, receipt_seconds_max=RECEIPT_SECONDS_MAX
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        yield
+        await facilitator.aclose()
+
+    return Starlette(routes=[Mount("/", facilitator_app(facilitator))], lifespan=lifespan)
+
+
+def make_shop(
+    database_url: str, facilitator: str, network: str, pay_to: str, settle: Settle = "after"
+) -> Paywall:
     """Return an app with one paid route, GET /goods, whose answer counts how often its handler ran."""
     app = FastAPI()
     deliveries = 0
@@ -79,7 +96,7 @@ def make_shop(database_url: str, facilitator: str, network: str, pay_to: str) ->
 
     return Paywall(
         app,
-        routes={f"GET {PATH}": PaidRoute(PRICE, lifetime=timedelta(hours=1))},
+        routes={f"GET {PATH}": PaidRoute(PRICE, lifetime=timedelta(hours=1), settle=settle)},
         payees=[Payee(network, pay_to)],
         facilitator=facilitator,
         database_url=database_url,
