@@ -14,11 +14,9 @@ from fixtures.serve import serve
 from tollbook.books.payments import facilitator_remote
 from tollbook.books.payments.facilitator import (
     FacilitatorUnreachable,
-    InProcessFacilitator,
     SettlementUnknown,
 )
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
-from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.core.local_chain import NETWORK
 
 
@@ -70,6 +68,7 @@ def failed(reason: str | None, transaction: str = "") -> dict[str, Any]:
         (307, b"", SettlementUnknown),
         (500, {"error": "boom"}, SettlementUnknown),
         (503, {"error": "boom"}, SettlementUnknown),
+        (503, {"success": True, "transaction": "0x1", "network": NETWORK}, SettlementUnknown),
         (503, {"reason": "facilitator-unreachable"}, FacilitatorUnreachable),
         (401, {"error": "who are you"}, FacilitatorUnreachable),
         (429, b"slow down", FacilitatorUnreachable),
@@ -85,17 +84,15 @@ async def test_an_answer_from_elsewhere_is_believed_only_where_it_is_sure(
 
 
 async def test_a_facilitator_that_never_answers_leaves_the_payment_unknown(
-    payer: LocalAccount, requirements: PaymentRequirements, monkeypatch: pytest.MonkeyPatch
+    payer: LocalAccount, requirements: PaymentRequirements
 ) -> None:
-    monkeypatch.setattr(facilitator_remote, "SETTLE_SECONDS_MAX", 0.1)
-
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
         while (await receive())["type"] != "http.disconnect":
             pass
 
     async with serve(app) as url:
-        remote = RemoteFacilitator(url)
+        remote = RemoteFacilitator(url, settle_seconds_max=0.1)
         with pytest.raises(SettlementUnknown, match="ReadTimeout"):
             await remote.settle(await sign(payer, requirements), requirements)
         await remote.aclose()
@@ -113,16 +110,4 @@ async def test_an_unreachable_facilitator_is_no_verdict_on_the_payment(
         await remote.verify(payload, requirements)
     with pytest.raises(FacilitatorUnreachable):
         await remote.supported()
-    await remote.aclose()
-
-
-async def test_what_a_facilitator_supports_is_remembered_when_it_goes_away(
-    in_process: InProcessFacilitator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serve(facilitator_app(in_process)) as url:
-        remote = RemoteFacilitator(url)
-        first = await remote.supported()
-    monkeypatch.setattr(facilitator_remote, "SUPPORTED_SECONDS_MAX", 0.0)
-    remote._supported_until = 0.0
-    assert await remote.supported() == first
     await remote.aclose()

@@ -1,6 +1,5 @@
 """A facilitator at a URL: Tollbook's own elsewhere, or anybody's."""
 
-import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -37,8 +36,7 @@ ATTEMPTS_MAX = 3
 WAIT_SECONDS_MAX = 1.0
 CONNECT_SECONDS_MAX = 5.0
 VERIFY_SECONDS_MAX = 15.0
-SETTLE_SECONDS_MAX = 90.0  # longer than a facilitator waits for a block: else paid, and no answer
-SUPPORTED_SECONDS_MAX = 300.0  # how long an answer of /supported is believed
+SETTLE_SECONDS_MAX = 90.0
 ANSWER_BYTES_MAX = 1024 * 1024
 
 # A facilitator elsewhere that sent nothing and gives one of these has failed too: it looked at the chain.
@@ -59,17 +57,25 @@ _Answer = TypeVar("_Answer", VerifyResponse, SettleResponse, SupportedResponse)
 
 
 class RemoteFacilitator:
-    """A facilitator at a URL. `headers` go with every request, for facilitators that want a key."""
+    """A facilitator at a URL. `headers` go with every request, for facilitators that want a key.
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    `settle_seconds_max` is how long a settlement is waited for: longer than a facilitator waits for a block,
+    or else what it settles late is first reported as unknown.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        settle_seconds_max: float = SETTLE_SECONDS_MAX,
+    ) -> None:
         hush_url_loggers()
         self._url = url.rstrip("/")
         self.name = hide_credentials(url)
         timeout = httpx.Timeout(VERIFY_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
         # Redirects are not followed: a payment is for the facilitator that was chosen.
         self._client = httpx.AsyncClient(headers=dict(headers or {}), timeout=timeout)
-        self._supported: SupportedResponse | None = None
-        self._supported_until = 0.0
+        self._settle_timeout = httpx.Timeout(settle_seconds_max, connect=CONNECT_SECONDS_MAX)
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
         """See Facilitator. Asked again where no answer came: verifying changes nothing."""
@@ -93,23 +99,16 @@ class RemoteFacilitator:
             why = f"the facilitator at {self.name} gave no answer ({type(error).__name__})"
             raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why) from None
         result = _read(SettleResponse, response)
-        if result is not None:
-            return self._judge(result, network)
+        if result is not None and (response.is_success or not result.success):
+            return self._judge(result, network)  # a proxy's 503 may carry somebody's stale success
         if response.status_code in _SURE_STATUSES or _says_unreachable(response):
             raise self._unreachable(f"HTTP {response.status_code}")
         why = f"the facilitator at {self.name} answered HTTP {response.status_code} without a result"
         raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why)
 
     async def supported(self) -> SupportedResponse:
-        """See Facilitator. An answer is kept for some minutes, and longer while no newer one is to be had."""
-        if self._supported is None or time.monotonic() > self._supported_until:
-            try:
-                self._supported = await self._ask_patiently(SupportedResponse, "GET", "/supported", None)
-            except FacilitatorUnreachable:
-                if self._supported is None:
-                    raise
-            self._supported_until = time.monotonic() + SUPPORTED_SECONDS_MAX
-        return self._supported
+        """See Facilitator."""
+        return await self._ask_patiently(SupportedResponse, "GET", "/supported", None)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -152,8 +151,7 @@ class RemoteFacilitator:
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         """Return the answer with its body, refusing to read an endless one."""
-        seconds = httpx.Timeout(SETTLE_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
-        timeout = seconds if path == "/settle" else httpx.USE_CLIENT_DEFAULT
+        timeout = self._settle_timeout if path == "/settle" else httpx.USE_CLIENT_DEFAULT
         async with self._client.stream(method, self._url + path, json=body, timeout=timeout) as response:
             content = bytearray()
             async for chunk in response.aiter_bytes():

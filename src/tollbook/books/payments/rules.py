@@ -208,6 +208,8 @@ def decode_payment(header: bytes) -> PaymentPayload:
         raise MalformedPayment("it is not base64") from None
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
+        if problem["type"] == "json_invalid":
+            raise MalformedPayment("it is not JSON") from None
         where = ".".join(str(part) for part in problem["loc"])
         raise MalformedPayment(f"{where or 'the JSON'}: {problem['msg']}") from None
 
