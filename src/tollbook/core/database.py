@@ -112,6 +112,12 @@ class Database:
             yield WriteTx(connection)
 
     @asynccontextmanager
+    async def statement(self) -> AsyncGenerator[WriteTx]:
+        """For one statement that is a transaction by itself: its locks wait for no round trip to us."""
+        async with self._connection() as connection:
+            yield WriteTx(connection)
+
+    @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Any]]:
         try:
             async with self.pool.connection() as connection:

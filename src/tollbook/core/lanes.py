@@ -8,7 +8,7 @@ one that is lost on the way is found and sent again; one that surely was not tak
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 from tollbook.core import lanes_transactions
@@ -39,6 +39,7 @@ __all__ = [
     "UnknownTransaction",
 ]
 
+RECENT_MAX = 1_000
 BATCHES_MAX = 2  # of one network at once: while one is on its way, the next one gathers
 LOST_SECONDS = 5.0  # a signed transaction that no node is known to have is handed out again after this
 STUCK_SECONDS = 30.0  # a sent one that no block takes gets higher fees after this
@@ -93,6 +94,7 @@ class Lanes:
         self._lost_seconds, self._stuck_seconds = lost_seconds, stuck_seconds
         self._keys = keys
         self._pending: dict[str, _Pending] = {}
+        self._recent: dict[int, Transaction] = {}  # sent here: who waits for them need not load them
         self._queues: dict[str, _Queue] = {}
         depths = {network: NETWORKS[network].confirmations for network in rpc_urls} | dict(
             confirmations or {}
@@ -153,20 +155,18 @@ class Lanes:
 
         Raises UnknownTransaction, DatabaseUnreachable.
         """
-        transaction = await self._load(transaction_id)
-        if transaction.status == "dropped":
-            return transaction
+        sent = self._recent.pop(transaction_id, None) or await self._load(transaction_id)
+        if sent.status == "dropped":
+            return sent
         try:
             async with asyncio.timeout(seconds_max):
-                receipts = self._get_queue(transaction.network).receipts
-                mined = await receipts.wait(transaction_id, transaction.hashes)
+                return await self._get_queue(sent.network).receipts.wait(transaction_id, sent.hashes)
         except TimeoutError:
             return await self._load(transaction_id)
-        return replace(await self._load(transaction_id), receipt=mined.receipt)
 
     async def find(self, purpose: str) -> Transaction | None:
         """The transaction of a purpose, or None."""
-        async with self._database.read() as tx:
+        async with self._database.statement() as tx:
             rows = await lanes_transactions.find(tx, purposes=[purpose])
         return rows[0] if rows else None
 
@@ -181,7 +181,7 @@ class Lanes:
         return mended
 
     async def _load(self, transaction_id: int) -> Transaction:
-        async with self._database.read() as tx:
+        async with self._database.statement() as tx:
             rows = await lanes_transactions.find(tx, ids=[transaction_id])
         if not rows:
             raise UnknownTransaction(f"There is no transaction {transaction_id}.")
@@ -219,7 +219,10 @@ class Lanes:
         for purpose, answer in answers.items():
             future = self._pending.pop(purpose).answer
             if isinstance(answer, Transaction):
+                self._recent[answer.transaction_id] = answer
                 future.set_result(answer)
             else:
                 future.set_exception(answer)
                 future.exception()  # it is no loss where all who waited gave up
+        while len(self._recent) > RECENT_MAX:
+            del self._recent[next(iter(self._recent))]

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from tollbook.core import lanes_transactions
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.errors import DatabaseUnreachable
 from tollbook.core.lanes_network import NetworkLanes
 from tollbook.core.lanes_outcomes import find_mined
-from tollbook.core.lanes_transactions import Mined
+from tollbook.core.lanes_transactions import Transaction
 
 POLL_SECONDS_MIN = 0.01
 POLL_SECONDS_MAX = 0.5
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 class _Watch:
     transaction_id: int
     hashes: list[str]
-    mined: asyncio.Future[Mined]
+    mined: asyncio.Future[Transaction]
     due: float
     reload_at: float
     pause: float = POLL_SECONDS_MIN
-    waiters: int = field(default=0)
+    waiters: int = 0
 
 
 class Receipts:
@@ -42,8 +42,8 @@ class Receipts:
         self._news = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
 
-    async def wait(self, transaction_id: int, hashes: list[str]) -> Mined:
-        """What the chain says once it is mined; it is written down by then. Waits for ever."""
+    async def wait(self, transaction_id: int, hashes: list[str]) -> Transaction:
+        """The transaction once it is mined, with its receipt; it is written down by then. Waits for ever."""
         watch = self._watches.get(transaction_id)
         if watch is None:
             now, future = time.monotonic(), asyncio.get_running_loop().create_future()
@@ -102,15 +102,16 @@ class Receipts:
         await lanes_transactions.record_mined(
             lanes.database, list(mined.values()), final=lanes.confirmations <= 1
         )
-        for watch in due:
-            if watch.transaction_id in mined:
-                self._watches.pop(watch.transaction_id, None)
-                watch.mined.set_result(mined[watch.transaction_id])
+        async with lanes.database.statement() as tx:
+            rows = await lanes_transactions.find(tx, ids=list(mined))
+        for row in rows:
+            if (watch := self._watches.pop(row.transaction_id, None)) is not None:
+                watch.mined.set_result(replace(row, receipt=mined[row.transaction_id].receipt))
 
     async def _reload(self, watches: list[_Watch]) -> None:
         if not watches:
             return
-        async with self._lanes.database.read() as tx:
+        async with self._lanes.database.statement() as tx:
             rows = await lanes_transactions.find(tx, ids=[watch.transaction_id for watch in watches])
         hashes = {row.transaction_id: row.hashes for row in rows}
         for watch in watches:

@@ -178,8 +178,8 @@ async def take_nonces(
     """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
     calls = sorted(calls, key=lambda call: call.purpose)
     # One statement that is its own transaction: the lane's row is locked for no round trip to this process.
-    async with database.pool.connection() as connection:
-        return await ReadTx(connection).all(
+    async with database.statement() as tx:
+        return await tx.all(
             """
             SELECT purpose, transaction_id, sender, nonce, taken
             FROM core.take_nonces(
@@ -202,8 +202,8 @@ async def take_nonces(
 
 async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int]:
     """Write signatures down, durably; the ids of those that were still ours to sign."""
-    async with database.pool.connection() as connection:
-        rows = await ReadTx(connection).dicts(
+    async with database.statement() as tx:
+        rows = await tx.dicts(
             """
             UPDATE core.transactions t
             SET status = 'signed', hash = w.hash, hashes = ARRAY[w.hash], sealed_call = w.sealed_call,
@@ -231,8 +231,8 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
 
 async def record_sent(database: Database, hashes: Sequence[str]) -> None:
     """A node has these. Should this be lost, they are merely sent again."""
-    async with database.pool.connection() as connection:
-        await WriteTx(connection).execute(
+    async with database.statement() as tx:
+        await tx.execute(
             """
             UPDATE core.transactions SET status = 'sent'
             FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick
@@ -315,8 +315,11 @@ async def drop(tx: WriteTx, transaction_id: int, sends: int) -> bool:
 
 
 async def record_mined(database: Database, mined: Sequence[Mined], *, final: bool) -> None:
-    """They are in blocks; `final` where the first block is enough for this network."""
-    async with database.write() as tx:
+    """They are in blocks; `final` where the first block is enough for this network.
+
+    Should this be lost, it is found on the chain again.
+    """
+    async with database.statement() as tx:
         await tx.execute(
             """
             UPDATE core.transactions t
@@ -327,7 +330,8 @@ async def record_mined(database: Database, mined: Sequence[Mined], *, final: boo
             FROM unnest(
                 %(ids)s::bigint[], %(hashes)s::text[], %(succeeded)s::boolean[], %(block_numbers)s::bigint[],
                 %(block_hashes)s::text[], %(gas_used)s::bigint[], %(fees_paid)s::numeric[]
-            ) AS w (transaction_id, hash, succeeded, block_number, block_hash, gas_used, fee_paid)
+            ) AS w (transaction_id, hash, succeeded, block_number, block_hash, gas_used, fee_paid),
+                 (SELECT set_config('synchronous_commit', 'off', true)) AS quick
             WHERE t.transaction_id = w.transaction_id AND w.hash = ANY (t.hashes)
               AND (t.status IN ('signed', 'sent')
                    OR (t.status = 'mined' AND t.confirmed_at IS NULL AND t.block_hash <> w.block_hash))
