@@ -91,7 +91,7 @@ async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_
 
 @pytest.fixture
 def channels(database_url: str, bare_facilitator: BareFacilitator) -> Channels:
-    return Channels(database_url, bare_facilitator, bare_facilitator.get_supported(), [NETWORK])
+    return Channels(database_url, bare_facilitator, bare_facilitator.get_supported())
 
 
 async def sign(buyer: x402Client, terms: PaymentRequirements) -> PaymentPayload:

@@ -16,6 +16,8 @@ from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.ledger import LedgeredFacilitator
 from tollbook.books.payments.purchases import ANSWERS_KEPT, Purchases
 from tollbook.books.payments.rules import PaidRoute, Payee, Toll, compile_tolls
+from tollbook.books.payments.scheme_terms import Terms
+from tollbook.books.payments.scheme_upto import take_usage
 from tollbook.books.payments.sellers import Books, Seller, make_seller
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.books.payments.truth import ChainTruth
@@ -131,6 +133,7 @@ class Paywall:
         wanted = read_headers(scope)
         try:
             books = await self._open()
+            toll = await books.terms.complete(toll)
             seller, receive = await make_seller(books, toll, wanted, scope, receive)
             answer = await seller.open()
         except Refusal as refusal:
@@ -162,7 +165,7 @@ class Paywall:
             ledgered = LedgeredFacilitator(database, facilitators, ChainTruth(chains))
             purchases = Purchases(database, ledgered, self._answers_kept)
             stack.push_async_callback(purchases.close)
-            return Books(stack.pop_all(), meter, purchases)
+            return Books(stack.pop_all(), meter, purchases, Terms(ledgered, url))
 
     def _name_facilitators(self, stack: AsyncExitStack) -> Iterator[tuple[str, Facilitator]]:
         """Those given by URL are ours to close."""
@@ -208,13 +211,14 @@ class _Passage:
     async def _begin(self, message: Message, scope: Scope, send: Send) -> None:
         self._began = True
         endpoint = _find_endpoint(self._toll, scope)
+        own, usage = take_usage(message.get("headers", ()))
         try:
-            headers = await self._seller.answer(message["status"], endpoint, self._milliseconds())
+            headers = await self._seller.answer(message["status"], endpoint, self._milliseconds(), usage)
         except Refusal as refusal:
             self._refused = True
             await refuse(self._toll, scope, send, refusal, self._seller.receipt())
             return
-        start = {**message, "headers": with_paid_headers(message.get("headers", ()), headers)}
+        start = {**message, "headers": with_paid_headers(own, headers)}
         await self._seller.copy(start)
         await send(start)
 

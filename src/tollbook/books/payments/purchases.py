@@ -18,7 +18,9 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
-from x402.schemas import PaymentPayload, SettleResponse
+from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
+from x402.mechanisms.evm.constants import SCHEME_UPTO
+from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
 from tollbook.books.payments import answers, payments, tokens
 from tollbook.books.payments.answers import Answer, Asked
@@ -260,24 +262,29 @@ class Purchases:
                 async with self.database.write() as tx:
                     await answers.renew(tx, opening.payment.payment_id, opening.holder, now=clock.now())
 
-    async def settle(self, opening: Opening, signed: PaymentPayload, option: Option) -> Purchase:
+    async def settle(
+        self, opening: Opening, signed: PaymentPayload, option: Option, amount: int | None = None
+    ) -> Purchase:
         """Move the money and book what it bought; goes on to its end even if the caller is cancelled.
 
+        `amount` is what is charged, in minor units, where that is not the price (usage).
         Raises PaymentRefused (no money moved), PaymentPostponed (nor here; the same payment may come again),
         PaymentUnknown (it may have moved), SettlementConflict.
         """
         with telemetry.LATENCY.labels(step="settle").time():
-            return await finish(self._settle(opening, signed, option))
+            return await finish(self._settle(opening, signed, option, amount))
 
     async def close(self) -> None:
         """Wait for the settlements under way: what they did must be booked."""
         while _running:
             await asyncio.wait(_running)
 
-    async def _settle(self, opening: Opening, signed: PaymentPayload, option: Option) -> Purchase:
+    async def _settle(
+        self, opening: Opening, signed: PaymentPayload, option: Option, amount: int | None
+    ) -> Purchase:
         payment = opening.payment
         try:
-            answer = await self.facilitator.settle(signed, option.requirements)
+            answer = await self._ask(signed, option.requirements, amount)
         except FacilitatorUnreachable as error:
             await self._book_failure(payment, error.reason)
             raise _postpone(error) from error
@@ -297,6 +304,13 @@ class Purchases:
             _count(payment, "failed")
             raise PaymentRefused(code, answer.error_message or f"It was not settled: {code}.", answer)
         return await self._book_settlement(opening, answer)
+
+    async def _ask(
+        self, signed: PaymentPayload, terms: PaymentRequirements, amount: int | None
+    ) -> SettleResponse:
+        if amount is not None:
+            terms = terms.model_copy(update={"amount": str(amount)})
+        return await self.facilitator.settle(signed, terms)
 
     async def _book_settlement(self, opening: Opening, answer: SettleResponse) -> Purchase:
         payment_id = opening.payment.payment_id
@@ -344,8 +358,16 @@ async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> 
         return payment
     return await payments.settle(
         tx, payment_id, tx_hash=answer.transaction or None, block_number=None, confirmations=None,
-        now=clock.now(),
+        now=clock.now(), amount=_read_charged(payment.scheme, answer),
     )  # fmt: skip
+
+
+def _read_charged(scheme: str, answer: SettleResponse) -> int | None:
+    """What was charged by usage; None where it is the price. A deposit into a channel is no charge."""
+    charged = (answer.extra or {}).get("chargedAmount") if scheme == SCHEME_BATCH_SETTLEMENT else None
+    if scheme == SCHEME_UPTO:
+        charged = answer.amount
+    return int(charged) if charged else None
 
 
 def _make_offer(toll: Toll, option: Option, payment: PaymentPayload) -> Offer:

@@ -6,7 +6,7 @@ A deposit is the payer's own money in escrow. What is earned is each charge, and
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -94,17 +94,15 @@ class Channels:
     The facilitator authorizes claims and refunds: it announces its `receiverAuthorizer`, and no key is here.
     """
 
-    def __init__(
-        self, url: str, facilitator: Facilitator, supported: SupportedResponse, networks: Sequence[str]
-    ) -> None:
+    def __init__(self, url: str, facilitator: Facilitator, supported: SupportedResponse) -> None:
         self.storage = PostgresChannelStorage(url)
         self.scheme = _make_scheme(self.storage)
         self._kinds = {
             kind.network: kind for kind in supported.kinds if kind.scheme == SCHEME_BATCH_SETTLEMENT
         }
         self._server = x402ResourceServer(_Client(facilitator, supported))
-        self.storage.queue(self._server)
-        for network in networks:
+        self.storage.queue(self._server, self.scheme)
+        for network in self._kinds:
             self._server.register(network, cast(Any, self.scheme))
         self._server.initialize()
 

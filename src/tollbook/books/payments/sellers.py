@@ -7,12 +7,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from x402.mechanisms.evm.constants import SCHEME_EXACT
 from x402.schemas import PaymentPayload
 
 from tollbook.books.payments import answers, tokens
 from tollbook.books.payments.answers import BODY_BYTES_MAX, Answer, Asked, Headers
 from tollbook.books.payments.purchases import Opening, PaymentRefused, Purchase, Purchases, finish
 from tollbook.books.payments.rules import MalformedPayment, Option, Toll, decode_payment, match_option
+from tollbook.books.payments.scheme_terms import Terms
+from tollbook.books.payments.scheme_upto import UsageUnreadable, read_usage
 from tollbook.books.payments.usage import Admission, Meter
 from tollbook.books.payments.wire import (
     SERVER_ERROR,
@@ -45,6 +48,7 @@ class Books:
     stack: AsyncExitStack
     meter: Meter
     purchases: Purchases
+    terms: Terms
 
     async def close(self) -> None:
         await self.stack.aclose()
@@ -54,7 +58,9 @@ class Seller(Protocol):
     """How one request is let in and counted: by its token, or by the payment that it carries."""
 
     async def open(self) -> Answer | None: ...
-    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers: ...
+    async def answer(
+        self, status: int, endpoint: str, milliseconds: int, usage: bytes | None = None
+    ) -> Headers: ...
     async def copy(self, message: Message) -> None: ...
     async def give_up(self, endpoint: str, milliseconds: int) -> None: ...
     async def close(self) -> None: ...
@@ -110,7 +116,9 @@ class TokenSeller:
         with ADMIT.time():
             self._admission = await self._meter.admit(self._secret_hash, self._toll.key)
 
-    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
+    async def answer(
+        self, status: int, endpoint: str, milliseconds: int, usage: bytes | None = None
+    ) -> Headers:
         assert self._admission is not None
         with RECORD.time():
             await self._meter.record(
@@ -163,17 +171,31 @@ class PaymentSeller:
                 raise
         return None
 
-    async def _settle(self) -> Purchase:
-        self._purchase = await self._books.purchases.settle(self._opening, self._signed, self._option)
+    async def _settle(self, amount: int | None = None) -> Purchase:
+        purchases = self._books.purchases
+        self._purchase = await purchases.settle(self._opening, self._signed, self._option, amount)
         return self._purchase
 
-    async def answer(self, status: int, endpoint: str, milliseconds: int) -> Headers:
+    async def _read_usage(self, usage: bytes | None) -> int | None:
+        """What is charged, where the handler says it and the scheme leaves it to him."""
+        option = self._option
+        if usage is None or option.requirements.scheme == SCHEME_EXACT:
+            return None
+        try:
+            return read_usage(usage, option.requirements, option.token.decimals)
+        except UsageUnreadable as unreadable:
+            await self._books.purchases.release(self._opening, unreadable.reason)
+            raise
+
+    async def answer(
+        self, status: int, endpoint: str, milliseconds: int, usage: bytes | None = None
+    ) -> Headers:
         purchase = self._purchase
         if purchase is None:
             if status >= REDIRECTION and status != NOT_MODIFIED:
                 await self._books.purchases.release(self._opening, f"the app answered {status}")
                 return []
-            purchase = await self._settle()
+            purchase = await self._settle(await self._read_usage(usage))
         meter = self._books.meter
         admission = await self._admit(purchase)
         await meter.record(admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds)

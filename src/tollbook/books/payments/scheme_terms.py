@@ -1,0 +1,69 @@
+"""What a route's terms say besides the price, by its scheme: what only the facilitator knows is filled in."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
+from x402.mechanisms.evm.upto.server import UptoEvmScheme
+from x402.schemas import PaymentRequirements, SupportedKind, SupportedResponse
+
+from tollbook.books.payments.ledger import LedgeredFacilitator
+from tollbook.books.payments.rules import Toll
+from tollbook.books.payments.scheme_batch import Channels
+from tollbook.core.errors import Refusal
+
+RETRY_AFTER_SECONDS = 30
+
+
+class SchemeNotServed(Refusal):
+    """No facilitator of this seller settles the route's scheme on any of its networks."""
+
+    reason: ClassVar[str] = "scheme-not-served"
+    status: ClassVar[int] = 503
+
+    def __init__(self, toll: Toll) -> None:
+        networks = ", ".join(option.network.id for option in toll.options)
+        super().__init__(
+            f"This route is sold by the scheme {toll.terms.scheme}, which its seller's facilitator does not "
+            f"serve on {networks}. Nothing was paid.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+
+@dataclass(slots=True)
+class Terms:
+    """The terms of a seller's routes, over one facilitator; channels are in the database at `url`."""
+
+    facilitator: LedgeredFacilitator
+    url: str
+    _channels: Channels | None = field(default=None, init=False)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+
+    async def complete(self, toll: Toll) -> Toll:
+        """Return a route with terms that can be paid. Raises FacilitatorUnreachable, SchemeNotServed."""
+        if toll.terms.scheme == SCHEME_EXACT:
+            return toll
+        supported = await self.facilitator.supported()
+        kinds = {kind.network: kind for kind in supported.kinds if kind.scheme == toll.terms.scheme}
+        served = [option for option in toll.options if option.network.id in kinds]
+        if not served:
+            raise SchemeNotServed(toll)
+        options = [
+            replace(option, requirements=await self._complete(option.requirements, kinds[option.network.id]))
+            for option in served
+        ]
+        return replace(toll, options=tuple(options))
+
+    async def _complete(self, terms: PaymentRequirements, kind: SupportedKind) -> PaymentRequirements:
+        if terms.scheme == SCHEME_UPTO:
+            return UptoEvmScheme().enhance_payment_requirements(terms.model_copy(deep=True), kind, [])
+        return (await self.find_channels()).complete(terms)
+
+    async def find_channels(self) -> Channels:
+        """Return the channels, opened when they are first asked for. Raises FacilitatorUnreachable."""
+        async with self._opening:
+            if self._channels is None:
+                supported: SupportedResponse = await self.facilitator.supported()
+                self._channels = await asyncio.to_thread(Channels, self.url, self.facilitator, supported)
+            return self._channels
