@@ -47,6 +47,11 @@ from tollbook.books.payments.facilitator import (
     OperatorOutOfGas,
     SettlementUnknown,
 )
+from tollbook.books.payments.facilitator_faults import (
+    ERR_INVALID_NETWORK,
+    ERR_INVALID_REQUIREMENTS,
+    ERR_RECIPIENT_NOT_SERVED,
+)
 from tollbook.books.payments.facilitator_signer import OperatorKeyUnusable
 from tollbook.books.payments.facilitator_solana import SolanaFacilitator, read_keypair
 from tollbook.books.payments.solana_node import ERR_EXPIRED
@@ -193,7 +198,7 @@ async def test_a_node_that_fails_before_the_broadcast_moved_nothing(
 ) -> None:
     payment = await desk.sign()
     desk.chain.behaviour.lost_answers.add(method)
-    with pytest.raises(FacilitatorUnreachable, match="no money moved"):
+    with pytest.raises(FacilitatorUnreachable, match="Nothing was sent"):
         await facilitator.settle(payment, desk.requirements())
     assert desk.chain.sent == []
     assert desk.rows() == []
@@ -322,7 +327,7 @@ async def test_without_a_database_nothing_is_sent(desk: Desk, monkeypatch: pytes
     async with SolanaFacilitator(
         {NETWORK: desk.chain.url}, str(desk.operator), "postgresql://nobody@127.0.0.1:9/none"
     ) as facilitator:
-        with pytest.raises(FacilitatorUnreachable, match="no money moved"):
+        with pytest.raises(FacilitatorUnreachable, match="Nothing was sent"):
             await facilitator.settle(payment, desk.requirements())
     assert desk.chain.sent == []
 
@@ -473,11 +478,11 @@ async def test_a_payment_for_other_terms_is_refused_by_name(
         ({"amount": str(AMOUNT - 1)}, solana_payment.ERR_AMOUNT_MISMATCH),
         ({"asset": stranger}, ERR_MINT_MISMATCH),
         ({"pay_to": stranger}, ERR_RECIPIENT_MISMATCH),
-        ({"pay_to": "0x" + "1" * 40}, solana_payment.ERR_INVALID_REQUIREMENTS),
-        ({"amount": "-1"}, solana_payment.ERR_INVALID_REQUIREMENTS),
+        ({"pay_to": "0x" + "1" * 40}, ERR_INVALID_REQUIREMENTS),
+        ({"amount": "-1"}, ERR_INVALID_REQUIREMENTS),
         ({"extra": {}}, ERR_FEE_PAYER_MISSING),
         ({"extra": {"feePayer": stranger}}, ERR_FEE_PAYER_TRANSFERRING),
-        ({"network": "solana:elsewhere"}, facilitator_solana.ERR_INVALID_NETWORK),
+        ({"network": "solana:elsewhere"}, ERR_INVALID_NETWORK),
     ):
         told = await facilitator.verify(payment, asked.model_copy(update=changes))
         assert (told.is_valid, told.invalid_reason) == (False, reason), changes
@@ -490,6 +495,13 @@ async def test_another_facilitators_fee_payer_is_not_ours(desk: Desk, facilitato
     requirements = desk.requirements(extra={"feePayer": str(Keypair().pubkey())})
     told = await facilitator.verify(await desk.sign(requirements), requirements)
     assert told.invalid_reason == ERR_FEE_PAYER_NOT_MANAGED
+
+
+async def test_fees_are_paid_for_the_named_recipients_alone(desk: Desk) -> None:
+    payment = await desk.sign()
+    for recipient, reason in ((desk.seller, None), (desk.payer, ERR_RECIPIENT_NOT_SERVED)):
+        async with desk.open(recipients=[str(recipient.pubkey())]) as facilitator:
+            assert (await facilitator.verify(payment, desk.requirements())).invalid_reason == reason
 
 
 def rebuild(

@@ -39,26 +39,27 @@ from x402.schemas import (
 )
 
 from tollbook.books.payments import solana_settlements
-from tollbook.books.payments.facilitator import (
+from tollbook.books.payments.facilitator_errors import (
     FacilitatorUnreachable,
     OperatorOutOfGas,
     SettlementUnknown,
 )
+from tollbook.books.payments.facilitator_faults import (
+    ERR_INVALID_NETWORK,
+    ERR_RECIPIENT_NOT_SERVED,
+    X402_VERSION,
+    Fault,
+)
 from tollbook.books.payments.facilitator_signer import OperatorKeyUnusable
 from tollbook.books.payments.solana_node import ERR_EXPIRED, Commitment, SolanaNode
-from tollbook.books.payments.solana_payment import (
-    X402_VERSION,
-    SolanaPayment,
-    find_fault,
-    read_payment,
-)
+from tollbook.books.payments.solana_payment import SolanaPayment, find_fault, read_payment
 from tollbook.books.payments.solana_settlements import End, Intent, SolanaSettlement
 from tollbook.core import clock
-from tollbook.core.chains import ChainRefused, ChainUnreachable
+from tollbook.core.chains import SOLANA_FAMILY, ChainRefused, ChainUnreachable, normalize_address_on
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable
 
-ERR_INVALID_NETWORK = "invalid_network"
+APPLICATION = "tollbook solana facilitator"
 ERR_AMOUNT_DIFFERS = "transferred_amount_differs"
 
 SETTLE_SECONDS_MAX = 30.0
@@ -81,25 +82,28 @@ class SolanaFacilitator:
     """A facilitator in this process for the exact scheme on Solana, x402 version 2.
 
     `rpc_urls` maps CAIP-2 networks to JSON-RPC addresses; `private_keys` are the fee payers' (base 58 of 64
-    bytes, or the JSON array of Solana's own tools); the database at `database_url` remembers what was signed.
-    A settlement is believed at `commitment`: "confirmed" (two thirds of the stake have voted for it, about a
-    second) or "finalized" (no fork can take it back, about thirteen). Outcomes as in Facilitator.
+    bytes, or the JSON array of Solana's own tools). `database` remembers what was signed: a URL, or a
+    Database that somebody else opens and closes. A settlement is believed at `commitment`: "confirmed" (two
+    thirds of the stake have voted for it, about a second) or "finalized" (no fork can take it back, about
+    thirteen). With `recipients`, fees are paid for nobody else. Outcomes as in Facilitator.
     """
 
     def __init__(
         self,
         rpc_urls: Mapping[str, str],
         private_keys: str | Sequence[str],
-        database_url: str,
+        database: Database | str,
         *,
         commitment: Commitment = "confirmed",
         settle_seconds_max: float = SETTLE_SECONDS_MAX,
+        recipients: Sequence[str] = (),
     ) -> None:
         keys = [private_keys] if isinstance(private_keys, str) else private_keys
         self._signer = FacilitatorKeypairSigner([read_keypair(key) for key in keys])
         self._nodes = {network: SolanaNode(network, url) for network, url in rpc_urls.items()}
-        self._database_url = database_url
-        self._database: Database | None = None
+        self._recipients = {normalize_address_on(SOLANA_FAMILY, recipient) for recipient in recipients}
+        self._database = database
+        self._own_database: Database | None = None
         self._opening = asyncio.Lock()
         self._commitment: Commitment = commitment
         self._settle_seconds_max = settle_seconds_max
@@ -121,8 +125,8 @@ class SolanaFacilitator:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         for node in self._nodes.values():
             await node.aclose()
-        if self._database is not None:
-            await self._database.__aexit__()
+        if self._own_database is not None:
+            await self._own_database.__aexit__()
 
     async def supported(self) -> SupportedResponse:
         """See Facilitator. Each kind names a fee payer, which the payer signs; several take turns."""
@@ -167,7 +171,7 @@ class SolanaFacilitator:
         if task is None:
             if self._closing.is_set() or len(self._running) >= SETTLEMENTS_MAX:
                 raise FacilitatorUnreachable(
-                    "The facilitator is busy or stopping. No money moved; try again."
+                    "The facilitator is busy or stopping. Nothing was sent now; try again."
                 )
             # A task, because a caller who goes away must not cut a settlement in two.
             task = asyncio.create_task(self._settle(payment, requirements))
@@ -211,9 +215,7 @@ class SolanaFacilitator:
             return known
         return await self._look(known, thoroughly=True)
 
-    def _find_fault(
-        self, payload: PaymentPayload, requirements: PaymentRequirements
-    ) -> tuple[str, str] | None:
+    def _find_fault(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
         if requirements.network not in self._nodes:
             served = ", ".join(self._nodes)
             return ERR_INVALID_NETWORK, f"This facilitator does not serve this network. It serves: {served}."
@@ -223,6 +225,8 @@ class SolanaFacilitator:
                 ERR_FEE_PAYER_NOT_MANAGED,
                 "The fee payer is another facilitator's. See /supported for ours.",
             )
+        if fault is None and self._recipients and requirements.pay_to not in self._recipients:
+            return ERR_RECIPIENT_NOT_SERVED, "This facilitator pays fees for other recipients."
         return fault
 
     async def _settle(
@@ -355,7 +359,7 @@ class SolanaFacilitator:
         )
         return End("failed", None, None, None, ERR_EXPIRED) if is_over else None
 
-    async def _simulate(self, network: str, payment: SolanaPayment) -> tuple[str, str] | None:
+    async def _simulate(self, network: str, payment: SolanaPayment) -> Fault | None:
         """Why the payment would not land now; None where it would.
 
         Raises FacilitatorUnreachable, OperatorOutOfGas. It is the payer's bytes that are simulated: what the
@@ -371,7 +375,7 @@ class SolanaFacilitator:
             return None
         if error in _NO_GAS or error == _NO_RENT:
             raise OperatorOutOfGas(
-                f"The fee payer {payment.fee_payer} cannot pay for transactions. Send it SOL. Nothing moved."
+                f"The fee payer {payment.fee_payer} cannot pay. Send it SOL. Nothing was sent."
             )
         return ERR_SIMULATION_FAILED, f"The transaction would fail: {_say_error(error)}."
 
@@ -398,11 +402,13 @@ class SolanaFacilitator:
         return VersionedTransaction.from_bytes(base64.b64decode(signed))
 
     async def _books(self) -> Database:
-        async with self._opening:
-            if self._database is None:
-                database = Database(self._database_url, application="tollbook solana facilitator")
-                self._database = await database.__aenter__()
+        if isinstance(self._database, Database):
             return self._database
+        async with self._opening:
+            if self._own_database is None:
+                database = Database(self._database, application=APPLICATION)
+                self._own_database = await database.__aenter__()
+            return self._own_database
 
 
 def read_keypair(text: str) -> Keypair:
@@ -452,7 +458,7 @@ def _refuse(network: str, reason: str, message: str, payer: str | None = None) -
 
 def _unreachable(error: Exception) -> FacilitatorUnreachable:
     why = error.sentence if isinstance(error, _NODE_FAILURES) else type(error).__name__
-    return FacilitatorUnreachable(f"Nothing was sent, no money moved; present the payment again. {why}")
+    return FacilitatorUnreachable(f"Nothing was sent now; present the same payment again. {why}")
 
 
 def _say_error(error: object) -> str:

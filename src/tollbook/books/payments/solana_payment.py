@@ -19,9 +19,14 @@ from x402.mechanisms.svm.exact.facilitator import ExactSvmScheme
 from x402.mechanisms.svm.utils import extract_transaction_info
 from x402.schemas import PaymentPayload, PaymentRequirements
 
+from tollbook.books.payments.facilitator_faults import (
+    ERR_INVALID_REQUIREMENTS,
+    ERR_INVALID_VERSION,
+    X402_VERSION,
+    Fault,
+)
 from tollbook.core.chains import MalformedAddress, normalize_address_on
 
-X402_VERSION = 2
 TRANSACTION_BYTES_MAX = 1232  # what Solana carries in one packet
 TRANSACTION_CHARS_MAX = -(-TRANSACTION_BYTES_MAX // 3) * 4
 SIGNATURES = 2  # the facilitator's for the fee, the payer's for the tokens; each more costs the facilitator
@@ -30,9 +35,7 @@ MICROLAMPORTS = 1_000_000
 U64_MAX = 2**64 - 1
 
 ERR_AMOUNT_MISMATCH = "invalid_exact_svm_payload_amount_mismatch"
-ERR_INVALID_REQUIREMENTS = "invalid_payment_requirements"
 ERR_INVALID_SIGNATURE = "invalid_exact_svm_payload_signature"
-ERR_INVALID_VERSION = "invalid_x402_version"
 
 _UINT = re.compile(r"[0-9]{1,20}")
 
@@ -79,7 +82,7 @@ def hash_message(message: VersionedMessage) -> str:
     return hashlib.sha256(to_bytes_versioned(message)).hexdigest()
 
 
-def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> tuple[str, str] | None:
+def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
     """Return why a payment cannot be for these requirements: x402 reason and sentence; None where it can.
 
     What it lets pass is one transfer of exactly the amount to the recipient's token account, signed by its
@@ -106,7 +109,7 @@ def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> tu
     return _find_abuse(payment, fee_payer, int(requirements.amount))
 
 
-def _find_abuse(payment: SolanaPayment, fee_payer: str, amount: int) -> tuple[str, str] | None:
+def _find_abuse(payment: SolanaPayment, fee_payer: str, amount: int) -> Fault | None:
     """What the SDK lets pass: another amount, or a fee payer made to pay for more than the transfer."""
     message = payment.transaction.message
     if payment.amount != amount:
