@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics
+from tollbook.books.payments import analytics, answers
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 
@@ -44,5 +44,6 @@ async def make_partitions(database: Database) -> int:
 JOBS: list[Job] = [
     Job("payments.clean_up", "3 * * * *", clean_up),
     Job("payments.count_up", "8 * * * *", count_up),
+    Job("payments.forget_answers", "*/10 * * * *", answers.forget),
     Job("payments.make_partitions", "23 3 * * *", make_partitions),
 ]

@@ -183,11 +183,25 @@ class LedgeredFacilitator:
 
         Cancelled, it leaves the row held until HOLD is over: shield it.
         """
+        return await self.settle_taken(await self.take(payload, requirements), payload, requirements)
+
+    async def take(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
+        """Write the intent down and hold it: nobody else settles this payment until HOLD is over.
+
+        A settlement that is settled already comes back as it is. Raises SettlementInProgress where somebody
+        else holds it, SettlementConflict.
+        """
         proof = read_proof(payload, requirements)
         async with self._database.write() as tx:
             row = await _take(tx, proof, next(iter(self._desks)), clock.now())
-            if row is None:
-                return _answer_again(await find(tx, proof), proof)
+            return row or _check_settled(await find(tx, proof), proof)
+
+    async def settle_taken(
+        self, row: Settlement, payload: PaymentPayload, requirements: PaymentRequirements
+    ) -> SettleResponse:
+        """Settle what was taken, or give the answer that was given. See settle."""
+        if row.status == "settled":
+            return SettleResponse.model_validate(row.answer)
         if row.status == "unknown":
             return await self._resume(row, payload, requirements)
         return await self._begin(row, payload, requirements)
@@ -460,12 +474,12 @@ async def _take(tx: WriteTx, proof: Proof, facilitator: str, now: datetime) -> S
     )
 
 
-def _answer_again(row: Settlement | None, proof: Proof) -> SettleResponse:
-    """Give the answer that was given. Raises SettlementConflict, SettlementInProgress."""
+def _check_settled(row: Settlement | None, proof: Proof) -> Settlement:
+    """Return a settlement that cannot be taken, where it is settled. Raises as take does."""
     if row is not None and (row.pay_to, row.scheme) != (proof.pay_to, proof.scheme):
         raise SettlementConflict
     if row is not None and row.status == "settled":
-        return SettleResponse.model_validate(row.answer)
+        return row
     hash_ = "" if row is None else row.tx_hash or ""
     raise SettlementInProgress(
         proof.network, hash_, ERR_SETTLEMENT_PENDING, "another request is settling it now"

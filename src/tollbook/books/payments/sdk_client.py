@@ -1,0 +1,176 @@
+"""The ledger for those who keep the SDK's own middleware: a FacilitatorClient that never settles twice.
+
+    client = LedgeredFacilitatorClient("postgresql://…", "https://facilitator.example")
+    server = x402ResourceServer(client)
+
+The SDK's middleware runs a route's handler between `verify` and `settle`. So `verify` already takes the
+payment in the ledger: of its copies one is served, and the others are told why not. What the middleware
+makes of an unknown end is its own (402 with `settlement_pending`); Tollbook's Paywall answers 503.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from x402.schemas import (
+    PaymentPayload,
+    PaymentRequirements,
+    SettleResponse,
+    SupportedResponse,
+    VerifyResponse,
+)
+
+from tollbook.books.payments.facilitator import (
+    Facilitator,
+    FacilitatorUnreachable,
+    SettlementUnknown,
+    find_fault,
+)
+from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.ledger import (
+    LedgeredFacilitator,
+    Settlement,
+    SettlementConflict,
+    SettlementInProgress,
+    Truth,
+    find,
+)
+from tollbook.books.payments.rules import Proof, read_proof
+from tollbook.core.database import Database
+
+ALREADY_SETTLED = "payment_already_settled"
+IN_PROGRESS = "payment_in_progress"
+CONFLICT = "payment_used_for_other_terms"
+UNREACHABLE = "facilitator_unreachable"
+HELD_MAX = 10_000  # payments verified here and not yet settled
+
+_Result = TypeVar("_Result")
+
+
+class LedgeredFacilitatorClient:
+    """The SDK's FacilitatorClient over facilitators by URL or in this process, asked in their order.
+
+    The books must be in the database (`tollbook migrate apply`). It opens at its first use; `aclose` it.
+    """
+
+    def __init__(
+        self, database_url: str, *facilitators: str | Facilitator, truth: Truth | None = None
+    ) -> None:
+        self._database_url = database_url
+        self._given = facilitators
+        self._truth = truth
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._ledger: LedgeredFacilitator | None = None
+        self._database = Database(database_url, application="tollbook ledger")
+        self._held: dict[Proof, Settlement] = {}
+
+    async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
+        """Return whether this request may be served for this payment, and hold the payment if so."""
+        fault = find_fault(payload, requirements)
+        if fault is not None:
+            return _refuse(*fault)
+        ledger, proof = await self._open(), read_proof(payload, requirements)
+        async with self._database.read() as tx:
+            before = await find(tx, proof)
+        if before is None or before.status == "failed":
+            try:
+                answer = await ledger.verify(payload, requirements)
+            except FacilitatorUnreachable as error:
+                return _refuse(UNREACHABLE, str(error))
+            if not answer.is_valid:
+                return answer
+        try:
+            taken = await ledger.take(payload, requirements)
+        except SettlementInProgress as error:
+            return _refuse(IN_PROGRESS, str(error))
+        except SettlementConflict as error:
+            return _refuse(CONFLICT, str(error))
+        if taken.status == "settled":
+            return _refuse(ALREADY_SETTLED, f"It was settled by {taken.tx_hash}, and buys one answer.")
+        self._hold(proof, taken)
+        return VerifyResponse(is_valid=True, payer=proof.payer)
+
+    async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
+        """Settle once. What is not known is said as the x402 reason `settlement_pending`, never raised."""
+        ledger, proof = await self._open(), read_proof(payload, requirements)
+        try:
+            taken = self._held.pop(proof, None) or await ledger.take(payload, requirements)
+            return await asyncio.shield(ledger.settle_taken(taken, payload, requirements))
+        except SettlementUnknown as error:
+            return _fail(proof, error.error_reason, str(error), error.transaction)
+        except SettlementConflict as error:
+            return _fail(proof, CONFLICT, str(error))
+        except FacilitatorUnreachable as error:
+            return _fail(proof, UNREACHABLE, str(error))
+
+    def get_supported(self) -> SupportedResponse:
+        """Return what is served. The SDK asks without an event loop, so one is made for it."""
+        return _run_apart(self._ask_supported())
+
+    async def aclose(self) -> None:
+        """Let go of the database and of the facilitators given by URL."""
+        await self._stack.aclose()
+
+    def _hold(self, proof: Proof, taken: Settlement) -> None:
+        while len(self._held) >= HELD_MAX:  # their handlers never settled; the ledger lets go by time
+            del self._held[next(iter(self._held))]
+        self._held[proof] = taken
+
+    async def _open(self) -> LedgeredFacilitator:
+        async with self._opening:
+            if self._ledger is None:
+                await self._stack.enter_async_context(self._database)
+                self._ledger = LedgeredFacilitator(self._database, self._name(self._stack), self._truth)
+            return self._ledger
+
+    def _name(self, stack: AsyncExitStack) -> Mapping[str, Facilitator]:
+        named: dict[str, Facilitator] = {}
+        for number, facilitator in enumerate(self._given):
+            if isinstance(facilitator, str):
+                remote = RemoteFacilitator(facilitator)
+                stack.push_async_callback(remote.aclose)
+                named[remote.name] = remote
+            else:
+                named[f"in process {number}"] = facilitator
+        return named
+
+    async def _ask_supported(self) -> SupportedResponse:
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(Database(self._database_url))
+            return await LedgeredFacilitator(database, self._name(stack)).supported()
+
+
+def _refuse(reason: str, message: str) -> VerifyResponse:
+    return VerifyResponse(is_valid=False, invalid_reason=reason, invalid_message=message)
+
+
+def _fail(proof: Proof, reason: str, message: str, transaction: str = "") -> SettleResponse:
+    return SettleResponse(
+        success=False,
+        error_reason=reason,
+        error_message=message,
+        transaction=transaction,
+        network=proof.network,
+        payer=proof.payer,
+    )
+
+
+def _run_apart(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run it in a thread of its own: the caller may, or may not, be inside an event loop."""
+    outcome: list[_Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:  # told to the caller, whatever it is
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="tollbook-supported")
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
