@@ -12,6 +12,7 @@ from x402.facilitator import x402FacilitatorSync
 from x402.http.clients.httpx import x402AsyncTransport
 from x402.http.middleware.fastapi import payment_middleware
 from x402.http.types import PaymentOption, RouteConfig
+from x402.http.utils import decode_payment_required_header, encode_payment_signature_header
 from x402.mechanisms.evm.batch_settlement.authorizer_signer import LocalAuthorizerSigner
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme as BatchClient
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmSchemeOptions
@@ -131,7 +132,16 @@ def make_buyer(
     return client
 
 
-def shop_at(app: FastAPI, buyer: x402Client) -> httpx.AsyncClient:
+def shop_at(app: Any, buyer: x402Client) -> httpx.AsyncClient:
     """A paying httpx client of an app in this process."""
     transport = x402AsyncTransport(buyer, httpx.ASGITransport(app))
     return httpx.AsyncClient(transport=transport, base_url="http://shop", timeout=30)
+
+
+async def sign_for(app: Any, path: str, buyer: x402Client) -> str:
+    """A PAYMENT-SIGNATURE for what the app asks at a path."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+        answer = await client.get(path)
+    required = decode_payment_required_header(answer.headers["PAYMENT-REQUIRED"])
+    assert isinstance(required, PaymentRequired)
+    return encode_payment_signature_header(await buyer.create_payment_payload(required))
