@@ -32,6 +32,7 @@ from x402.mechanisms.evm.upto.facilitator import UptoEvmScheme as UptoFacilitato
 from x402.mechanisms.evm.upto.server import UptoEvmScheme
 from x402.schemas import (
     PaymentPayload,
+    PaymentRequired,
     PaymentRequirements,
     SettleResponse,
     SupportedResponse,

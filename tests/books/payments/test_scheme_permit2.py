@@ -5,7 +5,7 @@ import asyncio
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI
 
-from clients.bare_sdk import PRICE, make_buyer, shop_at
+from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from fixtures.schemes import approve_permit2, query, selling
 from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.core.local_chain import LocalChain
@@ -53,12 +53,7 @@ async def test_copies_of_a_permit2_payment_run_once_and_are_broadcast_once(
     async with selling(make_app(runs), seller, in_process, database_url, "permit2") as paywall:
         buyer = make_buyer(permit2_payer)
         async with shop_at(paywall, buyer) as client:
-            asked = await client._transport._transport.handle_async_request(
-                client.build_request("GET", "/weather")
-            )
-            required = decode_payment_required_header(asked.headers["PAYMENT-REQUIRED"])
-            assert isinstance(required, PaymentRequired)
-            header = encode_payment_signature_header(await buyer.create_payment_payload(required))
+            header = await sign_for(paywall, "/weather", buyer)
             copies = (client.get("/weather", headers={"PAYMENT-SIGNATURE": header}) for _ in range(5))
             answers = await asyncio.gather(*copies)
     assert [answer.status_code for answer in answers] == [200] * 5
