@@ -2,16 +2,27 @@
 
 import asyncio
 import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI
-from x402 import x402ResourceServer
+from x402 import x402ResourceServer, x402ResourceServerSync
 from x402.http.middleware.fastapi import payment_middleware
 from x402.http.types import RouteConfig
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme as BatchClient
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmSchemeOptions
+from x402.mechanisms.evm.batch_settlement.client.storage import (
+    BatchSettlementClientContext,
+    InMemoryClientChannelStorage,
+)
 from x402.mechanisms.evm.batch_settlement.server.channel_manager import BatchSettlementChannelManager
 from x402.mechanisms.evm.batch_settlement.server.channel_manager_common import ChannelManagerConfig
+from x402.mechanisms.evm.batch_settlement.server.storage import PendingRequest
+from x402.mechanisms.evm.signers import EthAccountSigner
+from x402.schemas import PaymentAbortedError, PaymentPayload, ResourceConfig
 
 from clients.bare_sdk import PRICE, BareFacilitator, make_batch_scheme, make_buyer, make_option, shop_at
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
@@ -148,6 +159,25 @@ async def test_a_handler_that_fails_leaves_the_channel_to_the_next(
     assert read_charged(storage) == [2 * PRICE]
 
 
+async def test_the_reservation_of_a_process_that_died_ends_with_its_time(
+    connections: Connections,
+    schemes_chain: LocalChain,
+    facilitator: BareFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+) -> None:
+    storage = PostgresChannelStorage(connections)
+    async with shop_at(
+        open_shop(facilitator, seller, storage), make_buyer(payer, schemes_chain.url)
+    ) as client:
+        assert await buy(client, 1) == [200]
+        (channel,) = storage.list()
+        channel.pending_request = PendingRequest("0xdead", str(2 * PRICE), int(time.time() * 1000) + 500)
+        storage.update_channel(channel.channel_id, lambda _: channel)
+        assert await buy(client, 1) == [200]
+    assert read_charged(storage) == [2 * PRICE]
+
+
 @pytest.mark.parametrize("sealed", [False, True])
 async def test_row_p_after_both_sides_restart_the_channel_goes_on_and_all_of_it_is_claimed(
     sealed: bool,
@@ -171,3 +201,50 @@ async def test_row_p_after_both_sides_restart_the_channel_goes_on_and_all_of_it_
     config = ChannelManagerConfig(scheme, facilitator, seller.address, TOKEN_ADDRESS, NETWORK)
     await BatchSettlementChannelManager(config).claim_and_settle()
     assert schemes_chain.read_balance(seller.address) == 8 * PRICE
+
+
+def test_row_o_on_the_sdks_synchronous_server(
+    connections: Connections, facilitator: BareFacilitator, payer: LocalAccount, seller: LocalAccount
+) -> None:
+    storage, channels = PostgresChannelStorage(connections), InMemoryClientChannelStorage()
+    scheme = make_batch_scheme(seller, storage)
+    server = x402ResourceServerSync(facilitator._facilitator)
+    server.register(NETWORK, scheme)
+    server.initialize()
+    storage.queue(server, scheme)
+    option = make_option("batch-settlement", seller)
+    config = ResourceConfig(
+        scheme=option.scheme,
+        pay_to=seller.address,
+        price=option.price,
+        network=NETWORK,
+        max_timeout_seconds=60,
+    )
+    (requirements,) = server.build_payment_requirements(config)
+    buyer = BatchClient(EthAccountSigner(payer), BatchSettlementEvmSchemeOptions(storage=channels))
+
+    def sign() -> PaymentPayload:
+        for channel in storage.list():  # what the answer, or the refusal, tells the buyer
+            channels.set(
+                channel.channel_id,
+                BatchSettlementClientContext(channel.charged_cumulative_amount, channel.balance),
+            )
+        payload = buyer.create_payment_payload(requirements)
+        return PaymentPayload(x402_version=2, accepted=requirements, payload=payload)
+
+    def serve(payload: PaymentPayload) -> bool:
+        if not server.verify_payment(payload, requirements).is_valid:
+            return False
+        time.sleep(0.05)
+        return server.settle_payment(payload, requirements).success
+
+    def buy_one(payload: PaymentPayload) -> bool:
+        try:
+            return serve(payload)
+        except PaymentAbortedError:  # out of date by now: sign again, once
+            return serve(sign())
+
+    assert serve(sign())
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(buy_one, [sign() for _ in range(4)])) == [True] * 4
+    assert read_charged(storage) == [5 * PRICE]
