@@ -17,7 +17,7 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.abi import function_signature_to_4byte_selector
 from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
-from x402.http.utils import safe_base64_encode
+from x402.http.utils import safe_base64_decode, safe_base64_encode
 from x402conf import harness
 from x402conf.mock import Chain, vectors
 
@@ -51,8 +51,32 @@ def judge(scene: Stage, room: Path, settle_seconds_max: float) -> list[Finding]:
             checks += harness.check_safety(
                 facilitator, vectors(), lambda _: ShopGuard(facilitator, line, shop_url + stage.PATH)
             )
+            bound = _check_binding(scene, shop_url)
     selftest = run_selftest(JUDGE, [room / "bin" / "x402conf", "offline"])
-    return [selftest, *(_read(check) for check in checks), facilitator.count_transfers()]
+    return [selftest, *(_read(check) for check in checks), facilitator.count_transfers(), bound]
+
+
+def _check_binding(scene: Stage, shop_url: str) -> Finding:
+    """Return whether a payment buys its own request, once and again, and no other: F10 at the seller."""
+    signed = payments.sign(scene.make_payer(), payments.make_terms(scene))
+    headers = _make_headers(signed, _read_challenge(shop_url + stage.PATH))
+    paths = (stage.PATH, stage.OTHER_PATH, stage.PATH)
+    answers = [httpx.get(shop_url + path, headers=headers, timeout=ANSWER_SECONDS_MAX) for path in paths]
+    first, elsewhere, again = ((answer.status_code, answer.text) for answer in answers)
+    good = first[0] == OK and elsewhere[0] != OK and again == first
+    detail = json.dumps([first, elsewhere, again])
+    return Finding(JUDGE, "bound-to-its-request", PASS if good else FAIL, detail)
+
+
+def _read_challenge(url: str) -> dict[str, Any]:
+    """Return what a 402 says beside the terms, which clients send back with their payment."""
+    header = httpx.get(url, timeout=ANSWER_SECONDS_MAX).headers["PAYMENT-REQUIRED"]
+    required = json.loads(safe_base64_decode(header))
+    return {name: required[name] for name in ("resource", "extensions") if name in required}
+
+
+def _make_headers(payload: dict[str, Any], challenge: dict[str, Any]) -> dict[str, str]:
+    return {"PAYMENT-SIGNATURE": safe_base64_encode(json.dumps(payload | challenge))}
 
 
 def _read(check: dict[str, Any]) -> Finding:
@@ -208,6 +232,7 @@ class ShopGuard(harness.ResourceServerGuard):
         self._facilitator = facilitator
         self._line = line
         self._url = url
+        self._challenge = _read_challenge(url)
         self._deliveries: set[int] = set()
 
     def settle_and_credit(self, payload: Any, req: dict[str, Any], simulate: str | None = None) -> bool:
@@ -216,8 +241,7 @@ class ShopGuard(harness.ResourceServerGuard):
         Without a fault the client does what the shop tells it: it comes back after Retry-After.
         """
         self._facilitator.chain.prepare(payload)
-        paid = json.dumps(self._facilitator.mint.make_payload(payload, req))
-        headers = {"PAYMENT-SIGNATURE": safe_base64_encode(paid)}
+        headers = _make_headers(self._facilitator.mint.make_payload(payload, req), self._challenge)
         self._line.fault = simulate
         answer = httpx.get(self._url, headers=headers, timeout=ANSWER_SECONDS_MAX)
         self._line.fault = None

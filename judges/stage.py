@@ -29,6 +29,7 @@ PURSE = 1_000_000_000  # minor units: 1,000 test dollars
 PRICE = "$0.01"
 AMOUNT = 10_000  # the same in minor units
 PATH = "/goods"
+OTHER_PATH = "/other-goods"
 RECEIPT_SECONDS_MAX = 3.0  # a judge that stops the chain's mining waits so long for its answer
 START_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
@@ -84,19 +85,21 @@ def _make_facilitator(chain: LocalChain, operator: LocalAccount, database_url: s
 def make_shop(
     database_url: str, facilitator: str, network: str, pay_to: str, settle: Settle = "after"
 ) -> Paywall:
-    """Return an app with one paid route, GET /goods, whose answer counts how often its handler ran."""
+    """Return an app with two paid routes of one price, whose answers count how often their handler ran."""
     app = FastAPI()
     deliveries = 0
 
     @app.get(PATH)
+    @app.get(OTHER_PATH)
     async def read_goods() -> dict[str, int]:  # pyright: ignore[reportUnusedFunction] - FastAPI has it
         nonlocal deliveries
         deliveries += 1
         return {"delivery": deliveries}
 
+    terms = PaidRoute(PRICE, lifetime=timedelta(hours=1), settle=settle)
     return Paywall(
         app,
-        routes={f"GET {PATH}": PaidRoute(PRICE, lifetime=timedelta(hours=1), settle=settle)},
+        routes=dict.fromkeys((f"GET {PATH}", f"GET {OTHER_PATH}"), terms),
         payees=[Payee(network, pay_to)],
         facilitator=facilitator,
         database_url=database_url,
