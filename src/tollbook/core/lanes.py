@@ -145,7 +145,7 @@ class Lanes:
             pending = _Pending(call.fingerprint, asyncio.get_running_loop().create_future())
             self._pending[call.purpose] = pending
             queue.waiting.append(call)
-            self._start(queue)
+            asyncio.get_running_loop().call_soon(self._start, queue)  # with all that are submitted now
         elif pending.fingerprint != call.fingerprint:
             raise PurposeReused(f"{call.purpose} is the purpose of another transaction. Nothing was sent.")
         return await asyncio.shield(pending.answer)

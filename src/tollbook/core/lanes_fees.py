@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, ClassVar, cast
 
 from tollbook.core.errors import Refusal
@@ -47,8 +48,9 @@ class FeePolicy:
         self._fees = None
 
     async def find_base_fee(self) -> int:
-        """What a unit of gas costs at least in the next block, in wei."""
-        await self.choose()
+        """What a unit of gas costs at least in the newest block, in wei, even above the cap."""
+        with suppress(FeesAboveCap):
+            await self.choose()
         return self._base_fee
 
     def bump(self, old: Fees, wanted: Fees) -> Fees | None:

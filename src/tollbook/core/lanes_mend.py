@@ -70,6 +70,7 @@ class _Sweep:
         self.mended = Mended()
 
     async def run(self) -> None:
+        self._lanes.fees.forget()
         self.mended.abandoned = await self._lanes.free_abandoned()
         self._used = dict(await self._lanes.look())
         self._head = await self._node.ask_int("eth_blockNumber")
@@ -90,15 +91,16 @@ class _Sweep:
         found = await self._record_mined(rows)
         left = [row for row in rows if row.transaction_id not in found]
         known = await find_known(self._node, [row.hash for row in left if row.status == "sent"])
+        base_fee = await self._lanes.fees.find_base_fee() if left else 0
         for row in left:
             if row.sender not in self._used:
                 self.mended.unclear += 1  # its key is not here
             elif row.nonce < self._used[row.sender]:
                 await self._mend_displaced(row)
-            elif row.hash not in known:
+            elif row.hash not in known and row.fee_max >= base_fee:
                 await self._resend(row)
-            elif self._now - row.sent_at >= self._stuck:
-                await self._bump(row)
+            elif row.hash not in known or self._now - row.sent_at >= self._stuck:
+                await self._bump(row, base_fee)
 
     async def _record_mined(self, rows: Sequence[Unfinished]) -> set[int]:
         mined = await find_mined(self._node, [(row.transaction_id, row.hashes) for row in rows])
@@ -113,14 +115,12 @@ class _Sweep:
         self.mended.resent += outcome is Outcome.TAKEN
         self._note_refusal(row, outcome)
 
-    async def _bump(self, row: Unfinished) -> None:
+    async def _bump(self, row: Unfinished, base_fee: int) -> None:
         """Offer more for the next one in its lane, and for all that the base fee has left behind."""
         try:
-            wanted = await self._lanes.fees.choose()
-            base_fee = await self._lanes.fees.find_base_fee()
-            fees = self._lanes.fees.bump(row.fees, wanted)
+            fees = self._lanes.fees.bump(row.fees, await self._lanes.fees.choose())
         except FeesAboveCap:
-            fees, base_fee = None, 0
+            fees = None
         if fees is None:
             self.mended.above_cap += 1
         elif row.nonce == self._used[row.sender] or row.fee_max < base_fee:

@@ -111,7 +111,7 @@ class NetworkLanes:
         by_purpose = {call.purpose: call for call in calls}
         answers: dict[str, Transaction | Refusal | _Again] = {}
         if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
-            answers |= await self._send_new(new)
+            answers |= await self._send_new(sorted(new, key=lambda one: one.nonce))
         for row in rows:
             if not row.taken:
                 answers[row.purpose] = await self._adopt(by_purpose[row.purpose], lost_seconds)

@@ -43,7 +43,7 @@ class Receipts:
         self._poller: asyncio.Task[None] | None = None
 
     async def wait(self, transaction_id: int, hashes: list[str]) -> Transaction:
-        """The transaction once it is mined, with its receipt; it is written down by then. Waits for ever."""
+        """The transaction once it is mined, with its receipt, and written down; or dropped. Waits for ever."""
         watch = self._watches.get(transaction_id)
         if watch is None:
             now, future = time.monotonic(), asyncio.get_running_loop().create_future()
@@ -105,15 +105,22 @@ class Receipts:
         async with lanes.database.statement() as tx:
             rows = await lanes_transactions.find(tx, ids=list(mined))
         for row in rows:
-            if (watch := self._watches.pop(row.transaction_id, None)) is not None:
-                watch.mined.set_result(replace(row, receipt=mined[row.transaction_id].receipt))
+            self._resolve(replace(row, receipt=mined[row.transaction_id].receipt))
 
     async def _reload(self, watches: list[_Watch]) -> None:
         if not watches:
             return
         async with self._lanes.database.statement() as tx:
             rows = await lanes_transactions.find(tx, ids=[watch.transaction_id for watch in watches])
-        hashes = {row.transaction_id: row.hashes for row in rows}
         for watch in watches:
-            watch.hashes = hashes.get(watch.transaction_id, watch.hashes)
             watch.reload_at = time.monotonic() + RELOAD_SECONDS
+        for row in rows:
+            if row.status == "dropped":
+                self._resolve(row)
+            elif row.transaction_id in self._watches:
+                self._watches[row.transaction_id].hashes = row.hashes
+
+    def _resolve(self, row: Transaction) -> None:
+        watch = self._watches.pop(row.transaction_id, None)
+        if watch is not None:
+            watch.mined.set_result(row)

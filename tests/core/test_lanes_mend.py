@@ -1,0 +1,373 @@
+"""Lanes among faults: lost answers, kills, stuck and displaced transactions, vanished blocks."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from eth_account.signers.local import LocalAccount
+
+from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
+from fixtures.rpc_proxy import Proxy, play_proxy
+from tollbook.core import lanes_network
+from tollbook.core.database import Database
+from tollbook.core.lanes import Call, Lanes, NodeRefusedTransaction, NoGasMoney, Transaction
+from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
+
+SEND = "eth_sendRawTransaction"
+NO_MATTER = "the node is confused"  # an answer that may mean anything
+NOW = {"lost_seconds": 0.0}
+
+# Ends itself without a trace where the n-th statement or request of a submit would begin.
+KILLED = """
+import asyncio, os, signal, sys
+from tollbook.core import lanes_network, lanes_transactions
+from tollbook.core.database import Database
+from tollbook.core.lanes import Call, Lanes
+from tollbook.core.lanes_node import Node
+
+url, rpc, key, purpose, to, moment = sys.argv[1:]
+
+async def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    ask_all = Node.ask_all
+    async def ask(node, asks):
+        sending = asks and asks[0].method == "eth_sendRawTransaction"
+        if sending and moment == "before broadcast":
+            await die()
+        said = await ask_all(node, asks)
+        if sending and moment == "after broadcast":
+            await die()
+        return said
+    Node.ask_all = ask
+    if moment == "before signing":
+        lanes_transactions.record_signed = die
+    async with Database(url) as database, Lanes(database, {"eip155:31337": rpc}, [key]) as lanes:
+        await lanes.submit(Call("eip155:31337", purpose, to, b"", 30_000, 1))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def own_chain(operator: LocalAccount) -> Iterator[LocalChain]:
+    """A chain of this test's own, on which the operator has gas money."""
+    with LocalChain.start() as own:
+        own.set_gas_money(operator.address)
+        yield own
+
+
+@pytest.fixture
+async def proxy(own_chain: LocalChain) -> AsyncIterator[Proxy]:
+    """A node that misbehaves, between the lanes and their chain."""
+    async with play_proxy(own_chain.url) as played:
+        yield played
+
+
+async def mine(lanes: Lanes, transaction: Transaction) -> Transaction:
+    mined = await lanes.wait(transaction.transaction_id, seconds_max=10)
+    assert mined.status == "mined"
+    return mined
+
+
+async def find(lanes: Lanes, call: Call) -> Transaction:
+    found = await lanes.find(call.purpose)
+    assert found is not None
+    return found
+
+
+def count_used(chain: LocalChain, account: LocalAccount) -> int:
+    return int(chain.call("eth_getTransactionCount", account.address, "latest"), 16)
+
+
+async def test_a_lost_answer_is_found_again_and_nothing_is_sent_twice(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    call = make_call()
+    proxy.lost_answers = {SEND}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        sent = await lanes.submit(call)
+        assert sent.status == "signed"
+        again = await lanes.submit(call)
+        assert (again.transaction_id, again.hash) == (sent.transaction_id, sent.hash)
+        mined = await mine(lanes, sent)
+        assert mined.hash == sent.hash
+    assert count_paid(own_chain, call) == 1
+    assert count_used(own_chain, operator) == 1
+
+
+async def test_a_sweep_finds_what_nobody_waited_for(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    calls = [make_call() for _ in range(5)]
+    proxy.lost_answers = {SEND}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        await asyncio.gather(*map(lanes.submit, calls))
+        mended = await lanes.mend()
+        assert (mended.mined, mended.resent, mended.unclear) == (5, 0, 0)
+        assert {(await find(lanes, call)).status for call in calls} == {"mined"}
+    assert [count_paid(own_chain, call) for call in calls] == [1] * 5
+
+
+async def test_a_transaction_that_was_not_taken_frees_its_nonce(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    refused, other = make_call(), make_call()
+    proxy.refusals = {SEND: ["txpool is full"]}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)]) as lanes:
+        with pytest.raises(NodeRefusedTransaction, match="txpool is full"):
+            await lanes.submit(refused)
+        assert (await find(lanes, refused)).status == "dropped"
+        assert (await mine(lanes, await lanes.submit(other))).nonce == 0
+        assert (await mine(lanes, await lanes.submit(refused))).nonce == 1
+    assert count_paid(own_chain, refused) == 1
+
+
+async def test_a_gap_below_waiting_transactions_is_closed(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    first, second = sorted((make_call(), make_call()), key=lambda call: call.purpose)
+    proxy.refusals = {SEND: ["txpool is full"]}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        answers = await asyncio.gather(lanes.submit(first), lanes.submit(second), return_exceptions=True)
+        assert isinstance(answers[0], NodeRefusedTransaction)
+        assert isinstance(answers[1], Transaction)
+        assert answers[1].nonce == 1
+        assert (await lanes.wait(answers[1].transaction_id, seconds_max=0.3)).status == "sent"
+        assert (await lanes.mend()).filled == 1
+        await mine(lanes, answers[1])
+        assert (await lanes.mend()).filled == 0
+        assert (await mine(lanes, await lanes.submit(first))).nonce == 2
+
+
+@pytest.mark.parametrize("moment", ["before signing", "before broadcast", "after broadcast"])
+async def test_a_killed_process_leaves_one_transaction_or_none(
+    database: Database, own_chain: LocalChain, operator: LocalAccount, moment: str, monkeypatch: Any
+) -> None:
+    call = make_call()
+    arguments = [database.url, own_chain.url, key_of(operator), call.purpose, call.to, moment]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *arguments)
+    assert await process.wait() == -signal.SIGKILL
+    monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **NOW) as lanes:
+        left = await find(lanes, call)
+        assert left.status == ("reserved" if moment == "before signing" else "signed")
+        sweeps = await asyncio.gather(*(lanes.mend() for _ in range(3)))
+        if moment == "before signing":
+            assert sum(mended.abandoned for mended in sweeps) == 1
+            assert (await find(lanes, call)).status == "dropped"
+        else:
+            assert (await mine(lanes, left)).hash == left.hash
+        assert (await mine(lanes, await lanes.submit(call))).nonce == 0
+        assert (await lanes.mend()).resent == 0
+    assert count_paid(own_chain, call) == 1
+    assert count_used(own_chain, operator) == 1
+
+
+async def test_a_caller_that_gives_up_does_not_take_its_transaction_along(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    call = make_call()
+    async with Lanes(database, {NETWORK: chain.url}, [key_of(operator)]) as lanes:
+        caller = asyncio.create_task(lanes.submit(call))
+        await asyncio.sleep(0)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await mine(lanes, await lanes.submit(call))
+    assert count_paid(chain, call) == 1
+
+
+async def test_a_stuck_transaction_offers_more_until_a_block_takes_it(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    calls = [make_call() for _ in range(3)]
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], stuck_seconds=0, **NOW) as lanes:
+        sent = await asyncio.gather(*map(lanes.submit, calls))
+        offered = int(own_chain.call("eth_getTransactionByHash", sent[0].hash)["maxFeePerGas"], 16)
+        own_chain.call("anvil_setNextBlockBaseFeePerGas", hex(offered * 2))
+        own_chain.call("evm_mine")
+        assert (await lanes.wait(sent[0].transaction_id, seconds_max=0.2)).status == "sent"
+        assert (await lanes.mend()).bumped == 3
+        bumped = await find(lanes, calls[0])
+        assert bumped.hash != sent[0].hash
+        assert bumped.hashes == [sent[0].hash, bumped.hash]
+        assert (bumped.nonce, bumped.status) == (sent[0].nonce, "sent")
+        own_chain.call("evm_mine")
+        mined = [await mine(lanes, one) for one in sent]
+        assert mined[0].hash == bumped.hash
+    assert [count_paid(own_chain, call) for call in calls] == [1, 1, 1]
+
+
+async def test_a_transaction_mined_under_an_older_hash_is_noticed(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    call = make_call()
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], stuck_seconds=0, **NOW) as lanes:
+        sent = await lanes.submit(call)
+        proxy.refusals = {SEND: [NO_MATTER]}
+        assert (await lanes.mend()).bumped == 0
+        assert len((await find(lanes, call)).hashes) == 2
+        own_chain.call("evm_mine")
+        assert (await lanes.mend()).mined == 1
+        mined = await find(lanes, call)
+        assert (mined.status, mined.hash) == ("mined", sent.hash)
+
+
+async def test_no_fee_above_the_cap_is_offered(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    cap = 3 * 10**9
+    async with Lanes(
+        database, {NETWORK: own_chain.url}, [key_of(operator)], fee_per_gas_max=cap, stuck_seconds=0, **NOW
+    ) as lanes:
+        sent = await lanes.submit(make_call())
+        offered = own_chain.call("eth_getTransactionByHash", sent.hash)
+        assert int(offered["maxFeePerGas"], 16) == cap
+        mended = await lanes.mend()
+        assert (mended.bumped, mended.above_cap) == (0, 1)
+
+
+async def test_a_nonce_that_was_used_elsewhere_is_given_up_when_that_is_final(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    call = make_call()
+    async with Lanes(
+        database, {NETWORK: proxy.url}, [key_of(operator)], confirmations={NETWORK: 3}, **NOW
+    ) as lanes:
+        proxy.refusals = {SEND: [NO_MATTER]}
+        sent = await lanes.submit(call)
+        assert (sent.status, sent.nonce) == ("signed", 0)
+        send_elsewhere(own_chain, operator, 0)
+        mended = await lanes.mend()
+        assert (mended.reissued, mended.unclear) == (0, 0)
+        assert (await find(lanes, call)).nonce == 0
+        own_chain.call("anvil_mine", "0x2")
+        assert (await lanes.mend()).reissued == 1
+        again = await mine(lanes, sent)
+        assert (again.transaction_id, again.nonce) == (sent.transaction_id, 1)
+    assert count_paid(own_chain, call) == 1
+
+
+async def test_a_displaced_transaction_stays_open_where_the_node_cannot_tell(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    """The node knows that the nonce is used, and neither by whom nor where: it may have been ours."""
+    call = make_call()
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        proxy.refusals = {SEND: [NO_MATTER]}
+        await lanes.submit(call)
+        own_chain.call("anvil_setNonce", operator.address, "0x1")
+        assert (await lanes.mend()).unclear == 1
+        assert (await find(lanes, call)).status == "signed"
+
+
+async def test_a_nonce_taken_in_the_pool_is_not_fought_for(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    call = make_call()
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **NOW) as lanes:
+        await lanes.submit(make_call())
+        send_elsewhere(own_chain, operator, 1)
+        sent = await lanes.submit(call)
+        assert sent.nonce == 2
+        own_chain.call("evm_mine")
+        await mine(lanes, sent)
+    assert count_paid(own_chain, call) == 1
+
+
+async def test_a_restored_database_catches_up_with_the_chain(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)]) as lanes:
+        for _ in range(3):
+            await mine(lanes, await lanes.submit(make_call()))
+    async with database.write() as tx:
+        await tx.execute("DELETE FROM core.transactions WHERE nonce > 0")
+        await tx.execute("UPDATE core.lanes SET next_nonce = 1 WHERE next_nonce = 3")
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)]) as lanes:
+        assert (await mine(lanes, await lanes.submit(make_call()))).nonce == 3
+
+
+async def test_a_vanished_block_puts_its_transactions_on_their_way_again(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    calls = [make_call() for _ in range(2)]
+    before = own_chain.call("evm_snapshot")
+    async with Lanes(
+        database, {NETWORK: own_chain.url}, [key_of(operator)], confirmations={NETWORK: 3}, **NOW
+    ) as lanes:
+        for call in calls:
+            mined = await mine(lanes, await lanes.submit(call))
+            assert mined.confirmed_at is None
+        own_chain.call("evm_revert", before)
+        assert [count_paid(own_chain, call) for call in calls] == [0, 0]
+        own_chain.call("anvil_mine", "0x3")  # other blocks under the same numbers
+        mended = await lanes.mend()
+        assert (mended.orphaned, mended.resent, mended.confirmed) == (2, 2, 0)
+        for call in calls:
+            await mine(lanes, await find(lanes, call))
+        own_chain.call("anvil_mine", "0x2")
+        assert (await lanes.mend()).confirmed == 2
+        assert {(await find(lanes, call)).confirmed_at is not None for call in calls} == {True}
+    assert [count_paid(own_chain, call) for call in calls] == [1, 1]
+
+
+async def test_a_signed_one_that_the_account_cannot_pay_goes_on_when_funded(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    call = make_call()
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        proxy.refusals = {SEND: [NO_MATTER]}
+        sent = await lanes.submit(call)
+        own_chain.set_gas_money(operator.address, 0)
+        assert (await lanes.mend()).no_gas_money == 1
+        with pytest.raises(NoGasMoney):
+            await lanes.submit(make_call())
+        own_chain.set_gas_money(operator.address, GAS_MONEY_WEI)
+        assert (await lanes.mend()).resent == 1
+        await mine(lanes, sent)
+    assert count_paid(own_chain, call) == 1
+
+
+async def test_a_dump_shows_no_call_and_no_key(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    secret = bytes.fromhex("5ec4e7") * 20
+    call = make_call(data=secret, gas=60_000)
+    async with Lanes(
+        database, {NETWORK: own_chain.url}, [key_of(operator)], confirmations={NETWORK: 2}, **NOW
+    ) as lanes:
+        sent = await lanes.submit(call)
+        dump = dump_data(database.url)
+        assert sent.hash in dump
+        assert secret.hex() not in dump
+        assert bytes(operator.key).hex() not in dump
+        raw = own_chain.call("eth_getTransactionByHash", sent.hash)
+        assert raw["r"][2:] not in dump
+        for text in (repr(lanes), repr(call), repr(sent)):
+            assert secret.hex() not in text
+            assert bytes(operator.key).hex() not in text
+        own_chain.call("evm_mine")
+        await mine(lanes, sent)
+        own_chain.call("evm_mine")
+        assert (await lanes.mend()).confirmed == 1
+    with psycopg.connect(database.url) as connection:
+        kept = connection.execute("SELECT count(sealed_call) FROM core.transactions").fetchone()
+    assert kept == (0,)
+
+
+def dump_data(url: str) -> str:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT t::text FROM core.transactions t").fetchall()
+    return "\n".join(row[0] for row in rows)
