@@ -236,6 +236,20 @@ async def find_open(tx: ReadTx) -> list[Refund]:
     )
 
 
+async def page_done(tx: ReadTx, *, since: datetime) -> list[Refund]:
+    """Those that were sent back since; at most PAGE_MAX, the newest."""
+    return await tx.all(
+        """
+        SELECT refund_id, payment_id, status, network, asset, amount, to_address, from_address, tx_hash,
+               block_number, reason, error, requested_at, sent_at, ended_at
+        FROM payments.x402_refunds WHERE status = 'done' AND ended_at >= %(since)s
+        ORDER BY ended_at DESC LIMIT %(limit)s
+        """,
+        {"since": since, "limit": PAGE_MAX},
+        into=Refund,
+    )
+
+
 async def _take(tx: WriteTx, payment_id: int, amount: int | None) -> _Taken | None:
     """Take the sum, where it is there. Two at once wait for each other at the payment's row."""
     return await tx.maybe(
