@@ -185,6 +185,8 @@ def test_memory_storage_has_nothing_to_read() -> None:
         ("up", "--port", "99999"),
         ("nonsense",),
         ("facilitator", "--rpc", "base"),
+        ("facilitator", "--rpc", "base=http://127.0.0.1:1", "--confirmations", "base=0"),
+        ("facilitator", "--rpc", "base=http://127.0.0.1:1", "--confirmations", "6"),
     ],
 )
 def test_wrong_usage_exits_with_two(arguments: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from x402.schemas import PaymentPayload, PaymentRequirements
 from clients.pay import require, sign
 from fixtures.facilitator import change, key_of
 from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
+from tollbook.books.payments.facilitator_faults import find_receivers
 from tollbook.core.local_chain import NETWORK, LocalChain
 
 # What works
@@ -211,6 +212,39 @@ async def test_other_schemes_and_kinds_are_refused(
     assert await refuse(in_process, permit2, requirements) == "invalid_payload"
     old = payload.model_copy(update={"x402_version": 1})
     assert await refuse(in_process, old, requirements) == "invalid_x402_version"
+
+
+async def test_with_recipients_named_nobody_else_is_paid(
+    chain: LocalChain,
+    operator: LocalAccount,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+    requirements: PaymentRequirements,
+) -> None:
+    facilitator = InProcessFacilitator(
+        {NETWORK: chain.url}, key_of(operator), database_url, recipients=[seller.address.lower()]
+    )
+    assert (await facilitator.settle(await sign(payer, requirements), requirements)).success
+    stranger = requirements.model_copy(update={"pay_to": operator.address})
+    assert await refuse(facilitator, await sign(payer, stranger), stranger) == "recipient_not_served"
+    assert chain.call("eth_getTransactionCount", operator.address, "latest") == "0x1"
+    await facilitator.aclose()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"type": "settle", "receiver": "0x" + "AA" * 20, "token": "0x" + "42" * 20},
+        {"type": "voucher", "channelConfig": {"receiver": "0x" + "aa" * 20}},
+        {"type": "claim", "claims": [{"voucher": {"channel": {"receiver": "0x" + "aA" * 20}}}]},
+    ],
+)
+async def test_who_is_paid_is_found_wherever_a_channel_names_him(
+    payload: dict[str, Any], requirements: PaymentRequirements
+) -> None:
+    channel = PaymentPayload(x402_version=2, payload=payload, accepted=requirements)
+    assert find_receivers(channel, requirements) == {requirements.pay_to.lower(), "0x" + "aa" * 20}
 
 
 async def test_the_key_shows_nowhere(

@@ -306,12 +306,18 @@ def _saying_unreachable(network: str) -> Generator[None]:
 
 
 async def _mend(lanes: Lanes) -> None:
-    """Finish, every few seconds, what any process left unfinished."""
+    """Finish, every few seconds, what any process left unfinished. What keeps it from that is told once."""
+    told = ""
     while True:
         try:
             await lanes.mend()
+            told = ""
+        except Refusal as refusal:
+            if refusal.reason != told:
+                logger.warning("what was sent cannot be looked after now: %s", refusal)
+            told = refusal.reason
         except Exception:
-            logger.warning("the lanes could not be mended; trying again", exc_info=True)
+            logger.exception("looking after what was sent broke off; trying again")
         await asyncio.sleep(MEND_SECONDS)
 
 
