@@ -50,16 +50,14 @@ _Result = TypeVar("_Result")
 
 
 class LedgeredFacilitatorClient:
-    """The SDK's FacilitatorClient over facilitators by URL or in this process, asked in their order.
+    """The SDK's FacilitatorClient over the facilitators at these URLs, asked in their order.
 
     The books must be in the database (`tollbook migrate apply`). It opens at its first use; `aclose` it.
     """
 
-    def __init__(
-        self, database_url: str, *facilitators: str | Facilitator, truth: Truth | None = None
-    ) -> None:
+    def __init__(self, database_url: str, *facilitator_urls: str, truth: Truth | None = None) -> None:
         self._database_url = database_url
-        self._given = facilitators
+        self._facilitator_urls = facilitator_urls
         self._truth = truth
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
@@ -111,7 +109,7 @@ class LedgeredFacilitatorClient:
         return _run_apart(self._ask_supported())
 
     async def aclose(self) -> None:
-        """Let go of the database and of the facilitators given by URL."""
+        """Let go of the database and of the connections."""
         await self._stack.aclose()
 
     def _hold(self, proof: Proof, taken: Settlement) -> None:
@@ -127,15 +125,10 @@ class LedgeredFacilitatorClient:
             return self._ledger
 
     def _name(self, stack: AsyncExitStack) -> Mapping[str, Facilitator]:
-        named: dict[str, Facilitator] = {}
-        for number, facilitator in enumerate(self._given):
-            if isinstance(facilitator, str):
-                remote = RemoteFacilitator(facilitator)
-                stack.push_async_callback(remote.aclose)
-                named[remote.name] = remote
-            else:
-                named[f"in process {number}"] = facilitator
-        return named
+        remotes = [RemoteFacilitator(url) for url in self._facilitator_urls]
+        for remote in remotes:
+            stack.push_async_callback(remote.aclose)
+        return {remote.name: remote for remote in remotes}
 
     async def _ask_supported(self) -> SupportedResponse:
         async with AsyncExitStack() as stack:
