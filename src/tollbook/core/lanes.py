@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from tollbook.core import lanes_transactions
-from tollbook.core.chains import NETWORKS, UnknownNetwork, hush_url_loggers
+from tollbook.core.chains import UnknownNetwork, find_network, hush_url_loggers
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes_fees import FEE_PER_GAS_MAX, FeePolicy, FeesAboveCap
@@ -72,7 +72,8 @@ class Lanes:
     """Sends transactions with the operators' keys. Close it after use, or use it as `async with`.
 
     `rpc_urls` by CAIP-2 network; `private_keys` as 0x and 64 hex digits; `fee_per_gas_max` in wei;
-    `confirmations` where a network's usual depth is not the wanted one. Raises SigningKeyUnusable.
+    `confirmations` where a network's usual depth is not the wanted one. Raises SigningKeyUnusable,
+    UnknownNetwork.
     """
 
     def __init__(
@@ -96,9 +97,7 @@ class Lanes:
         self._pending: dict[str, _Pending] = {}
         self._recent: dict[int, Transaction] = {}  # sent here: who waits for them need not load them
         self._queues: dict[str, _Queue] = {}
-        depths = {network: NETWORKS[network].confirmations for network in rpc_urls} | dict(
-            confirmations or {}
-        )
+        depths = {one: find_network(one).confirmations for one in rpc_urls} | dict(confirmations or {})
         for network, url in rpc_urls.items():
             node = Node(network, url)
             lanes = NetworkLanes(database, node, keys, FeePolicy(node, fee_per_gas_max), depths[network])
@@ -116,7 +115,8 @@ class Lanes:
     async def aclose(self) -> None:
         """Finish the batches that are on their way, stop waiting for blocks, close the connections."""
         for queue in self._queues.values():
-            while queue.batches:
+            while queue.waiting or queue.batches:
+                self._start(queue)
                 await asyncio.gather(*queue.batches, return_exceptions=True)
             await queue.receipts.aclose()
             await queue.lanes.aclose()
@@ -208,12 +208,7 @@ class Lanes:
         self._start(queue)
 
     async def _send(self, queue: _Queue, batch: Sequence[Call]) -> None:
-        try:
-            issued = await queue.lanes.issue(batch, self._lost_seconds)
-        except Exception as error:  # whatever it was, everybody who waits is told
-            self._answer({call.purpose: error for call in batch})
-        else:
-            self._answer(issued)
+        self._answer(await queue.lanes.issue(batch, self._lost_seconds))
 
     def _answer(self, answers: Mapping[str, Transaction | Exception]) -> None:
         for purpose, answer in answers.items():

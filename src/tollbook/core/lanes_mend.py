@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from tollbook.core import clock, lanes_transactions
-from tollbook.core.errors import Refusal
+from tollbook.core import clock, lanes_nonces, lanes_transactions
 from tollbook.core.lanes_fees import FeesAboveCap
 from tollbook.core.lanes_network import NetworkLanes
 from tollbook.core.lanes_node import Ask
@@ -205,7 +204,7 @@ class _Sweep:
     async def _fill(self, sender: str, used: int) -> None:
         """Nonces that nobody has hold up all later ones: give them to transactions that do nothing."""
         async with self._lanes.database.write() as tx:
-            gaps = await lanes_transactions.find_gaps(tx, self._node.network, sender, used, FILL_MAX)
+            gaps = await lanes_nonces.find_gaps(tx, self._node.network, sender, used, FILL_MAX)
         if gaps == 0:
             return
         fillers = [
@@ -216,5 +215,5 @@ class _Sweep:
         self.mended.filled += _count_sent(issued.values())
 
 
-def _count_sent(answers: Iterable[Transaction | Refusal]) -> int:
+def _count_sent(answers: Iterable[Transaction | Exception]) -> int:
     return sum(isinstance(answer, Transaction) and answer.status != "dropped" for answer in answers)

@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from tollbook.core import clock, lanes_transactions
+from tollbook.core import clock, lanes_nonces, lanes_transactions
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes_fees import FeePolicy
+from tollbook.core.lanes_fees import FeePolicy, FeesAboveCap
 from tollbook.core.lanes_keys import Draft, Fees, Key
 from tollbook.core.lanes_node import AnswerLost, Ask, Node, NodeUnreachable, Said
+from tollbook.core.lanes_nonces import Taken
 from tollbook.core.lanes_outcomes import (
     NodeRefusedTransaction,
     NoGasMoney,
@@ -22,24 +24,27 @@ from tollbook.core.lanes_outcomes import (
     find_known,
     read_outcome,
 )
-from tollbook.core.lanes_transactions import Call, PurposeReused, Signed, Taken, Transaction, Unfinished
+from tollbook.core.lanes_transactions import Call, PurposeReused, Signed, Transaction, Unfinished
 
-ISSUE_ATTEMPTS_MAX = 4  # each under new nonces, where others took the last ones
+ISSUE_ATTEMPTS_MAX = 8  # each under new nonces, where others took the last ones or an account was empty
+EMPTY_SECONDS = 5.0  # an account without gas money is passed over for so long, where there are others
 ADOPT_ATTEMPTS_MAX = 250
 ADOPT_PAUSE_SECONDS = 0.02
 RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is taken for dead
 
 logger = logging.getLogger(__name__)
 
-Issued = dict[str, Transaction | Refusal]
+Issued = dict[str, Transaction | Exception]
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """It needs another nonce."""
+    """It was not sent and needs another nonce; `refusal` is what to say where there is none to be had."""
+
+    refusal: Refusal
 
 
-_AGAIN = _Again()
+_Answers = dict[str, Transaction | Exception | _Again]
 
 
 class NetworkLanes:
@@ -56,29 +61,45 @@ class NetworkLanes:
         self.chain_id = int(node.network.partition(":")[2])
         self._opening = asyncio.Lock()
         self._open = False
+        self._empty_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def issue(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool = False) -> Issued:
-        """Send each call once; by purpose, its transaction or why it surely was not sent.
+        """Send each call once; by purpose, its transaction or why there is none.
 
-        Calls that pin a sender all pin the same one. Raises what hit them all: ChainUnreachable,
-        FeesAboveCap, DatabaseUnreachable.
+        Calls that pin a sender all pin the same one.
         """
         issued: Issued = {}
         waiting = list(calls)
         for _ in range(ISSUE_ATTEMPTS_MAX):
-            answers = await self._issue_once(waiting, lost_seconds, only_gaps=only_gaps)
-            again = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
-            issued |= {key: value for key, value in answers.items() if not isinstance(value, _Again)}
-            if not again:
-                return issued
-            waiting = again
-            await self.look()
-        contested = NonceContested(
-            f"Transactions from elsewhere keep taking the nonces of the operator's key on "
-            f"{self.node.network}. Nothing was sent. Give Tollbook a key of its own, then try again."
-        )
-        return issued | {call.purpose: contested for call in waiting}
+            answers = await self._issue_or_name(waiting, lost_seconds, only_gaps=only_gaps)
+            issued |= {key: one.refusal if isinstance(one, _Again) else one for key, one in answers.items()}
+            waiting = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
+            if not waiting:
+                break
+        return issued
+
+    async def _issue_or_name(
+        self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool
+    ) -> _Answers:
+        try:
+            return await self._issue_once(calls, lost_seconds, only_gaps=only_gaps)
+        except (ChainUnreachable, FeesAboveCap) as refusal:
+            # Nothing new was sent. But a purpose that was sent before must not look as if it never was.
+            return {call.purpose: await self._find_sent(call, lost_seconds) or refusal for call in calls}
+        except Exception as error:  # what came of an earlier attempt must not be lost with this one
+            return dict.fromkeys((call.purpose for call in calls), error)
+
+    async def _find_sent(self, call: Call, lost_seconds: float) -> Transaction | Exception | None:
+        try:
+            async with self.database.statement() as tx:
+                rows = await lanes_transactions.find(tx, purposes=[call.purpose])
+            if not rows or rows[0].status == "dropped":
+                return None
+            answer = await self._adopt(call, lost_seconds)
+        except Exception as error:  # not even this is known now
+            return error
+        return None if isinstance(answer, _Again) else answer
 
     async def look(self) -> list[tuple[str, int]]:
         """How many transactions of each key are in blocks; the lanes never fall behind that.
@@ -93,25 +114,23 @@ class NetworkLanes:
         numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said[1:]]
         async with self.database.write() as tx:
             for key, used, pending in zip(self.keys, numbers[::2], numbers[1::2], strict=True):
-                await lanes_transactions.jump(tx, self.node.network, key, used, pending)
+                await lanes_nonces.jump(tx, self.node.network, key, used, pending)
         return list(zip(self.keys, numbers[::2], strict=True))
 
-    async def _issue_once(
-        self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool
-    ) -> dict[str, Transaction | Refusal | _Again]:
+    async def _issue_once(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool) -> _Answers:
         fees = await self.fees.choose()
         async with self._opening:
             if not self._open:
                 await self.look()
                 self._open = True
-        senders = [calls[0].sender] if calls[0].sender else list(self.keys)
-        rows = await lanes_transactions.take_nonces(
+        senders = [calls[0].sender] if calls[0].sender else self._list_solvent()
+        rows = await lanes_nonces.take_nonces(
             self.database, self.node.network, senders, calls, only_gaps=only_gaps
         )
         by_purpose = {call.purpose: call for call in calls}
-        answers: dict[str, Transaction | Refusal | _Again] = {}
+        answers: _Answers = {}
         if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
-            answers |= await self._send_new(sorted(new, key=lambda one: one.nonce))
+            answers |= await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce))
         for row in rows:
             if not row.taken:
                 answers[row.purpose] = await self._adopt(by_purpose[row.purpose], lost_seconds)
@@ -127,19 +146,19 @@ class NetworkLanes:
             row.transaction_id, call.purpose, row.sender, row.nonce, hash_, raw, sealed, call.gas, fees
         )
 
-    async def _send_new(self, new: Sequence[Signed]) -> dict[str, Transaction | Refusal | _Again]:
+    async def _send_new(self, by_purpose: Mapping[str, Call], new: Sequence[Signed]) -> _Answers:
         """Write the signatures down, then hand them to the node: never the other way round."""
         ours = await lanes_transactions.record_signed(self.database, new)
         sending = [one for one in new if one.transaction_id in ours]
         said = await self.broadcast(sending)
         outcomes = [read_outcome(answer) for answer in said]
-        sent = [one.hash for one, outcome in zip(sending, outcomes, strict=True) if outcome is Outcome.TAKEN]
-        if sent:
+        taken = [one for one, outcome in zip(sending, outcomes, strict=True) if outcome is Outcome.TAKEN]
+        if sent := {one.transaction_id: one.hash for one in taken}:
             self._spawn(lanes_transactions.record_sent(self.database, sent))
         # What is not ours was reserved for so long that it was taken for abandoned.
-        answers: dict[str, Transaction | Refusal | _Again] = {one.purpose: _AGAIN for one in new}
+        answers: _Answers = {one.purpose: self._contest() for one in new}
         for one, outcome, answer in zip(sending, outcomes, said, strict=True):
-            answers[one.purpose] = await self._conclude(one, outcome, answer)
+            answers[one.purpose] = await self._conclude(by_purpose[one.purpose], one, outcome, answer)
         return answers
 
     async def broadcast(self, sending: Sequence[Signed]) -> list[Said]:
@@ -157,13 +176,15 @@ class NetworkLanes:
         except AnswerLost:
             return [Said(error="no answer")] * len(sending)
 
-    async def _conclude(self, one: Signed, outcome: Outcome, said: Said) -> Transaction | Refusal | _Again:
+    async def _conclude(
+        self, call: Call, one: Signed, outcome: Outcome, said: Said
+    ) -> Transaction | Exception | _Again:
         match outcome:
             case Outcome.TAKEN:
                 return self._describe(one, "sent")
             case Outcome.NO_GAS_MONEY:
                 await self._free([one.transaction_id])
-                return self.name_empty(one.sender)
+                return self._pass_on(call, one.sender)
             case Outcome.NOT_TAKEN:
                 self.fees.forget()
                 await self._free([one.transaction_id])
@@ -180,7 +201,7 @@ class NetworkLanes:
         """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one."""
         try:
             if await find_known(self.node, [one.hash]):
-                await lanes_transactions.record_sent(self.database, [one.hash])
+                await lanes_transactions.record_sent(self.database, {one.transaction_id: one.hash})
                 return self._describe(one, "sent")
             if outcome is Outcome.KNOWN:
                 return self._describe(one, "signed")
@@ -192,9 +213,30 @@ class NetworkLanes:
             return self._describe(one, "signed")
         async with self.database.write() as tx:
             dropped = await lanes_transactions.drop(tx, one.transaction_id, sends=1)
-        return _AGAIN if dropped else self._describe(one, "signed")
+        self._open = False  # the lane has fallen behind: look at the chain before the next nonce
+        return self._contest() if dropped else self._describe(one, "signed")
 
-    async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Refusal | _Again:
+    def _list_solvent(self) -> list[str]:
+        """The accounts that were not found empty just now; all of them where there are none."""
+        now = time.monotonic()
+        return [one for one in self.keys if self._empty_until.get(one, now) <= now] or list(self.keys)
+
+    def _pass_on(self, call: Call, sender: str) -> NoGasMoney | _Again:
+        """This account is empty. Another one may not be."""
+        self._empty_until[sender] = time.monotonic() + EMPTY_SECONDS
+        refusal = self.name_empty(sender)
+        others = call.sender is None and len(self._list_solvent()) < len(self.keys)
+        return _Again(refusal) if others else refusal
+
+    def _contest(self) -> _Again:
+        return _Again(
+            NonceContested(
+                f"Transactions from elsewhere keep taking the nonces of the operator's key on "
+                f"{self.node.network}. Nothing was sent. Give Tollbook a key of its own, then try again."
+            )
+        )
+
+    async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Exception | _Again:
         """The transaction that has this purpose already; handed to the node again if it may be lost."""
         for _ in range(ADOPT_ATTEMPTS_MAX):
             async with self.database.read() as tx:
@@ -208,10 +250,10 @@ class NetworkLanes:
             if transaction.status == "signed":
                 return await self._find_lost(transaction, lost_seconds)
             if transaction.status != "reserved":
-                return _AGAIN if transaction.status == "dropped" else transaction
+                return self._contest() if transaction.status == "dropped" else transaction
             await asyncio.sleep(ADOPT_PAUSE_SECONDS)  # another process is about to sign it
         await self.free_abandoned()
-        return _AGAIN
+        return self._contest()
 
     async def _find_lost(self, transaction: Transaction, lost_seconds: float) -> Transaction:
         before = clock.now() - timedelta(seconds=lost_seconds)
@@ -238,13 +280,13 @@ class NetworkLanes:
                 return Outcome.UNCLEAR
         try:
             said = await self.node.ask_all([Ask("eth_sendRawTransaction", ("0x" + raw.hex(),))])
+            outcome = read_outcome(said[0])
+            if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
+                outcome = Outcome.TAKEN
         except ChainUnreachable:
             return Outcome.UNCLEAR
-        outcome = read_outcome(said[0])
-        if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
-            outcome = Outcome.TAKEN
         if outcome is Outcome.TAKEN:
-            await lanes_transactions.record_sent(self.database, [hash_])
+            await lanes_transactions.record_sent(self.database, {row.transaction_id: hash_})
         return outcome
 
     def read_call(self, row: Unfinished) -> Call:
@@ -264,13 +306,13 @@ class NetworkLanes:
     async def free_abandoned(self) -> int:
         """Free what was reserved and never signed; how many there were."""
         async with self.database.write() as tx:
-            return await lanes_transactions.free_abandoned(
+            return await lanes_nonces.free_abandoned(
                 tx, self.node.network, timedelta(seconds=RESERVED_SECONDS_MAX)
             )
 
     async def _free(self, transaction_ids: Sequence[int]) -> None:
         async with self.database.write() as tx:
-            await lanes_transactions.free(tx, transaction_ids)
+            await lanes_nonces.free(tx, transaction_ids)
 
     def _describe(self, one: Signed, status: str) -> Transaction:
         now = clock.now()

@@ -50,6 +50,7 @@ class Node:
     def __init__(self, network: str, url: str) -> None:
         self.network = network
         self._url = url
+        self._batch_max = BATCH_MAX
         self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
@@ -88,19 +89,27 @@ class Node:
         Raises NodeUnreachable where nothing left, AnswerLost where a request's answer was lost.
         """
         said: list[Said] = []
-        for start in range(0, len(asks), BATCH_MAX):
-            said += await self._ask_some(asks[start : start + BATCH_MAX])
+        start = 0
+        while start < len(asks):
+            some = asks[start : start + self._batch_max]
+            answer = await self._ask_some(some)
+            if answer is None:
+                self._batch_max = 1  # it knows no batches, and did nothing of this one
+                continue
+            said += answer
+            start += len(some)
         return said
 
-    async def _ask_some(self, asks: Sequence[Ask]) -> list[Said]:
+    async def _ask_some(self, asks: Sequence[Ask]) -> list[Said] | None:
         calls = [
             {"jsonrpc": "2.0", "id": number, "method": ask.method, "params": ask.params}
             for number, ask in enumerate(asks)
         ]
-        # A single call goes without its brackets: some gateways know no batches.
         answer = await self._post(json.dumps(calls if len(calls) > 1 else calls[0]))
         try:
-            decoded = json.loads(answer)
+            decoded: Any = json.loads(answer)
+            if len(calls) > 1 and isinstance(decoded, dict) and "error" in decoded:
+                return None
             items = cast(list[dict[str, Any]], decoded if isinstance(decoded, list) else [decoded])
             by_number = {item["id"]: item for item in items}
             return [_read(by_number[number]) for number in range(len(asks))]

@@ -43,7 +43,7 @@ class Receipts:
         self._poller: asyncio.Task[None] | None = None
 
     async def wait(self, transaction_id: int, hashes: list[str]) -> Transaction:
-        """The transaction once it is mined, with its receipt, and written down; or dropped. Waits for ever."""
+        """The transaction once it is mined and written down, with its receipt; or dropped. Waits for ever."""
         watch = self._watches.get(transaction_id)
         if watch is None:
             now, future = time.monotonic(), asyncio.get_running_loop().create_future()

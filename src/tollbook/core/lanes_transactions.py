@@ -5,13 +5,13 @@ nonce goes to the next call; a mined one whose block disappeared is sent again.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tollbook.core import clock, ids
+from tollbook.core import clock
 from tollbook.core.chains import Receipt, normalize_address
 from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.errors import Refusal
@@ -103,17 +103,6 @@ class Transaction:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A purpose's row after nonces were taken; `taken` when it was given its nonce just now."""
-
-    purpose: str
-    transaction_id: int
-    sender: str | None
-    nonce: int | None
-    taken: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Signed:
     """A reserved transaction with its signature, before anybody else may see it."""
 
@@ -172,34 +161,6 @@ class Mined:
     fee_paid: int | None
 
 
-async def take_nonces(
-    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
-) -> list[Taken]:
-    """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
-    calls = sorted(calls, key=lambda call: call.purpose)
-    # One statement that is its own transaction: the lane's row is locked for no round trip to this process.
-    async with database.statement() as tx:
-        return await tx.all(
-            """
-            SELECT purpose, transaction_id, sender, nonce, taken
-            FROM core.take_nonces(
-                %(network)s, %(senders)s::text[], %(ids)s::bigint[], %(purposes)s::text[],
-                %(fingerprints)s::bytea[], %(now)s, %(only_gaps)s
-            )
-            """,
-            {
-                "network": network,
-                "senders": list(senders),
-                "ids": [ids.make() for _ in calls],
-                "purposes": [call.purpose for call in calls],
-                "fingerprints": [call.fingerprint for call in calls],
-                "now": clock.now(),
-                "only_gaps": only_gaps,
-            },
-            into=Taken,
-        )
-
-
 async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int]:
     """Write signatures down, durably; the ids of those that were still ours to sign."""
     async with database.statement() as tx:
@@ -229,16 +190,21 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
     return {row["transaction_id"] for row in rows}
 
 
-async def record_sent(database: Database, hashes: Sequence[str]) -> None:
-    """A node has these. Should this be lost, they are merely sent again."""
+async def record_sent(database: Database, sent: Mapping[int, str]) -> None:
+    """A node has these, by id and hash. Should this be lost, they are merely sent again."""
     async with database.statement() as tx:
         await tx.execute(
             """
             UPDATE core.transactions SET status = 'sent'
             FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick
-            WHERE hash = ANY (%(hashes)s) AND status = 'signed'
+            WHERE transaction_id IN (
+                -- Who holds one of these knows more of it.
+                SELECT t.transaction_id FROM core.transactions t
+                WHERE t.transaction_id = ANY (%(ids)s) AND t.hash = ANY (%(hashes)s)
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AND status = 'signed'
             """,
-            {"hashes": list(hashes)},
+            {"ids": list(sent), "hashes": list(sent.values())},
         )
 
 
@@ -267,40 +233,6 @@ async def record_resend(tx: WriteTx, row: Unfinished, new_hash: str, fees: Fees)
     )
 
 
-async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> int:
-    """No node took these: drop them, and give their nonces to the next calls."""
-    return await tx.execute(
-        """
-        WITH dropped AS (
-            UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
-            WHERE transaction_id = ANY (%(ids)s) AND status = 'signed' AND sends = 1
-            RETURNING network, sender, nonce
-        )
-        INSERT INTO core.lane_gaps (network, sender, nonce)
-        SELECT d.network, d.sender, d.nonce FROM dropped d
-        ON CONFLICT (network, sender, nonce) DO NOTHING
-        """,
-        {"ids": list(transaction_ids)},
-    )
-
-
-async def free_abandoned(tx: WriteTx, network: str, older_than: timedelta) -> int:
-    """Drop what was reserved by a process that never signed it, and free the nonces."""
-    return await tx.execute(
-        """
-        WITH dropped AS (
-            UPDATE core.transactions SET status = 'dropped'
-            WHERE network = %(network)s AND status = 'reserved' AND created_at < %(before)s
-            RETURNING network, sender, nonce
-        )
-        INSERT INTO core.lane_gaps (network, sender, nonce)
-        SELECT d.network, d.sender, d.nonce FROM dropped d
-        ON CONFLICT (network, sender, nonce) DO NOTHING
-        """,
-        {"network": network, "before": clock.now() - older_than},
-    )
-
-
 async def drop(tx: WriteTx, transaction_id: int, sends: int) -> bool:
     """Its nonce is another's, so it can never be mined: drop it; False where somebody sent it meanwhile."""
     return bool(
@@ -322,6 +254,11 @@ async def record_mined(database: Database, mined: Sequence[Mined], *, final: boo
     async with database.statement() as tx:
         await tx.execute(
             """
+            -- Many pollers and sweeps may find the same ones: they take them in one order.
+            WITH held AS MATERIALIZED (
+                SELECT h.transaction_id FROM core.transactions h
+                WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.transaction_id FOR NO KEY UPDATE
+            )
             UPDATE core.transactions t
             SET status = 'mined', hash = w.hash, succeeded = w.succeeded, block_number = w.block_number,
                 block_hash = w.block_hash, gas_used = w.gas_used, fee_paid = w.fee_paid, mined_at = %(now)s,
@@ -332,7 +269,8 @@ async def record_mined(database: Database, mined: Sequence[Mined], *, final: boo
                 %(block_hashes)s::text[], %(gas_used)s::bigint[], %(fees_paid)s::numeric[]
             ) AS w (transaction_id, hash, succeeded, block_number, block_hash, gas_used, fee_paid),
                  (SELECT set_config('synchronous_commit', 'off', true)) AS quick
-            WHERE t.transaction_id = w.transaction_id AND w.hash = ANY (t.hashes)
+            WHERE t.transaction_id IN (SELECT held.transaction_id FROM held)
+              AND t.transaction_id = w.transaction_id AND w.hash = ANY (t.hashes)
               AND (t.status IN ('signed', 'sent')
                    OR (t.status = 'mined' AND t.confirmed_at IS NULL AND t.block_hash <> w.block_hash))
             """,
@@ -354,9 +292,14 @@ async def record_confirmed(tx: WriteTx, transaction_ids: Sequence[int], block_ha
     """Their blocks are deep enough; what they said is on the chain for all to read, and no longer here."""
     return await tx.execute(
         """
+        WITH held AS MATERIALIZED (
+            SELECT h.transaction_id FROM core.transactions h
+            WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.transaction_id FOR NO KEY UPDATE
+        )
         UPDATE core.transactions t SET confirmed_at = %(now)s, sealed_call = NULL
         FROM unnest(%(ids)s::bigint[], %(block_hashes)s::text[]) AS w (transaction_id, block_hash)
-        WHERE t.transaction_id = w.transaction_id AND t.block_hash = w.block_hash
+        WHERE t.transaction_id IN (SELECT held.transaction_id FROM held)
+          AND t.transaction_id = w.transaction_id AND t.block_hash = w.block_hash
           AND t.status = 'mined' AND t.confirmed_at IS NULL
         """,
         {"now": clock.now(), "ids": list(transaction_ids), "block_hashes": list(block_hashes)},
@@ -376,62 +319,6 @@ async def record_orphaned(tx: WriteTx, row: Unfinished) -> bool:
             """,
             {"transaction_id": row.transaction_id, "block_hash": row.block_hash},
         )
-    )
-
-
-async def jump(tx: WriteTx, network: str, sender: str, used: int, pending: int) -> None:
-    """The chain has `used` transactions of this sender, `pending` with those that wait: never fall behind.
-
-    It makes the lane where there is none yet.
-    """
-    await tx.execute(
-        """
-        INSERT INTO core.lanes AS l (network, sender, next_nonce)
-        VALUES (%(network)s, %(sender)s, %(next_nonce)s)
-        ON CONFLICT (network, sender) DO UPDATE SET next_nonce = excluded.next_nonce
-            WHERE l.next_nonce < excluded.next_nonce
-        """,
-        {"network": network, "sender": sender, "next_nonce": max(used, pending)},
-    )
-    await tx.execute(
-        "DELETE FROM core.lane_gaps WHERE network = %(network)s AND sender = %(sender)s AND nonce < %(used)s",
-        {"network": network, "sender": sender, "used": used},
-    )
-
-
-async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
-    """Free the nonces from `used` on that nobody holds although later ones wait; how many are free now."""
-    await tx.value(
-        "SELECT next_nonce FROM core.lanes WHERE network = %(network)s AND sender = %(sender)s FOR UPDATE",
-        {"network": network, "sender": sender},
-    )
-    params = {"network": network, "sender": sender, "used": used, "limit": limit}
-    await tx.execute(
-        """
-        INSERT INTO core.lane_gaps (network, sender, nonce)
-        SELECT %(network)s, %(sender)s, n
-        FROM generate_series(%(used)s::bigint, (
-            SELECT max(t.nonce) - 1 FROM core.transactions t
-            WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
-        )) AS n
-        WHERE NOT EXISTS (
-            SELECT FROM core.transactions h
-            WHERE h.network = %(network)s AND h.sender = %(sender)s AND h.nonce = n AND h.status <> 'dropped'
-        )
-        LIMIT %(limit)s
-        ON CONFLICT (network, sender, nonce) DO NOTHING
-        """,
-        params,
-    )
-    return await tx.value(
-        """
-        SELECT count(*) FROM core.lane_gaps g
-        WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce < (
-            SELECT max(t.nonce) FROM core.transactions t
-            WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
-        )
-        """,
-        params,
     )
 
 

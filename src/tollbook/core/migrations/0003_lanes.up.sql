@@ -100,7 +100,7 @@ BEGIN
             ) END, random()
             LIMIT 1
         )
-        FOR UPDATE;
+        FOR NO KEY UPDATE;
         WITH gone AS (
             DELETE FROM core.lane_gaps g
             WHERE g.network = chain AND g.sender = chosen.sender AND g.nonce IN (
