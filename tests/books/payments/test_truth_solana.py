@@ -73,16 +73,15 @@ def forget_what_was_signed(desk: Desk) -> None:
         connection.execute("TRUNCATE payments.x402_solana_settlements")
 
 
-async def test_a_settlement_is_settled_once_it_is_final(
+async def test_a_settlement_is_settled_once_the_cluster_has_voted_for_it(
     desk: Desk, facilitator: SolanaFacilitator, truth: ChainTruth
 ) -> None:
     payment = await desk.sign()
-    desk.chain.behaviour.lost_answers.add("getTransaction")
+    desk.chain.behaviour.held = True
     with pytest.raises(SettlementUnknown) as caught:
         await facilitator.settle(payment, desk.requirements())
-    desk.chain.behaviour.lost_answers.clear()
     assert await truth.find(entry(desk, payment)) == Verdict("open")
-    desk.chain.advance(33)
+    desk.chain.confirm()
     verdict = await truth.find(entry(desk, payment))
     assert verdict is not None
     assert (verdict.outcome, verdict.tx_hash, verdict.amount_moved) == (
@@ -124,6 +123,7 @@ async def test_a_message_that_landed_with_an_error_is_not_settled(
         await facilitator.settle(payment, desk.requirements())
     assert await truth.find(entry(desk, payment)) == Verdict("open")
     desk.chain.confirm()
+    assert await truth.find(entry(desk, payment)) == Verdict("open")
     desk.chain.advance(33)
     assert await truth.find(entry(desk, payment)) == Verdict("not settled", reason=LANDED_WITH_AN_ERROR)
 

@@ -1,11 +1,10 @@
 """A Solana node as a facilitator asks it: would this land, send it, what became of it, is its time over."""
 
 import base64
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 from solders.transaction import VersionedTransaction
@@ -52,10 +51,21 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """A transaction in an account's history; `time` in Unix seconds, None where the node does not know."""
+
+    signature: str
+    slot: int
+    succeeded: bool
+    time: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Landing:
     """What a transaction did: its fee in lamports, and by how much each token account changed.
 
-    `moved` maps (token account, mint) to minor units, less than nothing for the one that paid.
+    `moved` maps (token account, mint) to minor units, less than nothing for the one that paid; `owners` says
+    whose the token accounts are.
     """
 
     message_hash: str
@@ -63,6 +73,7 @@ class Landing:
     error: object
     fee_lamports: int
     moved: Mapping[tuple[str, str], int]
+    owners: Mapping[str, str]
 
 
 class SolanaNode(JsonRpc):
@@ -147,15 +158,27 @@ class SolanaNode(JsonRpc):
         except NONSENSE as error:
             self.complain("getTransaction", error)
 
-    async def find_signatures(self, account: str, since: datetime) -> list[str]:
-        """Return the newest transactions that name an account and succeeded since then, newest first."""
-        options = {"limit": SIGNATURES_MAX, "commitment": "confirmed"}
-        answer = await self.ask("getSignaturesForAddress", account, options)
+    async def get_time(self, slot: int) -> datetime:
+        """Return when the cluster says that a block was made."""
+        answer = await self.ask("getBlockTime", slot)
+        try:
+            return datetime.fromtimestamp(answer, UTC)
+        except NONSENSE as error:
+            self.complain("getBlockTime", error)
+
+    async def find_signatures(self, account: str, before: str | None = None) -> list[Sighting]:
+        """Return the newest transactions that name an account, newest first; at most SIGNATURES_MAX.
+
+        With `before`, those that are older than this one.
+        """
+        options: dict[str, object] = {"limit": SIGNATURES_MAX, "commitment": "confirmed"}
+        answer = await self.ask(
+            "getSignaturesForAddress", account, options | ({"before": before} if before else {})
+        )
         try:
             return [
-                str(each["signature"])
+                Sighting(str(each["signature"]), int(each["slot"]), each["err"] is None, each["blockTime"])
                 for each in answer
-                if each["err"] is None and (each["blockTime"] or math.inf) >= since.timestamp()
             ]
         except NONSENSE as error:
             self.complain("getSignaturesForAddress", error)
@@ -185,8 +208,10 @@ def _read_landing(answer: dict[str, Any]) -> Landing:
         *loaded["readonly"],
     ]
     moved: Counter[tuple[str, str]] = Counter()
+    owners: dict[str, str] = {}
     for sign, balances in ((-1, meta["preTokenBalances"]), (1, meta["postTokenBalances"])):
         for balance in cast(list[dict[str, Any]], balances):
             account = keys[int(balance["accountIndex"])], str(balance["mint"])
             moved[account] += sign * int(balance["uiTokenAmount"]["amount"])
-    return Landing(hash_message(message), int(answer["slot"]), meta["err"], int(meta["fee"]), moved)
+            owners[account[0]] = str(balance["owner"])
+    return Landing(hash_message(message), int(answer["slot"]), meta["err"], int(meta["fee"]), moved, owners)

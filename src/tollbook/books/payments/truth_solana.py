@@ -29,7 +29,8 @@ class SolanaTruth:
     nodes: Mapping[str, SolanaNode]
 
     async def find(self, settlement: Settlement) -> Verdict | None:
-        """See ledger.Truth; `block_number` is the slot. "settled" and "not settled" are final.
+        """See ledger.Truth; `block_number` is the slot. "settled" may be shallow, as there; two thirds
+        of the stake have voted for it.
 
         A message that another facilitator signed stays "open" for good where it is found nowhere.
         """
@@ -48,7 +49,7 @@ class SolanaTruth:
         for signature in (signed and signed.signature, row.tx_hash):
             landing = await _find_own(node, row, signature) if signature else None
             if signature and landing is not None:
-                return _judge_landing(row, signature, landing)
+                return await _judge_landing(node, row, signature, landing)
         if signed is None:
             return await _search(node, row)
         if await node.is_over(signed.signature, signed.last_valid_height, signed.signed_slot):
@@ -58,28 +59,36 @@ class SolanaTruth:
 
 async def _search(node: SolanaNode, row: Settlement) -> Verdict:
     """Look for the message among what its recipient was sent."""
-    for program in (TOKEN_PROGRAM_ADDRESS, TOKEN_2022_PROGRAM_ADDRESS):
-        account = derive_ata(row.pay_to, row.asset, program)
-        found = await node.find_signatures(account, row.asked_at - SEARCH_BEFORE)
-        for signature in found[:CANDIDATES_MAX]:
-            landing = await _find_own(node, row, signature)
+    since = (row.asked_at - SEARCH_BEFORE).timestamp()
+    for account in find_accounts(row.pay_to, row.asset):
+        sightings = await node.find_signatures(account)
+        recent = [each for each in sightings if each.succeeded and (each.time is None or each.time >= since)]
+        for sighting in recent[:CANDIDATES_MAX]:
+            landing = await _find_own(node, row, sighting.signature)
             if landing is not None:
-                return _judge_landing(row, signature, landing)
+                return await _judge_landing(node, row, sighting.signature, landing)
     return Verdict("open")
 
 
 async def _find_own(node: SolanaNode, row: Settlement, signature: str) -> Landing | None:
-    """A final transaction, where it is this very message: facilitators may name any."""
-    landing = await node.find_landing(signature, "finalized")
+    """A transaction, where it is this very message: facilitators may name any."""
+    landing = await node.find_landing(signature, "confirmed")
     return landing if landing is not None and landing.message_hash == row.nonce else None
 
 
-def _judge_landing(row: Settlement, signature: str, landing: Landing) -> Verdict:
-    accounts = [
-        derive_ata(row.pay_to, row.asset, program)
-        for program in (TOKEN_PROGRAM_ADDRESS, TOKEN_2022_PROGRAM_ADDRESS)
+async def _judge_landing(node: SolanaNode, row: Settlement, signature: str, landing: Landing) -> Verdict:
+    moved = sum(
+        landing.moved.get((account, row.asset), 0) for account in find_accounts(row.pay_to, row.asset)
+    )
+    if landing.error is None and moved > 0:
+        return Verdict("settled", tx_hash=signature, block_number=landing.slot, amount_moved=moved)
+    if (await node.get_final()).slot < landing.slot:  # on another fork it may yet succeed
+        return Verdict("open")
+    return Verdict("not settled", reason=LANDED_WITH_AN_ERROR)
+
+
+def find_accounts(owner: str, mint: str) -> list[str]:
+    """Return where an owner's tokens are, by the two programs of which one made the mint."""
+    return [
+        derive_ata(owner, mint, program) for program in (TOKEN_PROGRAM_ADDRESS, TOKEN_2022_PROGRAM_ADDRESS)
     ]
-    moved = sum(landing.moved.get((account, row.asset), 0) for account in accounts)
-    if landing.error is not None or moved <= 0:
-        return Verdict("not settled", reason=LANDED_WITH_AN_ERROR)
-    return Verdict("settled", tx_hash=signature, block_number=landing.slot, amount_moved=moved)
