@@ -22,10 +22,12 @@ from clients.bare_sdk import (
     shop_at,
 )
 from clients.pay import require
+from fixtures.schemes import query, selling
 from tollbook.books.payments.channels import claim, list_channels
-from tollbook.books.payments.facilitator import FacilitatorUnreachable
+from tollbook.books.payments.facilitator import FacilitatorUnreachable, InProcessFacilitator
 from tollbook.books.payments.scheme_batch import Channels, find_channel_fault
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
+from tollbook.core.stores import PostgresChannelStorage
 
 REQUESTS = 8
 
@@ -70,6 +72,32 @@ async def test_row_o_with_the_bare_sdk_one_of_eight_parallel_requests_is_served(
     assert reasons == {ERR_CHANNEL_BUSY}
 
 
+async def test_row_o_parallel_requests_on_one_channel_are_all_served_and_each_is_charged_once(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    purse = schemes_chain.read_balance(payer.address)
+    async with (
+        selling(make_app(0.05), seller, in_process, database_url, scheme="batch-settlement") as paywall,
+        shop_at(paywall, make_buyer(payer, schemes_chain.url)) as client,
+    ):
+        assert (await client.get("/ticks")).status_code == 200
+        answers = await asyncio.gather(*(client.get("/ticks") for _ in range(REQUESTS)))
+    assert [answer.status_code for answer in answers] == [200] * REQUESTS
+    [channel] = PostgresChannelStorage(database_url).list()
+    assert channel.charged_cumulative_amount == str((REQUESTS + 1) * PRICE)
+    assert schemes_chain.read_balance(payer.address) == purse - int(channel.balance)
+    booked = query(
+        database_url,
+        "SELECT count(*), sum(amount), count(DISTINCT tx_hash) FROM payments.x402_payments"
+        " WHERE settlement = 'settled' AND scheme = 'batch-settlement'",
+    )
+    assert booked == [(REQUESTS + 1, (REQUESTS + 1) * PRICE, 0)]
+
+
 async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_signed(
     schemes_chain: LocalChain, bare_facilitator: BareFacilitator, payer: LocalAccount, seller: LocalAccount
 ) -> None:
@@ -87,6 +115,30 @@ async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_
     assert forgotten.channel_id == channel.channel_id
     assert forgotten.charged_cumulative_amount == str(PRICE)  # five were served before, one of six is owed
     assert forgotten.balance == str(20 * PRICE)  # and the payer deposited twice
+
+
+async def test_row_p_after_a_restart_of_both_sides_nothing_that_was_signed_is_forgotten(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    purse = schemes_chain.read_balance(payer.address)
+    for _ in range(2):  # each time new processes' worth of objects, with nothing in memory
+        async with (
+            selling(make_app(), seller, in_process, database_url, scheme="batch-settlement") as paywall,
+            shop_at(paywall, make_buyer(payer, schemes_chain.url)) as client,
+        ):
+            for _ in range(5):
+                assert (await client.get("/ticks")).status_code == 200
+    storage = PostgresChannelStorage(database_url)
+    [channel] = storage.list()
+    assert channel.charged_cumulative_amount == str(10 * PRICE)
+    assert schemes_chain.read_balance(payer.address) == purse - 10 * PRICE  # one deposit of ten prices
+    [done] = await claim(storage, in_process, NETWORK)
+    assert (done.amount, done.problem) == (10 * PRICE, None)
+    assert schemes_chain.read_balance(seller.address) == 10 * PRICE
 
 
 @pytest.fixture

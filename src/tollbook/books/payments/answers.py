@@ -56,12 +56,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered. `whole` is False where the body was too long to be kept."""
+    """What was answered. `whole` is False where the body was too long to be kept.
+
+    `first` says that nobody was given it before.
+    """
 
     status: int
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     whole: bool = True
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

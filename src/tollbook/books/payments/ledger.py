@@ -173,6 +173,11 @@ class LedgeredFacilitator:
             self._supported_until = clock.now() + SUPPORTED_KEPT
         return self._supported
 
+    async def recall(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement | None:
+        """Return the settlement of a payment as it is in the ledger; None where nobody asked for it yet."""
+        async with self._database.read() as tx:
+            return await find(tx, read_proof(payload, requirements))
+
     async def aclose(self) -> None:
         """Close the facilitators."""
         for desk in self._desks.values():

@@ -165,7 +165,7 @@ class Paywall:
             ledgered = LedgeredFacilitator(database, facilitators, ChainTruth(chains))
             purchases = Purchases(database, ledgered, self._answers_kept)
             stack.push_async_callback(purchases.close)
-            return Books(stack.pop_all(), meter, purchases, Terms(ledgered, url))
+            return Books(stack.pop_all(), meter, purchases, Terms(ledgered, url, purchases))
 
     def _name_facilitators(self, stack: AsyncExitStack) -> Iterator[tuple[str, Facilitator]]:
         """Those given by URL are ours to close."""

@@ -61,15 +61,25 @@ async def finish(work: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 class PaymentRefused(Refusal):
-    """The payment is not good for this route. No money moved; `code` is the x402 reason."""
+    """The payment is not good for this route. No money moved; `code` is the x402 reason.
+
+    `terms` are the ones to pay by, where they are no longer the route's own.
+    """
 
     reason: ClassVar[str] = "payment-refused"
     status: ClassVar[int] = 402
 
-    def __init__(self, code: str, sentence: str, settlement: SettleResponse | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        sentence: str,
+        settlement: SettleResponse | None = None,
+        terms: PaymentRequirements | None = None,
+    ) -> None:
         super().__init__(sentence, code=code)
         self.code = code
         self.settlement = settlement
+        self.terms = terms
 
 
 class PaymentPostponed(Refusal):
@@ -179,7 +189,7 @@ class Purchases:
             try:
                 answer = await self.facilitator.verify(payment, option.requirements)
             except FacilitatorUnreachable as error:
-                raise _postpone(error) from error
+                raise postpone(error) from error
         if not answer.is_valid:
             await self._refuse_counted(offer)  # a copy of it may have been faster and have spent its nonce
             code = answer.invalid_reason or "invalid_payload"
@@ -284,10 +294,10 @@ class Purchases:
     ) -> Purchase:
         payment = opening.payment
         try:
-            answer = await self._ask(signed, option.requirements, amount)
+            answer = await self._ask(opening, signed, option.requirements, amount)
         except FacilitatorUnreachable as error:
             await self._book_failure(payment, error.reason)
-            raise _postpone(error) from error
+            raise postpone(error) from error
         except SettlementInProgress as error:
             raise PaymentInProgress(payment.payment_id) from error
         except SettlementUnknown as error:
@@ -306,7 +316,7 @@ class Purchases:
         return await self._book_settlement(opening, answer)
 
     async def _ask(
-        self, signed: PaymentPayload, terms: PaymentRequirements, amount: int | None
+        self, opening: Opening, signed: PaymentPayload, terms: PaymentRequirements, amount: int | None
     ) -> SettleResponse:
         if amount is not None:
             terms = terms.model_copy(update={"amount": str(amount)})
@@ -356,8 +366,10 @@ async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> 
     payment = await payments.get(tx, payment_id)
     if payment.status != "pending":
         return payment
+    # A deposit's transaction fills a channel: it is not what moved this request's charge.
+    transaction = "" if payment.scheme == SCHEME_BATCH_SETTLEMENT else answer.transaction
     return await payments.settle(
-        tx, payment_id, tx_hash=answer.transaction or None, block_number=None, confirmations=None,
+        tx, payment_id, tx_hash=transaction or None, block_number=None, confirmations=None,
         now=clock.now(), amount=_read_charged(payment.scheme, answer),
     )  # fmt: skip
 
@@ -400,7 +412,8 @@ def _booking_attempts() -> AsyncRetrying:
     )
 
 
-def _postpone(error: FacilitatorUnreachable) -> PaymentPostponed:
+def postpone(error: FacilitatorUnreachable) -> PaymentPostponed:
+    """What a payer is told where the facilitator did nothing."""
     return PaymentPostponed(
         "The facilitator cannot be asked now. No money moved: present the same payment again.",
         code=error.reason,

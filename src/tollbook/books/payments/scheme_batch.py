@@ -7,6 +7,7 @@ A deposit is the payer's own money in escrow. What is earned is each charge, and
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -32,6 +33,7 @@ from x402.mechanisms.evm.batch_settlement.types import (
     is_voucher_payload,
 )
 from x402.mechanisms.evm.batch_settlement.utils import channel_id_binding_error
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
 from x402.schemas import (
     PaymentAbortedError,
     PaymentPayload,
@@ -42,13 +44,16 @@ from x402.schemas import (
 )
 from x402.schemas.hooks import VerifiedPaymentCancelOptions
 
-from tollbook.books.payments.facilitator import Facilitator
+from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.core.errors import Refusal
 from tollbook.core.stores import PostgresChannelStorage
 
 RETRY_AFTER_SECONDS = 1
 UINT128_MAX = 2**128 - 1
 NOT_NOW = (ERR_CHANNEL_BUSY, ERR_VERIFICATION_STATE_UNAVAILABLE)
+# Of the request under way, between Channels and its client: the SDK's server stands in the middle.
+_known: ContextVar[VerifyResponse | None] = ContextVar("_known", default=None)
+_settled: ContextVar[SettleResponse | None] = ContextVar("_settled", default=None)
 _NOBODY = "0x" + "00" * 20
 _HOOKS = (
     "before_verify",
@@ -111,12 +116,16 @@ class Channels:
         copy = terms.model_copy(deep=True)
         return self.scheme.enhance_payment_requirements(copy, self._kinds[terms.network], [])
 
-    async def verify(self, signed: PaymentPayload, terms: PaymentRequirements) -> Standing:
+    async def verify(
+        self, signed: PaymentPayload, terms: PaymentRequirements, known: VerifyResponse | None = None
+    ) -> Standing:
         """Say how a payment without fault stands, and reserve its channel if it is good.
 
-        A reserved channel waits for `charge` or `cancel`. Raises ChannelBusy, FacilitatorUnreachable.
+        A reserved channel waits for `charge` or `cancel`. `known` is what the facilitator would say of it,
+        where it need not be asked. Raises ChannelBusy, FacilitatorUnreachable.
         """
         try:
+            _known.set(known)
             answer = await self._server.verify_payment(signed, terms)
         except PaymentAbortedError as aborted:
             return await self._correct(signed, terms, aborted.reason, None)
@@ -130,13 +139,21 @@ class Channels:
 
         `extra["chargedAmount"]` of the answer is what was charged. Raises what Facilitator.settle raises.
         """
-        charged = terms.model_copy(update={"amount": str(amount)})
+        charged, network = terms.model_copy(update={"amount": str(amount)}), terms.network
+        _settled.set(None)
         try:
             return await self._server.settle_payment(signed, charged)
-        except PaymentAbortedError as aborted:
-            return SettleResponse(
-                success=False, error_reason=aborted.reason, transaction="", network=terms.network
-            )
+        except Refusal:
+            raise
+        except Exception as error:
+            settled = _settled.get()
+            if settled is not None:  # the escrow has moved, and the channel could not be brought up to it
+                why = "the channel could not be written down"
+                raise SettlementUnknown(network, settled.transaction, ERR_SETTLEMENT_PENDING, why) from error
+            if not isinstance(error, PaymentAbortedError | ValueError):
+                raise
+            reason = error.reason if isinstance(error, PaymentAbortedError) else str(error)
+            return SettleResponse(success=False, error_reason=reason, transaction="", network=network)
 
     async def cancel(self, signed: PaymentPayload, terms: PaymentRequirements) -> None:
         """Let go of a verified payment's channel: nothing is charged."""
@@ -167,10 +184,12 @@ class _Client:
         self._supported = supported
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
-        return await self._facilitator.verify(payload, requirements)
+        return _known.get() or await self._facilitator.verify(payload, requirements)
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
-        return await self._facilitator.settle(payload, requirements)
+        answer = await self._facilitator.settle(payload, requirements)
+        _settled.set(answer if answer.success else None)
+        return answer
 
     def get_supported(self) -> SupportedResponse:
         return self._supported

@@ -4,12 +4,15 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
 from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
 from x402.mechanisms.evm.upto.server import UptoEvmScheme
-from x402.schemas import PaymentRequirements, SupportedKind, SupportedResponse
+from x402.schemas import PaymentRequirements, SupportedKind
 
 from tollbook.books.payments.ledger import LedgeredFacilitator
-from tollbook.books.payments.rules import Toll
+from tollbook.books.payments.purchases import Purchases
+from tollbook.books.payments.purchases_channel import ChannelPurchases
+from tollbook.books.payments.rules import Option, Toll
 from tollbook.books.payments.scheme_batch import Channels
 from tollbook.core.errors import Refusal
 
@@ -37,7 +40,8 @@ class Terms:
 
     facilitator: LedgeredFacilitator
     url: str
-    _channels: Channels | None = field(default=None, init=False)
+    purchases: Purchases
+    _by_channel: ChannelPurchases | None = field(default=None, init=False)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def complete(self, toll: Toll) -> Toll:
@@ -58,12 +62,22 @@ class Terms:
     async def _complete(self, terms: PaymentRequirements, kind: SupportedKind) -> PaymentRequirements:
         if terms.scheme == SCHEME_UPTO:
             return UptoEvmScheme().enhance_payment_requirements(terms.model_copy(deep=True), kind, [])
-        return (await self.find_channels()).complete(terms)
+        return (await self._find_channels()).channels.complete(terms)
 
-    async def find_channels(self) -> Channels:
-        """Return the channels, opened when they are first asked for. Raises FacilitatorUnreachable."""
+    async def find_purchases(self, option: Option) -> Purchases:
+        """Return the road of a purchase by this option. Raises FacilitatorUnreachable."""
+        if option.requirements.scheme == SCHEME_BATCH_SETTLEMENT:
+            return await self._find_channels()
+        return self.purchases
+
+    async def _find_channels(self) -> ChannelPurchases:
+        """Channels are opened when they are first asked for: not every seller has any."""
         async with self._opening:
-            if self._channels is None:
-                supported: SupportedResponse = await self.facilitator.supported()
-                self._channels = await asyncio.to_thread(Channels, self.url, self.facilitator, supported)
-            return self._channels
+            if self._by_channel is None:
+                supported = await self.facilitator.supported()
+                channels = await asyncio.to_thread(Channels, self.url, self.facilitator, supported)
+                road = self.purchases
+                self._by_channel = ChannelPurchases(
+                    road.database, road.facilitator, road.answers_kept, channels=channels
+                )
+            return self._by_channel

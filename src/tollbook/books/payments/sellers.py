@@ -78,7 +78,8 @@ async def make_seller(
         target = (scope.get("raw_path") or scope["path"].encode()) + b"?" + scope.get("query_string", b"")
         request_hash = answers.hash_request(scope["method"], target, body)
         asked = Asked(header, request_hash, answers.has_secret(signed))
-        return PaymentSeller(books, toll, option, signed, asked), receive
+        purchases = await books.terms.find_purchases(option)
+        return PaymentSeller(books.meter, purchases, toll, option, signed, asked), receive
     authorization = headers.get(b"authorization", b"")
     scheme, _, secret = authorization.partition(b" ")
     if scheme.lower() == b"bearer" and secret.startswith(SECRET_PREFIX):
@@ -143,9 +144,16 @@ class PaymentSeller:
     """Lets a request in on the payment it carries, settled before the app runs or as it begins to answer."""
 
     def __init__(
-        self, books: Books, toll: Toll, option: Option, signed: PaymentPayload, asked: Asked
+        self,
+        meter: Meter,
+        purchases: Purchases,
+        toll: Toll,
+        option: Option,
+        signed: PaymentPayload,
+        asked: Asked,
     ) -> None:
-        self._books = books
+        self._meter = meter
+        self._purchases = purchases
         self._toll = toll
         self._option = option
         self._signed = signed
@@ -157,12 +165,11 @@ class PaymentSeller:
         self._copy: _Copy | None = None
 
     async def open(self) -> Answer | None:
-        purchases = self._books.purchases
-        opening = await purchases.open(self._toll, self._option, self._signed, self._asked)
+        opening = await self._purchases.open(self._toll, self._option, self._signed, self._asked)
         if isinstance(opening, Answer):
             return opening
         self._opening = opening
-        self._holding = asyncio.create_task(purchases.hold(opening))
+        self._holding = asyncio.create_task(self._purchases.hold(opening))
         if self._toll.terms.settle == "before":
             try:
                 await self._settle()
@@ -172,8 +179,7 @@ class PaymentSeller:
         return None
 
     async def _settle(self, amount: int | None = None) -> Purchase:
-        purchases = self._books.purchases
-        self._purchase = await purchases.settle(self._opening, self._signed, self._option, amount)
+        self._purchase = await self._purchases.settle(self._opening, self._signed, self._option, amount)
         return self._purchase
 
     async def _read_usage(self, usage: bytes | None) -> int | None:
@@ -184,7 +190,7 @@ class PaymentSeller:
         try:
             return read_usage(usage, option.requirements, option.token.decimals)
         except UsageUnreadable as unreadable:
-            await self._books.purchases.release(self._opening, unreadable.reason)
+            await self._purchases.release(self._opening, unreadable.reason)
             raise
 
     async def answer(
@@ -193,12 +199,13 @@ class PaymentSeller:
         purchase = self._purchase
         if purchase is None:
             if status >= REDIRECTION and status != NOT_MODIFIED:
-                await self._books.purchases.release(self._opening, f"the app answered {status}")
+                await self._purchases.release(self._opening, f"the app answered {status}")
                 return []
             purchase = await self._settle(await self._read_usage(usage))
-        meter = self._books.meter
         admission = await self._admit(purchase)
-        await meter.record(admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds)
+        await self._meter.record(
+            admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
+        )
         self._remaining = count_remaining(admission, status)
         if status < SERVER_ERROR:
             self._copy = _Copy()
@@ -208,7 +215,7 @@ class PaymentSeller:
         """Take this request from the quota, unless one that was cut off before it could answer took it."""
         payment = purchase.payment
         if not payment.requests_used:
-            return await self._books.meter.admit_first(payment.payment_id)
+            return await self._meter.admit_first(payment.payment_id)
         remaining = payment.requests_allocated - payment.requests_used
         return Admission(payment.payment_id, remaining, purchase.grant.token.expires_at)
 
@@ -220,13 +227,13 @@ class PaymentSeller:
         if answer is not None:
             self._copy = None
             try:
-                await finish(self._books.purchases.keep(self._opening, self._asked, answer))
+                await finish(self._purchases.keep(self._opening, self._asked, answer))
             except Refusal:  # he has paid and gets his answer: it cannot be given again, that is all
                 logger.warning("the answer of payment %s is not kept", self._opening.payment.payment_id)
 
     async def give_up(self, endpoint: str, milliseconds: int) -> None:
         if self._purchase is None:
-            await self._books.purchases.release(self._opening, "the app gave no answer")
+            await self._purchases.release(self._opening, "the app gave no answer")
         else:
             await finish(self.answer(SERVER_ERROR, endpoint, milliseconds))
 
@@ -234,7 +241,7 @@ class PaymentSeller:
         """Let go of the request; what was answered and kept stays so."""
         self._holding.cancel()
         try:
-            await self._books.purchases.let_go(self._opening)
+            await self._purchases.let_go(self._opening)
         except Refusal:  # it is let go of by time
             logger.warning("the request of payment %s is still held", self._opening.payment.payment_id)
 

@@ -16,7 +16,7 @@ from x402.http.constants import (
     PAYMENT_SIGNATURE_HEADER,
 )
 from x402.http.utils import encode_payment_required_header, encode_payment_response_header
-from x402.schemas import PaymentRequired, ResourceInfo, SettleResponse
+from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
 
 from tollbook.books.payments.answers import EXTENSION, Answer, Headers
 from tollbook.books.payments.errors import TokenExpired, TokenSpent
@@ -126,7 +126,8 @@ async def answer_again(answer: Answer, toll: Toll, scope: Scope, send: Send) -> 
         receipt = [(name, value) for name, value in answer.headers if name in RECEIPT_HEADERS]
         await refuse(toll, scope, send, AnswerGone(), receipt)
         return
-    headers = [*answer.headers, (REPLAYED_HEADER.lower().encode(), b"true")]
+    again = [] if answer.first else [(REPLAYED_HEADER.lower().encode(), b"true")]
+    headers = [*answer.headers, *again]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 
@@ -164,9 +165,19 @@ def _make_required(toll: Toll, scope: Scope, refusal: Refusal) -> PaymentRequire
         resource=ResourceInfo(
             url=_read_url(scope), description=toll.terms.description, mime_type=toll.terms.mime_type
         ),
-        accepts=[option.requirements for option in toll.options],
+        accepts=_list_terms(toll, refusal),
         extensions={EXTENSION: _make_challenge(toll)},
     )
+
+
+def _list_terms(toll: Toll, refusal: Refusal) -> list[PaymentRequirements]:
+    """The ways to pay; where a payer has to catch up with his channel, that way says how far it is."""
+    corrected = refusal.terms if isinstance(refusal, PaymentRefused) else None
+    every = [option.requirements for option in toll.options]
+    if corrected is None:
+        return every
+    place = (corrected.network, corrected.asset, corrected.pay_to)
+    return [corrected if (one.network, one.asset, one.pay_to) == place else one for one in every]
 
 
 def _make_challenge(toll: Toll) -> dict[str, object]:
