@@ -138,7 +138,7 @@ async def sign(shop: Shop, path: str, payer: LocalAccount, method: str = "GET") 
     return encode_payment_signature_header(await sign_payment(shop, path, payer, method))
 
 
-async def test_a_lost_answer_is_given_again_and_costs_nothing_more(
+async def test_row_k_a_lost_answer_is_given_again_and_costs_nothing_more(
     shop: Shop, chain: LocalChain, payer: LocalAccount
 ) -> None:
     header = await sign(shop, "/once/rain", payer)

@@ -11,8 +11,9 @@ import pytest
 from eth_account.signers.local import LocalAccount
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.utils import decode_payment_response_header
+from x402.schemas import PaymentRequirements
 
-from clients.pay import paying_client
+from clients.pay import paying_client, sign
 from fixtures.bare_sdk import PRICE, BareFacilitator, BareShop, open_bare_shop
 from fixtures.facilitator import DEAD
 from tollbook.books.payments.sdk_client import LedgeredFacilitatorClient
@@ -35,6 +36,9 @@ async def ledgered(
     async with open_bare_shop(client, token, seller.address) as shop:
         yield shop
     await client.aclose()
+
+
+RACES_MAX = 10
 
 
 def count_sent(chain: LocalChain, operator: LocalAccount) -> int:
@@ -123,3 +127,69 @@ async def test_row_l_the_bare_sdk_holds_a_stream_back_until_it_ends(
     done, _ = await asyncio.wait([asked], timeout=0.5)
     assert not done
     assert (await asyncio.gather(asked, return_exceptions=True))[0] is not None
+
+
+# The facilitator
+
+
+async def test_row_c_the_bare_sdk_calls_a_settled_payment_failed_when_asked_again(
+    chain: LocalChain, operator: LocalAccount, payer: LocalAccount, requirements: PaymentRequirements
+) -> None:
+    facilitator, payload = BareFacilitator(chain, operator), await sign(payer, requirements)
+    first = await facilitator.settle(payload, requirements)
+    again = await facilitator.settle(payload, requirements)
+    assert (first.success, again.success, again.error_reason) == (True, False, "transaction_failed")
+    assert again.transaction not in ("", first.transaction)
+
+
+async def test_row_d_one_failed_send_stalls_the_bare_sdk_until_its_restart(
+    chain: LocalChain, payer: LocalAccount, seller: LocalAccount, requirements: PaymentRequirements
+) -> None:
+    poor = chain.make_account()
+    facilitator = BareFacilitator(chain, poor, receipt_seconds_max=1)
+    assert not (await facilitator.settle(await sign(payer, requirements), requirements)).success
+    chain.set_gas_money(poor.address)
+    funded = await facilitator.settle(await sign(payer, requirements), requirements)
+    assert funded.error_reason == "settlement_pending"
+    assert chain.read_balance(seller.address) == 0
+
+
+async def test_row_e_two_workers_of_the_bare_sdk_with_one_key_refuse_a_valid_payment(
+    chain: LocalChain, operator: LocalAccount, payer: LocalAccount, requirements: PaymentRequirements
+) -> None:
+    for _ in range(RACES_MAX):  # each looks its nonce up, then sends: both must do so at once
+        workers = [BareFacilitator(chain, operator, receipt_seconds_max=1) for _ in range(2)]
+        payloads = [await sign(payer, requirements) for _ in workers]
+        before = count_sent(chain, operator)
+        chain.call("evm_setAutomine", False)
+        try:
+            await asyncio.gather(
+                *(each.settle(payload, requirements) for each, payload in zip(workers, payloads, strict=True))
+            )
+        finally:
+            chain.call("evm_setAutomine", True)
+            chain.call("evm_mine")
+        if count_sent(chain, operator) == before + 1:
+            return
+    pytest.fail("two workers with one key settled both payments every time")
+
+
+async def test_row_g_the_bare_sdk_forgets_with_its_process_that_a_payment_is_on_its_way(
+    chain: LocalChain,
+    operator: LocalAccount,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    requirements: PaymentRequirements,
+) -> None:
+    payload = await sign(payer, requirements)
+    chain.call("evm_setAutomine", False)
+    try:
+        sent = await BareFacilitator(chain, operator, receipt_seconds_max=1).settle(payload, requirements)
+    finally:
+        chain.call("evm_setAutomine", True)
+        chain.call("evm_mine")
+    assert sent.error_reason == "settlement_pending"
+    told = await BareFacilitator(chain, operator).settle(payload, requirements)
+    assert (told.success, told.error_reason) == (False, "transaction_failed")
+    assert told.transaction != sent.transaction
+    assert chain.read_balance(seller.address) == PRICE

@@ -247,7 +247,7 @@ async def test_a_burst_on_one_token_admits_exactly_what_was_bought(shop: Shop, p
     assert len(shop.runs) == REQUESTS
 
 
-async def test_a_stream_arrives_while_it_is_made(shop: Shop, payer: LocalAccount) -> None:
+async def test_row_l_a_stream_arrives_while_it_is_made(shop: Shop, payer: LocalAccount) -> None:
     header = await sign_for(shop, "/stream", payer)
     async with (
         httpx.AsyncClient(base_url=shop.url, timeout=30) as client,
