@@ -1,14 +1,21 @@
 """Lanes: a purpose is one transaction, nonces never stall, refusals are told at once and heal."""
 
 import asyncio
+import json
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from fixtures.lanes import key_of, make_call, send_elsewhere
+from fixtures.serve import serve
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
 from tollbook.core.lanes import CallMalformed, Lanes, NoGasMoney, PurposeReused
@@ -183,3 +190,50 @@ async def test_a_node_of_another_chain_is_refused(
 def test_a_call_that_fits_no_transaction_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(CallMalformed):
         make_call(**changes).check()
+
+
+async def test_an_empty_account_is_passed_over_where_another_has_money(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    keys = [key_of(chain.make_account()), key_of(operator), key_of(chain.make_account())]
+    async with Lanes(database, {NETWORK: chain.url}, keys) as lanes:
+        sent = await asyncio.gather(*(lanes.submit(make_call()) for _ in range(5)))
+        sent += [await lanes.submit(make_call()) for _ in range(3)]
+        assert {one.sender for one in sent} == {operator.address.lower()}
+        assert sorted(one.nonce for one in sent if one.nonce is not None) == list(range(8))
+
+
+async def test_a_purpose_that_was_sent_is_known_while_the_node_is_away(
+    database: Database, operator: LocalAccount
+) -> None:
+    call = make_call()
+    with LocalChain.start() as own:
+        own.set_gas_money(operator.address)
+        async with Lanes(database, {NETWORK: own.url}, [key_of(operator)]) as lanes:
+            sent = await lanes.submit(call)
+    async with Lanes(database, {NETWORK: own.url}, [key_of(operator)]) as lanes:
+        again = await lanes.submit(call)
+        assert (again.transaction_id, again.hash) == (sent.transaction_id, sent.hash)
+        with pytest.raises(ChainUnreachable):
+            await lanes.submit(make_call())
+        with pytest.raises(PurposeReused):
+            await lanes.submit(replace(call, value=2))
+
+
+async def test_a_node_that_knows_no_batches_is_asked_one_by_one(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    async def forward(request: Request) -> Response:
+        asked = await request.body()
+        if asked.startswith(b"["):
+            return Response('{"jsonrpc": "2.0", "id": null, "error": {"code": -32600, "message": "batch"}}')
+        async with httpx.AsyncClient() as client:
+            return Response((await client.post(chain.url, json=json.loads(asked))).content)
+
+    async with (
+        serve(Starlette(routes=[Route("/", forward, methods=["POST"])])) as url,
+        Lanes(database, {NETWORK: url}, [key_of(operator)]) as lanes,
+    ):
+        sent = await asyncio.gather(*(lanes.submit(make_call()) for _ in range(3)))
+        mined = await asyncio.gather(*(lanes.wait(one.transaction_id, seconds_max=10) for one in sent))
+        assert {one.status for one in mined} == {"mined"}
