@@ -22,6 +22,7 @@ from solders.transaction import VersionedTransaction
 from x402.mechanisms.svm.constants import (
     COMPUTE_BUDGET_PROGRAM_ADDRESS,
     ERR_COMPUTE_PRICE_TOO_HIGH,
+    ERR_DUPLICATE_SETTLEMENT,
     ERR_FEE_PAYER_MISSING,
     ERR_FEE_PAYER_NOT_MANAGED,
     ERR_FEE_PAYER_TRANSFERRING,
@@ -105,6 +106,32 @@ async def test_a_payment_moves_the_money_and_the_books_say_so(
     assert (answer.network, answer.payer) == (NETWORK, str(desk.payer.pubkey()))
     assert desk.earned() == AMOUNT
     assert desk.rows() == [("settled", answer.transaction, 1, AMOUNT, None)]
+
+
+async def test_a_settled_payment_verifies_no_more_with_or_without_our_memory(
+    desk: Desk, facilitator: SolanaFacilitator
+) -> None:
+    payment = await desk.sign()
+    assert (await facilitator.settle(payment, desk.requirements())).success
+    for _ in range(2):
+        told = await facilitator.verify(payment, desk.requirements())
+        assert told.invalid_reason == ERR_DUPLICATE_SETTLEMENT
+        with psycopg.connect(desk.database_url) as connection:
+            connection.execute("TRUNCATE payments.x402_solana_settlements")
+
+
+async def test_a_node_of_another_network_does_not_end_what_is_under_way(
+    desk: Desk, facilitator: SolanaFacilitator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.chain.behaviour.dropped = True
+    with pytest.raises(SettlementUnknown):
+        await facilitator.settle(await desk.sign(), desk.requirements())
+    desk.chain.advance(EXPIRY_BLOCKS)
+    async with desk.open() as restarted:
+        monkeypatch.setattr("fixtures.solana_rpc.GENESIS_HASH", "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
+        assert await restarted.resolve() == []
+        monkeypatch.undo()
+        assert [row.status for row in await restarted.resolve()] == ["failed"]
 
 
 async def test_what_is_supported_names_a_fee_payer_each_in_turn(desk: Desk) -> None:

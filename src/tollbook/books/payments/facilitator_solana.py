@@ -22,6 +22,7 @@ from psycopg_pool import PoolTimeout
 from solders.keypair import Keypair
 from solders.transaction import VersionedTransaction
 from x402.mechanisms.svm.constants import (
+    ERR_DUPLICATE_SETTLEMENT,
     ERR_FEE_PAYER_NOT_MANAGED,
     ERR_SETTLEMENT_PENDING,
     ERR_SIMULATION_FAILED,
@@ -144,7 +145,7 @@ class SolanaFacilitator:
         )
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
-        """See Facilitator. A payment that was settled is valid: settling it again gives the same answer."""
+        """See Facilitator. A payment that was settled buys nothing more, though settling it says so again."""
         fault = self._find_fault(payload, requirements)
         if fault is not None:
             reason, message = fault
@@ -152,12 +153,12 @@ class SolanaFacilitator:
         payment = read_payment(payload)
         known = await self._find(requirements.network, payment)
         if known is None:
-            reason, message = await self._simulate(requirements.network, payment) or (None, None)
-        else:
-            failed = known.status in ("failed", "differs")
-            reason, message = (ERR_TRANSACTION_FAILED, known.reason) if failed else (None, None)
+            fault = await self._simulate(requirements.network, payment)
+        elif known.status != "signed":
+            fault = ERR_DUPLICATE_SETTLEMENT, f"It was presented before, and {known.status}."
+        reason, message = fault or (None, None)
         return VerifyResponse(
-            is_valid=reason is None, invalid_reason=reason, invalid_message=message, payer=payment.payer
+            is_valid=fault is None, invalid_reason=reason, invalid_message=message, payer=payment.payer
         )
 
     async def settle(self, payload: PaymentPayload, requirements: PaymentRequirements) -> SettleResponse:
@@ -239,7 +240,7 @@ class SolanaFacilitator:
             refusal = await self._simulate(network, payment)
             known = await self._find(network, payment)  # settled meanwhile, it would not simulate
             if known is None:
-                if refusal is not None and not await self._is_on_chain(network, signed):
+                if refusal is not None and not await self._has_landed(network, signed, refusal):
                     return _refuse(network, *refusal, payer=payment.payer)
                 known, is_new = await self._begin(payment, requirements, str(signed.signatures[0]))
                 is_ours = is_new and refusal is None
@@ -371,17 +372,21 @@ class SolanaFacilitator:
             error = await node.simulate(base64.b64encode(bytes(payment.transaction)).decode())
         except _NODE_FAILURES as failure:
             raise _unreachable(failure) from failure
-        if error is None or error == _LANDED:
+        if error is None:
             return None
+        if error == _LANDED:
+            return ERR_DUPLICATE_SETTLEMENT, "The transaction has landed before."
         if error in _NO_GAS or error == _NO_RENT:
             raise OperatorOutOfGas(
                 f"The fee payer {payment.fee_payer} cannot pay. Send it SOL. Nothing was sent."
             )
         return ERR_SIMULATION_FAILED, f"The transaction would fail: {_say_error(error)}."
 
-    async def _is_on_chain(self, network: str, signed: VersionedTransaction) -> bool:
-        """Whether it landed all the same, sent by one with our key and another database, or by us before
-        this one was lost."""
+    async def _has_landed(self, network: str, signed: VersionedTransaction, refusal: Fault) -> bool:
+        """Whether it would not land because it has: sent by one with our key and another database, or by us
+        before this one was lost."""
+        if refusal[0] == ERR_DUPLICATE_SETTLEMENT:
+            return True
         try:
             status, _ = await self._nodes[network].find_status(str(signed.signatures[0]), history=True)
         except _NODE_FAILURES as failure:

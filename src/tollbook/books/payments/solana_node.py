@@ -189,6 +189,7 @@ class SolanaNode(JsonRpc):
         Sure is it when a final block is past the last height that could hold it, when the node, asked as of
         that block or later, finds it nowhere, and when its memory reaches back to when it was signed.
         """
+        await self.check_network()
         final = await self.get_final()
         if final.height <= last_valid_height + NODE_LAG_BLOCKS:
             return False
