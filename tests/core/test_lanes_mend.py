@@ -1,6 +1,7 @@
 """Lanes among faults: lost answers, kills, stuck and displaced transactions, vanished blocks."""
 
 import asyncio
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -167,6 +168,52 @@ async def test_a_killed_process_leaves_one_transaction_or_none(
         assert (await lanes.mend()).resent == 0
     assert count_paid(own_chain, call) == 1
     assert count_used(own_chain, operator) == 1
+
+
+async def test_a_purpose_that_a_dead_process_reserved_is_sent_and_holds_up_no_other(
+    database: Database, own_chain: LocalChain, operator: LocalAccount, monkeypatch: Any
+) -> None:
+    call, other = make_call(), make_call()
+    arguments = [database.url, own_chain.url, key_of(operator), call.purpose, call.to, "before signing"]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *arguments)
+    assert await process.wait() == -signal.SIGKILL
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)]) as lanes:
+        reserved = asyncio.create_task(lanes.submit(call))
+        sent = await lanes.submit(other)
+        assert not reserved.done()
+        monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
+        assert (await reserved).nonce == 0
+        await mine(lanes, sent)
+    assert [count_paid(own_chain, one) for one in (call, other)] == [1, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_goes_wrong_each_call_is_paid_once(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount, seed: int
+) -> None:
+    chance = random.Random(seed)
+    calls = [make_call() for _ in range(40)]
+    said = [NO_MATTER, "txpool is full", "insufficient funds for gas", "already known", "nonce too low"]
+    keys = [key_of(operator), key_of(own_chain.make_account(wei=GAS_MONEY_WEI))]
+    async with (
+        Lanes(database, {NETWORK: proxy.url}, keys, **NOW) as one,
+        Lanes(database, {NETWORK: proxy.url}, keys, **NOW) as other,
+    ):
+        for _ in range(6):
+            proxy.refusals = {SEND: chance.choices(said, k=chance.randrange(12))}
+            proxy.lost_answers = {SEND} if chance.random() < 0.3 else set()
+            if chance.random() < 0.3:
+                used = int(own_chain.call("eth_getTransactionCount", operator.address, "pending"), 16)
+                send_elsewhere(own_chain, operator, used)
+            some = chance.sample(calls, 20)
+            steps = [lanes.submit(call) for call in some for lanes in (one, other)]
+            await asyncio.gather(*steps, one.mend(), other.mend(), return_exceptions=True)
+        proxy.refusals, proxy.lost_answers = {}, set()
+        for _ in range(3):
+            await asyncio.gather(one.mend(), other.mend())
+        mined = [await mine(one, await one.submit(call)) for call in calls]
+    assert [count_paid(own_chain, call) for call in calls] == [1] * len(calls)
+    assert len({(transaction.sender, transaction.nonce) for transaction in mined}) == len(calls)
 
 
 async def test_a_caller_that_gives_up_does_not_take_its_transaction_along(

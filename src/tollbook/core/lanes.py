@@ -18,7 +18,7 @@ from tollbook.core.errors import Refusal
 from tollbook.core.lanes_fees import FEE_PER_GAS_MAX, FeePolicy, FeesAboveCap
 from tollbook.core.lanes_keys import Key, SigningKeyUnusable
 from tollbook.core.lanes_mend import Mended, mend_network
-from tollbook.core.lanes_network import NetworkLanes
+from tollbook.core.lanes_network import NetworkLanes, StillReserved
 from tollbook.core.lanes_node import BATCH_MAX, Node
 from tollbook.core.lanes_outcomes import NodeRefusedTransaction, NoGasMoney, NonceContested
 from tollbook.core.lanes_receipts import Receipts
@@ -35,11 +35,14 @@ __all__ = [
     "NonceContested",
     "PurposeReused",
     "SigningKeyUnusable",
+    "StillReserved",
     "Transaction",
     "UnknownTransaction",
 ]
 
 RECENT_MAX = 1_000
+ADOPT_PAUSE_SECONDS = 0.05  # then a purpose that another process is about to sign is looked at again
+ADOPT_TRIES_MAX = 300  # longer than it takes until that process is taken for dead
 BATCHES_MAX = 2  # of one network at once: while one is on its way, the next one gathers
 LOST_SECONDS = 5.0  # a signed transaction that no node is known to have is handed out again after this
 STUCK_SECONDS = 30.0  # a sent one that no block takes gets higher fees after this
@@ -64,8 +67,9 @@ class _Queue:
 
 @dataclass(slots=True)
 class _Pending:
-    fingerprint: bytes
+    call: Call
     answer: asyncio.Future[Transaction]
+    tries: int = 0
 
 
 class Lanes:
@@ -118,6 +122,9 @@ class Lanes:
             while queue.waiting or queue.batches:
                 self._start(queue)
                 await asyncio.gather(*queue.batches, return_exceptions=True)
+        for pending in list(self._pending.values()):  # they wait for other processes
+            self._conclude(pending, StillReserved(f"{pending.call.purpose} was not waited for. Ask again."))
+        for queue in self._queues.values():
             await queue.receipts.aclose()
             await queue.lanes.aclose()
 
@@ -132,7 +139,8 @@ class Lanes:
         It is committed before any node sees it. Status `sent`: a node has it; `signed`: whether one has it is
         not known, and `mend` sends it again. Raises where it is sure that nothing was sent: NoGasMoney,
         NodeRefusedTransaction, NonceContested, FeesAboveCap, PurposeReused, CallMalformed, UnknownNetwork,
-        ChainUnreachable; the purpose may then be submitted again. DatabaseUnreachable leaves it open.
+        ChainUnreachable; the purpose may then be submitted again. DatabaseUnreachable and StillReserved leave
+        it open.
         """
         call = call.check()
         queue = self._get_queue(call.network)
@@ -142,11 +150,10 @@ class Lanes:
             )
         pending = self._pending.get(call.purpose)
         if pending is None:
-            pending = _Pending(call.fingerprint, asyncio.get_running_loop().create_future())
+            pending = _Pending(call, asyncio.get_running_loop().create_future())
             self._pending[call.purpose] = pending
-            queue.waiting.append(call)
-            asyncio.get_running_loop().call_soon(self._start, queue)  # with all that are submitted now
-        elif pending.fingerprint != call.fingerprint:
+            self._enqueue(queue, call)
+        elif pending.call.fingerprint != call.fingerprint:
             raise PurposeReused(f"{call.purpose} is the purpose of another transaction. Nothing was sent.")
         return await asyncio.shield(pending.answer)
 
@@ -208,16 +215,31 @@ class Lanes:
         self._start(queue)
 
     async def _send(self, queue: _Queue, batch: Sequence[Call]) -> None:
-        self._answer(await queue.lanes.issue(batch, self._lost_seconds))
+        self._answer(queue, await queue.lanes.issue(batch, self._lost_seconds))
 
-    def _answer(self, answers: Mapping[str, Transaction | Exception]) -> None:
+    def _enqueue(self, queue: _Queue, call: Call) -> None:
+        if call.purpose not in self._pending:
+            return  # closed while it waited for another process
+        queue.waiting.append(call)
+        asyncio.get_running_loop().call_soon(self._start, queue)  # with all that are submitted now
+
+    def _answer(self, queue: _Queue, answers: Mapping[str, Transaction | Exception]) -> None:
         for purpose, answer in answers.items():
-            future = self._pending.pop(purpose).answer
-            if isinstance(answer, Transaction):
-                self._recent[answer.transaction_id] = answer
-                future.set_result(answer)
+            pending = self._pending[purpose]
+            if isinstance(answer, StillReserved) and pending.tries < ADOPT_TRIES_MAX:
+                pending.tries += 1
+                loop = asyncio.get_running_loop()
+                loop.call_later(ADOPT_PAUSE_SECONDS, self._enqueue, queue, pending.call)
             else:
-                future.set_exception(answer)
-                future.exception()  # it is no loss where all who waited gave up
+                self._conclude(pending, answer)
         while len(self._recent) > RECENT_MAX:
             del self._recent[next(iter(self._recent))]
+
+    def _conclude(self, pending: _Pending, answer: Transaction | Exception) -> None:
+        del self._pending[pending.call.purpose]
+        if isinstance(answer, Transaction):
+            self._recent[answer.transaction_id] = answer
+            pending.answer.set_result(answer)
+        else:
+            pending.answer.set_exception(answer)
+            pending.answer.exception()  # it is no loss where all who waited gave up

@@ -6,6 +6,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import ClassVar
 
 from tollbook.core import clock, lanes_nonces, lanes_transactions
 from tollbook.core.chains import ChainUnreachable
@@ -28,13 +29,18 @@ from tollbook.core.lanes_transactions import Call, PurposeReused, Signed, Transa
 
 ISSUE_ATTEMPTS_MAX = 8  # each under new nonces, where others took the last ones or an account was empty
 EMPTY_SECONDS = 5.0  # an account without gas money is passed over for so long, where there are others
-ADOPT_ATTEMPTS_MAX = 250
-ADOPT_PAUSE_SECONDS = 0.02
 RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is taken for dead
 
 logger = logging.getLogger(__name__)
 
 Issued = dict[str, Transaction | Exception]
+
+
+class StillReserved(Refusal):
+    """Another process has reserved a nonce for it, and has not signed it yet."""
+
+    reason: ClassVar[str] = "still-reserved"
+    status: ClassVar[int] = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +188,18 @@ class NetworkLanes:
         match outcome:
             case Outcome.TAKEN:
                 return self._describe(one, "sent")
-            case Outcome.NO_GAS_MONEY:
-                await self._free([one.transaction_id])
-                return self._pass_on(call, one.sender)
-            case Outcome.NOT_TAKEN:
+            case Outcome.UNCLEAR:
+                return self._describe(one, "signed")
+            case Outcome.NO_GAS_MONEY | Outcome.NOT_TAKEN:
+                if not await self._free([one.transaction_id]):
+                    return self._describe(one, "signed")  # another process handed it out meanwhile
+                if outcome is Outcome.NO_GAS_MONEY:
+                    return self._pass_on(call, one.sender)
                 self.fees.forget()
-                await self._free([one.transaction_id])
                 return NodeRefusedTransaction(
                     f"The node of {self.node.network} did not take {one.purpose}: {said.error}. "
                     "Nothing was sent. Try again later."
                 )
-            case Outcome.UNCLEAR:
-                return self._describe(one, "signed")
             case Outcome.KNOWN | Outcome.NONCE_TOO_LOW | Outcome.OCCUPIED:
                 return await self._look_into(one, outcome)
 
@@ -238,22 +244,24 @@ class NetworkLanes:
 
     async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Exception | _Again:
         """The transaction that has this purpose already; handed to the node again if it may be lost."""
-        for _ in range(ADOPT_ATTEMPTS_MAX):
-            async with self.database.read() as tx:
-                fingerprint = await lanes_transactions.find_fingerprint(tx, call.purpose)
-                (transaction,) = await lanes_transactions.find(tx, purposes=[call.purpose])
-            if fingerprint != call.fingerprint or call.sender not in (None, transaction.sender):
-                return PurposeReused(
-                    f"{call.purpose} is the purpose of another transaction. "
-                    "Give each call a purpose of its own. Nothing was sent."
-                )
-            if transaction.status == "signed":
+        async with self.database.read() as tx:
+            fingerprint = await lanes_transactions.find_fingerprint(tx, call.purpose)
+            (transaction,) = await lanes_transactions.find(tx, purposes=[call.purpose])
+        if fingerprint != call.fingerprint or call.sender not in (None, transaction.sender):
+            return PurposeReused(
+                f"{call.purpose} is the purpose of another transaction. "
+                "Give each call a purpose of its own. Nothing was sent."
+            )
+        match transaction.status:
+            case "signed":
                 return await self._find_lost(transaction, lost_seconds)
-            if transaction.status != "reserved":
-                return self._contest() if transaction.status == "dropped" else transaction
-            await asyncio.sleep(ADOPT_PAUSE_SECONDS)  # another process is about to sign it
-        await self.free_abandoned()
-        return self._contest()
+            case "dropped":
+                return self._contest()
+            case "reserved":
+                await self.free_abandoned()
+                return StillReserved(f"Another process is about to send {call.purpose}. Ask for it again.")
+            case _:
+                return transaction
 
     async def _find_lost(self, transaction: Transaction, lost_seconds: float) -> Transaction:
         before = clock.now() - timedelta(seconds=lost_seconds)
@@ -310,9 +318,9 @@ class NetworkLanes:
                 tx, self.node.network, timedelta(seconds=RESERVED_SECONDS_MAX)
             )
 
-    async def _free(self, transaction_ids: Sequence[int]) -> None:
+    async def _free(self, transaction_ids: Sequence[int]) -> set[int]:
         async with self.database.write() as tx:
-            await lanes_nonces.free(tx, transaction_ids)
+            return await lanes_nonces.free(tx, transaction_ids)
 
     def _describe(self, one: Signed, status: str) -> Transaction:
         now = clock.now()

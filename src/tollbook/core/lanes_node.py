@@ -92,7 +92,12 @@ class Node:
         start = 0
         while start < len(asks):
             some = asks[start : start + self._batch_max]
-            answer = await self._ask_some(some)
+            try:
+                answer = await self._ask_some(some)
+            except NodeUnreachable:
+                if not said:
+                    raise
+                raise self.complain("it went away half-way") from None
             if answer is None:
                 self._batch_max = 1  # it knows no batches, and did nothing of this one
                 continue

@@ -48,21 +48,27 @@ async def take_nonces(
         )
 
 
-async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> int:
-    """No node took these: drop them, and give their nonces to the next calls."""
-    return await tx.execute(
+async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> set[int]:
+    """No node took these: drop them, and give their nonces to the next calls.
+
+    Returns those that were dropped: not the ones that somebody handed to a node once more.
+    """
+    rows = await tx.dicts(
         """
         WITH dropped AS (
             UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
             WHERE transaction_id = ANY (%(ids)s) AND status = 'signed' AND sends = 1
-            RETURNING network, sender, nonce
+            RETURNING transaction_id, network, sender, nonce
+        ), gaps AS (
+            INSERT INTO core.lane_gaps (network, sender, nonce)
+            SELECT d.network, d.sender, d.nonce FROM dropped d
+            ON CONFLICT (network, sender, nonce) DO NOTHING
         )
-        INSERT INTO core.lane_gaps (network, sender, nonce)
-        SELECT d.network, d.sender, d.nonce FROM dropped d
-        ON CONFLICT (network, sender, nonce) DO NOTHING
+        SELECT transaction_id FROM dropped
         """,
         {"ids": list(transaction_ids)},
     )
+    return {row["transaction_id"] for row in rows}
 
 
 async def free_abandoned(tx: WriteTx, network: str, older_than: timedelta) -> int:
