@@ -2,13 +2,12 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics, answers
+from tollbook.books.payments import analytics, answers, usage
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 
 EXPIRED_A_CALL = 10_000  # as cleanup_expired_x402_payments() has it
 CALLS_MAX = 1_000
-WEEKS_AHEAD = 8
 
 
 async def clean_up(database: Database) -> int:
@@ -29,21 +28,9 @@ async def count_up(database: Database) -> int:
         return await analytics.update(tx)
 
 
-async def make_partitions(database: Database) -> int:
-    """Make the usage partitions of the weeks to come; how many were missing."""
-    async with database.write() as tx:
-        return cast(
-            int,
-            await tx.value(
-                "SELECT core.ensure_partitions('payments.x402_usage', '7 days', %(weeks)s)",
-                {"weeks": WEEKS_AHEAD},
-            ),
-        )
-
-
 JOBS: list[Job] = [
     Job("payments.clean_up", "3 * * * *", clean_up),
     Job("payments.count_up", "8 * * * *", count_up),
     Job("payments.forget_answers", "*/10 * * * *", answers.forget),
-    Job("payments.make_partitions", "23 3 * * *", make_partitions),
+    Job("payments.make_partitions", "23 3 * * *", usage.make_partitions),
 ]

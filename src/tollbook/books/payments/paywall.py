@@ -6,11 +6,15 @@ Wire format: x402 version 2, HTTP transport (PAYMENT-REQUIRED, PAYMENT-SIGNATURE
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
+from psycopg.errors import InsufficientPrivilege
+
+from tollbook.books.payments import usage
 from tollbook.books.payments.facilitator import Facilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.ledger import LedgeredFacilitator
@@ -44,6 +48,8 @@ __all__ = ["PaidRoute", "Payee", "Paywall"]
 
 EVM = "eip155:"
 PREFLIGHT_HEADER = b"access-control-request-method"
+
+logger = logging.getLogger(__name__)
 
 
 class Paywall:
@@ -154,6 +160,7 @@ class Paywall:
             database = await stack.enter_async_context(Database(url, application="tollbook paywall"))
             async with database.write() as tx:
                 await journal.check_epoch(tx)
+            await _make_room(database)
             meter = await stack.enter_async_context(Meter(url))
             rpc_urls = PaymentsSettings().rpc_urls if self._rpc_urls is None else self._rpc_urls
             chains = {
@@ -231,6 +238,15 @@ class _Passage:
 
     def _milliseconds(self) -> int:
         return (time.monotonic_ns() - self._started) // 1_000_000
+
+
+async def _make_room(database: Database) -> None:
+    """Make the partitions of the weeks to come, for sellers who run no worker."""
+    try:
+        await usage.make_partitions(database)
+        await journal.make_partitions(database)
+    except InsufficientPrivilege:
+        logger.warning("the paywall may not make partitions: run `tollbook worker`, which may")
 
 
 def _find_endpoint(toll: Toll, scope: Scope) -> str:

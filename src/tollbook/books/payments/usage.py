@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString, NamedTuple, Self
+from typing import Any, LiteralString, NamedTuple, Self, cast
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -45,6 +45,7 @@ STATUS_CODE_MAX = 999
 RESPONSE_TIME_MS_MAX = 2**31 - 1
 ENDPOINT = "payments.endpoint"
 SERVER_ERROR = 500
+WEEKS_AHEAD = 8
 
 # One plan for any number of rows, from index to index whatever the tables were when it was made: planning
 # this statement anew takes longer than running it.
@@ -73,6 +74,18 @@ class Admission:
     payment_id: int
     requests_remaining: int
     expires_at: datetime
+
+
+async def make_partitions(database: Database) -> int:
+    """Make the usage partitions of the weeks to come; how many were missing."""
+    async with database.write() as tx:
+        return cast(
+            int,
+            await tx.value(
+                "SELECT core.ensure_partitions('payments.x402_usage', '7 days', %(weeks)s)",
+                {"weeks": WEEKS_AHEAD},
+            ),
+        )
 
 
 class Meter:
