@@ -4,10 +4,13 @@ A voucher is good for one sum of all charges, so the channel itself keeps it fro
 request are told by their PAYMENT-SIGNATURE: it holds our challenge, which is another one in each 402.
 """
 
+import asyncio
 import json
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import cast
+from weakref import WeakValueDictionary
 
 from x402.http.constants import PAYMENT_RESPONSE_HEADER
 from x402.http.utils import encode_payment_response_header
@@ -44,6 +47,9 @@ class ChannelPurchases(Purchases):
         default_factory=dict[int, tuple[PaymentPayload, PaymentRequirements]], init=False
     )
     _charged: dict[int, int] = field(default_factory=dict[int, int], init=False)
+    _entering: WeakValueDictionary[str, asyncio.Lock] = field(
+        default_factory=WeakValueDictionary[str, asyncio.Lock], init=False
+    )
 
     async def open(
         self, toll: Toll, option: Option, payment: PaymentPayload, asked: Asked
@@ -60,7 +66,6 @@ class ChannelPurchases(Purchases):
         offer = _make_offer(toll, option, payment, asked)
         for _ in range(OPENINGS_MAX):
             try:
-                await self._refuse_counted(offer)
                 return await self._enter(offer, payment, option.requirements, asked)
             except AlreadyCounted as counted:
                 found = await self._resume(counted, asked)
@@ -80,12 +85,21 @@ class ChannelPurchases(Purchases):
     async def _enter(
         self, offer: Offer, payment: PaymentPayload, terms: PaymentRequirements, asked: Asked
     ) -> Opening:
-        await self._stand(payment, terms)
-        try:
-            opening = await finish(self._reserve(offer, asked))
-        except BaseException:
-            await finish(self.channels.cancel(payment, terms))
-            raise
+        nonce = cast(str, offer.nonce)
+        async with self._entering.setdefault(
+            nonce, asyncio.Lock()
+        ):  # copies must not queue
+            await self._refuse_counted(offer)
+            try:
+                await self._stand(payment, terms)
+            except PaymentRefused:
+                await self._refuse_counted(offer)  # a copy of it in another process may have been faster
+                raise
+            try:
+                opening = await finish(self._reserve(offer, asked))
+            except BaseException:
+                await finish(self.channels.cancel(payment, terms))
+                raise
         self._reserved[opening.payment.payment_id] = (payment, terms)
         return opening
 
