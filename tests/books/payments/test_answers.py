@@ -21,6 +21,7 @@ from fixtures.serve import serve
 from tollbook.books.payments import answers
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.books.payments.purchases import ANSWERS_KEPT
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
@@ -309,7 +310,7 @@ async def test_after_its_window_an_answer_is_forgotten(
     header = await sign(shop, "/once/rain", payer)
     await ask(shop, "/once/rain", header)
     assert await answers.forget(database) == 0
-    later = clock.now() + answers.HOLD * 61
+    later = clock.now() + ANSWERS_KEPT + answers.HOLD
     monkeypatch.setattr(clock, "now", lambda: later)
     assert await answers.forget(database) == 1
     assert (await ask(shop, "/once/rain", header)).status_code == 409

@@ -308,3 +308,20 @@ async def test_what_was_supported_outlives_a_restart_and_an_outage(database: Dat
     assert await LedgeredFacilitator(database, {"a": actor}).supported() == first
     with pytest.raises(FacilitatorUnreachable):
         await LedgeredFacilitator(database, {"never asked": actor}).supported()
+
+
+async def test_a_settlement_that_takes_long_is_held_as_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "HOLD", timedelta(seconds=0.5))
+    monkeypatch.setattr(ledger, "RENEW_SECONDS", 0.05)
+    actor, payment = Actor([settled]), await make_payment()
+    actor.gate.clear()
+    ledgered = LedgeredFacilitator(database, {"a": actor})
+    running = asyncio.create_task(ledgered.settle(*payment))
+    await asyncio.sleep(1)
+    with pytest.raises(SettlementInProgress):
+        await ledgered.settle(*payment)
+    actor.gate.set()
+    assert (await running).success
+    assert actor.asked == 1

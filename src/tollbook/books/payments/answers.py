@@ -30,8 +30,8 @@ from tollbook.core.sealing import open_sealed, seal
 Status = Literal["running", "open", "kept", "gone"]
 Headers = list[tuple[bytes, bytes]]
 
-HOLD = timedelta(seconds=60)
-RENEW_SECONDS = 20.0  # while an app takes its time
+HOLD = timedelta(seconds=20)  # a process that ended keeps its payers waiting for so long
+RENEW_SECONDS = 5.0  # while an app takes its time
 BODY_BYTES_MAX = 256 * 1024
 SECRET_CHARS_MIN = 16
 EXTENSION = "tollbook"

@@ -13,8 +13,10 @@ the answer that was given. A facilitator is asked again only where nothing moved
 not known: signed payments carry nonces, so a second broadcast of the same payment moves nothing more.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -47,7 +49,8 @@ from tollbook.core.errors import Refusal
 Status = Literal["pending", "settled", "failed", "unknown"]
 Outcome = Literal["settled", "not settled", "open"]
 
-HOLD = timedelta(seconds=120)  # longer than any facilitator is waited for
+HOLD = timedelta(seconds=20)  # a process that ended keeps its payers waiting for so long
+RENEW_SECONDS = 5.0
 ASK_ATTEMPTS_MAX = 3
 ASK_WAIT_SECONDS_MAX = 1.0
 BOOKING_ATTEMPTS_MAX = 5
@@ -190,15 +193,17 @@ class LedgeredFacilitator:
         """
         return await self.settle_taken(await self.take(payload, requirements), payload, requirements)
 
-    async def take(self, payload: PaymentPayload, requirements: PaymentRequirements) -> Settlement:
-        """Write the intent down and hold it: nobody else settles this payment until HOLD is over.
+    async def take(
+        self, payload: PaymentPayload, requirements: PaymentRequirements, hold: timedelta = HOLD
+    ) -> Settlement:
+        """Write the intent down and hold it: for so long nobody else settles this payment.
 
         A settlement that is settled already comes back as it is. Raises SettlementInProgress where somebody
         else holds it, SettlementConflict.
         """
         proof = read_proof(payload, requirements)
         async with self._database.write() as tx:
-            row = await _take(tx, proof, next(iter(self._desks)), clock.now())
+            row = await _take(tx, proof, next(iter(self._desks)), clock.now(), hold)
             return row or _check_settled(await find(tx, proof), proof)
 
     async def settle_taken(
@@ -207,9 +212,20 @@ class LedgeredFacilitator:
         """Settle what was taken, or give the answer that was given. See settle."""
         if row.status == "settled":
             return SettleResponse.model_validate(row.answer)
-        if row.status == "unknown":
-            return await self._resume(row, payload, requirements)
-        return await self._begin(row, payload, requirements)
+        holding = asyncio.create_task(self._hold(row))
+        try:
+            go_on = self._resume if row.status == "unknown" else self._begin
+            return await go_on(row, payload, requirements)
+        finally:
+            holding.cancel()
+
+    async def _hold(self, row: Settlement) -> None:
+        """Hold the settlement while a facilitator is at it; until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(Refusal):
+                async with self._database.write() as tx:
+                    await _renew(tx, row, clock.now())
 
     async def _begin(
         self, row: Settlement, payload: PaymentPayload, requirements: PaymentRequirements
@@ -431,7 +447,9 @@ def make_answer(row: Settlement, verdict: Verdict) -> SettleResponse:
     )
 
 
-async def _take(tx: WriteTx, proof: Proof, facilitator: str, now: datetime) -> Settlement | None:
+async def _take(
+    tx: WriteTx, proof: Proof, facilitator: str, now: datetime, hold: timedelta
+) -> Settlement | None:
     """Take a settlement that is new, failed before, or was let go of; None where it is held or done.
 
     Whose holder was never heard of again is unknown from here on.
@@ -463,7 +481,7 @@ async def _take(tx: WriteTx, proof: Proof, facilitator: str, now: datetime) -> S
         {
             "settlement_id": ids.make(),
             "now": now,
-            "held_until": now + HOLD,
+            "held_until": now + hold,
             "valid_before": proof.valid_before,
             "amount": proof.amount,
             "network": proof.network,
@@ -488,6 +506,16 @@ def _check_settled(row: Settlement | None, proof: Proof) -> Settlement:
     hash_ = "" if row is None else row.tx_hash or ""
     raise SettlementInProgress(
         proof.network, hash_, ERR_SETTLEMENT_PENDING, "another request is settling it now"
+    )
+
+
+async def _renew(tx: WriteTx, row: Settlement, now: datetime) -> None:
+    await tx.execute(
+        """
+        UPDATE payments.x402_settlements SET held_until = %(held_until)s
+        WHERE settlement_id = %(settlement_id)s AND holder = %(holder)s AND status IN ('pending', 'unknown')
+        """,
+        {"settlement_id": row.settlement_id, "holder": row.holder, "held_until": now + HOLD},
     )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from x402.schemas import (
@@ -44,6 +45,7 @@ ALREADY_SETTLED = "payment_already_settled"
 IN_PROGRESS = "payment_in_progress"
 CONFLICT = "payment_used_for_other_terms"
 UNREACHABLE = "facilitator_unreachable"
+HANDLER_HOLD = timedelta(seconds=120)  # between verify and settle
 HELD_MAX = 10_000  # payments verified here and not yet settled
 
 _Result = TypeVar("_Result")
@@ -81,7 +83,7 @@ class LedgeredFacilitatorClient:
             if not answer.is_valid:
                 return answer
         try:
-            taken = await ledger.take(payload, requirements)
+            taken = await ledger.take(payload, requirements, HANDLER_HOLD)
         except SettlementInProgress as error:
             return _refuse(IN_PROGRESS, str(error))
         except SettlementConflict as error:
