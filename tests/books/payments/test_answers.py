@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.responses import Response
 from x402.http.utils import decode_payment_required_header, encode_payment_signature_header
 from x402.schemas import PaymentPayload
@@ -21,7 +21,7 @@ from fixtures.serve import serve
 from tollbook.books.payments import answers
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
-from tollbook.books.payments.purchases import ANSWERS_KEPT
+from tollbook.books.payments.purchases import ANSWERS_KEPT, RERUNS_MAX
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
@@ -89,6 +89,15 @@ def make_app(shop: Shop) -> FastAPI:
         await shop.slow.wait()
         return "at last"
 
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def body() -> AsyncIterator[bytes]:
+            shop.runs.append("stream")
+            yield b"all that is worth anything"
+            await asyncio.sleep(30)
+
+        return StreamingResponse(body())
+
     @app.get("/upfront")
     async def upfront() -> Response:
         shop.runs.append("upfront")
@@ -111,6 +120,7 @@ async def shop(
             "POST /once": PaidRoute("$0.01", requests=3),
             "GET /long": PaidRoute("$0.01", requests=2),
             "GET /slow": PaidRoute("$0.01"),
+            "GET /stream": PaidRoute("$0.01"),
             "GET /upfront": PaidRoute("$0.01", settle="before"),
         },
         facilitator=shop.facilitator,
@@ -279,6 +289,20 @@ async def test_of_an_answer_too_long_to_keep_the_token_is_given_again(
     assert (again.status_code, again.json()["type"]) == (409, "urn:tollbook:problem:answer-gone")
     assert again.headers["PAYMENT-TOKEN"] == first.headers["PAYMENT-TOKEN"]
     assert shop.runs == ["long"]
+
+
+async def test_who_hangs_up_before_the_end_is_not_served_for_ever(shop: Shop, payer: LocalAccount) -> None:
+    header = await sign(shop, "/stream", payer)
+    codes: list[int] = []
+    for _ in range(RERUNS_MAX + 3):
+        async with (
+            httpx.AsyncClient(base_url=shop.url, timeout=30) as client,
+            client.stream("GET", "/stream", headers={"PAYMENT-SIGNATURE": header}) as answer,
+        ):
+            codes.append(answer.status_code)
+            await anext(answer.aiter_raw())
+    assert codes == [200] * (RERUNS_MAX + 1) + [409] * 2
+    assert len(shop.runs) == RERUNS_MAX + 1
 
 
 async def test_who_paid_upfront_and_met_a_failure_asks_again_with_the_same_payment(

@@ -22,13 +22,13 @@ from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEME
 from x402.mechanisms.evm.constants import SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
-from tollbook.books.payments import answers, payments, tokens
+from tollbook.books.payments import answers, payments, solana_payment, tokens, usage
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
 from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown, find_fault
 from tollbook.books.payments.ledger import LedgeredFacilitator, SettlementConflict, SettlementInProgress
 from tollbook.books.payments.payments import Offer, Payment
-from tollbook.books.payments.rules import Option, Toll, read_proof
+from tollbook.books.payments.rules import SOLANA_LIFETIME, Option, Toll, read_proof
 from tollbook.books.payments.tokens import Grant
 from tollbook.core import clock, ids, telemetry
 from tollbook.core.database import Database, WriteTx
@@ -40,6 +40,7 @@ BOOKING_WAIT_SECONDS_MAX = 2.0
 RETRY_AFTER_SECONDS = 5
 IN_PROGRESS_SECONDS = 1
 OPENINGS_MAX = 3  # each lost one: the payment failed for another presenter meanwhile
+RERUNS_MAX = 3  # of an answer that broke off: else who hangs up before its end would be served for ever
 WAITING_MAX = 256  # copies of requests that are being answered
 WAIT_SECONDS_MAX = 10.0
 WAIT_SECONDS_MIN = 0.02
@@ -118,6 +119,19 @@ class PaymentBound(Refusal):
         )
 
 
+class AnswerGone(Refusal):
+    """It was answered before, and that is not kept: it was too long, or broke off too often."""
+
+    reason: ClassVar[str] = "answer-gone"
+    status: ClassVar[int] = 409
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This payment was answered before, with more than is kept. Use its access token for more "
+            "requests, or pay again with a new authorization."
+        )
+
+
 class PaymentUnknown(Refusal):
     """Money may have moved and it is not known yet. Pay nothing anew: the payment is kept and looked for."""
 
@@ -165,7 +179,8 @@ class Purchases:
         somebody else or its answer is forgotten, PaymentBound where with another request, PaymentPostponed
         where the facilitator cannot say now, PaymentInProgress, DatabaseUnreachable.
         """
-        fault = find_fault(payment, option.requirements)
+        find = solana_payment.find_fault if option.network.is_solana else find_fault
+        fault = find(payment, option.requirements)
         if fault is not None:
             raise PaymentRefused(*fault)
         offer = _make_offer(toll, option, payment)
@@ -237,6 +252,8 @@ class Purchases:
             if not asked.has_secret:
                 raise counted
             return answers.read_answer(record, asked)
+        if await usage.count_answered(tx, payment.payment_id) - payment.requests_used >= RERUNS_MAX:
+            raise AnswerGone
         holder = ids.make()
         if not await answers.take(tx, payment.payment_id, holder, now=clock.now()):
             return "busy"
@@ -352,8 +369,7 @@ class Purchases:
         _count(payment, "unknown")
         try:
             async with self.database.write() as tx:
-                hash_ = transaction.lower() or None
-                await payments.suspect(tx, payment.payment_id, reason, hash_, now=clock.now())
+                await payments.suspect(tx, payment.payment_id, reason, transaction or None, now=clock.now())
         except PaymentNotInState:
             pass  # it was known before that it is not known
         except Exception:
@@ -398,7 +414,7 @@ def _make_offer(toll: Toll, option: Option, payment: PaymentPayload) -> Offer:
         endpoint=toll.key,
         requests_allocated=toll.terms.requests,
         lifetime=toll.terms.lifetime,
-        valid_before=proof.valid_before,
+        valid_before=proof.valid_before or clock.now() + SOLANA_LIFETIME,
     )
 
 

@@ -32,7 +32,7 @@ from tollbook.books.payments.errors import (
     TooManyWaiting,
 )
 from tollbook.core import labels
-from tollbook.core.database import Database
+from tollbook.core.database import Database, ReadTx
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 WAITING_MAX = 10_000  # requests waiting for their quota or their row; so also the largest batch
@@ -74,6 +74,20 @@ class Admission:
     payment_id: int
     requests_remaining: int
     expires_at: datetime
+
+
+async def count_answered(tx: ReadTx, payment_id: int) -> int:
+    """How many requests of a payment were answered, those that the app failed aside."""
+    return cast(
+        int,
+        await tx.value(
+            """
+            SELECT count(*) FROM payments.x402_usage
+            WHERE payment_id = %(payment_id)s AND status_code < %(failed)s
+            """,
+            {"payment_id": payment_id, "failed": SERVER_ERROR},
+        ),
+    )
 
 
 async def make_partitions(database: Database) -> int:

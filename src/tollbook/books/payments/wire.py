@@ -20,7 +20,7 @@ from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, Set
 
 from tollbook.books.payments.answers import EXTENSION, Answer, Headers
 from tollbook.books.payments.errors import TokenExpired, TokenSpent
-from tollbook.books.payments.purchases import PaymentRefused, Purchase
+from tollbook.books.payments.purchases import AnswerGone, PaymentRefused, Purchase
 from tollbook.books.payments.rules import Toll
 from tollbook.core import ids, telemetry
 from tollbook.core.errors import Refusal
@@ -50,19 +50,6 @@ CHALLENGE_SCHEMA = {
     "required": ["route", "challenge"],
 }
 SERVER_ERROR = 500
-
-
-class AnswerGone(Refusal):
-    """The payment was answered before, and the answer was too long to be kept."""
-
-    reason = "answer-gone"
-    status = 409
-
-    def __init__(self) -> None:
-        super().__init__(
-            "This payment was answered before, with more than is kept. Use its access token for more "
-            "requests, or pay again with a new authorization."
-        )
 
 
 class PaymentNeeded(Refusal):
