@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -107,6 +108,25 @@ async def test_row_o_at_two_instances_of_the_sellers_app(
         found = await asyncio.gather(buy(one, REQUESTS // 2), buy(two, REQUESTS // 2))
     assert found == [[200] * (REQUESTS // 2)] * 2
     assert read_charged(storages[0]) == [(1 + REQUESTS) * PRICE]
+
+
+async def test_buyers_who_all_come_out_of_date_are_told_the_state_one_after_another(
+    connections: Connections,
+    schemes_chain: LocalChain,
+    facilitator: BareFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+) -> None:
+    storage = PostgresChannelStorage(connections)
+    app = open_shop(facilitator, seller, storage)
+    async with AsyncExitStack() as stack:
+        # Five processes of one buyer, each with a memory of its own; four know what the chain knows.
+        buyers = [make_buyer(payer, schemes_chain.url) for _ in range(5)]
+        first, *others = [await stack.enter_async_context(shop_at(app, buyer)) for buyer in buyers]
+        assert await buy(first, 2) == [200] * 2
+        found = await asyncio.gather(*(buy(client, 1) for client in others))
+    assert found == [[200]] * 4
+    assert read_charged(storage) == [6 * PRICE]
 
 
 async def test_the_first_requests_of_a_channel_wait_for_its_deposit(

@@ -7,6 +7,10 @@ let through to be refused with the channel's state, which the SDK's buyer answer
 Until that one is back, or CORRECTION_SECONDS are over, the next is not told the same state: it would be out
 of date again.
 
+A request that is signed on the newest state, because its buyer has just had an answer, overtakes one that is
+on its way back, which then is refused after all: the two cannot be told apart. So after each answer there are
+ANSWER_SECONDS for such requests before the next correction.
+
 The queue stands before the SDK's own hooks and changes none of their decisions. It waits outside of
 transactions and holds no connection meanwhile.
 """
@@ -39,6 +43,7 @@ from tollbook.core.stores.connections import Connections
 QUEUE_SECONDS_MAX = 30.0
 TURN_SECONDS = 5.0  # from the turn to the SDK's reservation: no network between, only a database
 CORRECTION_SECONDS = 2.0  # a buyer's way back with a new signature
+ANSWER_SECONDS = 0.15  # in which who learned the state from an answer comes before who must be told it
 PAUSE_SECONDS = (0.01, 0.1)  # between looks: the first, and the longest
 
 Step = Callable[["_Request"], bool]

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, LiteralString
 
 import psycopg
@@ -21,7 +22,7 @@ from x402.mechanisms.evm.batch_settlement.types import ChannelConfig
 from x402.mechanisms.evm.batch_settlement.utils import normalize_channel_id
 
 from tollbook.core.errors import Refusal
-from tollbook.core.stores.channel_queue import QUEUE_SECONDS_MAX, ChannelQueue
+from tollbook.core.stores.channel_queue import ANSWER_SECONDS, QUEUE_SECONDS_MAX, ChannelQueue
 from tollbook.core.stores.connections import WAIT_SECONDS_MAX, Connections, find_connections
 from tollbook.core.stores.sealing import Seal
 
@@ -262,10 +263,14 @@ def _upsert(connection: Connection[Any], values: dict[str, Any]) -> bool:
 
 
 def _pass_turn(connection: Connection[Any], channel_id: str, pending: PendingRequest | None) -> None:
-    """The channel is the pending request's as long as it is reserved; without one, it is the next one's."""
+    """The channel is the pending request's as long as it is reserved; then it is free to who is in step."""
     if pending is None:
         connection.execute(
-            "DELETE FROM stores.channel_turns WHERE channel_id = %(channel_id)s", {"channel_id": channel_id}
+            """
+            UPDATE stores.channel_turns SET corrects = true, ends_at = clock_timestamp() + %(lasts)s::interval
+            WHERE channel_id = %(channel_id)s
+            """,
+            {"channel_id": channel_id, "lasts": timedelta(seconds=ANSWER_SECONDS)},
         )
         return
     connection.execute(
@@ -282,7 +287,9 @@ def _delete(connection: Connection[Any], channel_id: str) -> None:
     connection.execute(
         "DELETE FROM stores.channels WHERE channel_id = %(channel_id)s", {"channel_id": channel_id}
     )
-    _pass_turn(connection, channel_id, None)
+    connection.execute(
+        "DELETE FROM stores.channel_turns WHERE channel_id = %(channel_id)s", {"channel_id": channel_id}
+    )
 
 
 def _name_place(channel_id: str) -> str:
