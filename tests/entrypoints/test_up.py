@@ -76,7 +76,13 @@ def test_a_facilitator_is_served_alone(tmp_path: Path) -> None:
     key.chmod(0o600)
     port = find_port()
     with running(
-        "facilitator", "--rpc", "local=http://127.0.0.1:1", "--key-file", str(key), "--port", str(port),
+        "facilitator",
+        "--rpc",
+        "local=http://127.0.0.1:1",
+        "--key-file",
+        str(key),
+        "--port",
+        str(port),
         TOLLBOOK_STORAGE="memory",
     ) as served:
         served.wait_for("serving")

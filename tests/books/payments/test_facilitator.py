@@ -243,8 +243,9 @@ async def test_with_recipients_named_nobody_else_is_paid(
 async def test_who_is_paid_is_found_wherever_a_channel_names_him(
     payload: dict[str, Any], requirements: PaymentRequirements
 ) -> None:
-    channel = PaymentPayload(x402_version=2, payload=payload, accepted=requirements)
-    assert find_receivers(channel, requirements) == {requirements.pay_to.lower(), "0x" + "aa" * 20}
+    wanted = requirements.model_copy(update={"scheme": "batch-settlement"})
+    channel = PaymentPayload(x402_version=2, payload=payload, accepted=wanted)
+    assert find_receivers(channel, wanted) == {wanted.pay_to.lower(), "0x" + "aa" * 20}
 
 
 async def test_the_key_shows_nowhere(

@@ -19,6 +19,7 @@ from tollbook.books.payments.facilitator_signer import (
     OperatorKeyUnusable,
     read_operator_key,
 )
+from tollbook.core.embedded import Server
 from tollbook.core.local_chain import NETWORK
 
 NOWHERE = "postgresql://127.0.0.1:9/none"
@@ -70,6 +71,23 @@ async def test_other_paths_and_methods_are_problems(in_process: InProcessFacilit
     assert (missing.status_code, missing.json()["reason"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["reason"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+
+
+async def test_it_is_ready_when_node_and_database_answer(
+    in_process: InProcessFacilitator, postgres: Server, database_url: str
+) -> None:
+    transport = httpx.ASGITransport(facilitator_app(in_process))
+    nowhere = InProcessFacilitator({NETWORK: DEAD}, KEY, database_url)
+    bookless = InProcessFacilitator({NETWORK: DEAD}, KEY, postgres.url("none"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://facilitator") as client:
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+    for unready in (nowhere, bookless):
+        transport = httpx.ASGITransport(facilitator_app(unready))
+        async with httpx.AsyncClient(transport=transport, base_url="http://facilitator") as client:
+            answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["reason"]) == (503, "facilitator-unreachable")
+        assert answer.headers["retry-after"]
+        await unready.aclose()
 
 
 scalars = (

@@ -25,6 +25,7 @@ from x402.schemas import (
     VerifyResponse,
 )
 
+from tollbook.books.payments import facilitator_faults, solana_payment
 from tollbook.books.payments.facilitator_broadcast import CLOSED, Broadcast
 from tollbook.books.payments.facilitator_errors import (
     FacilitatorUnreachable,
@@ -38,7 +39,6 @@ from tollbook.books.payments.facilitator_faults import (
     ERR_UNEXPECTED_SETTLE,
     SURE_REASONS,
     Fault,
-    find_fault,
     find_receivers,
 )
 from tollbook.books.payments.facilitator_node import Node, NodeFailed
@@ -46,7 +46,7 @@ from tollbook.books.payments.facilitator_purposes import identify
 from tollbook.books.payments.facilitator_schemes import Schemes, Threads
 from tollbook.books.payments.facilitator_sdk import Reader
 from tollbook.books.payments.facilitator_signer import check_operator_key
-from tollbook.core.chains import normalize_address
+from tollbook.core.chains import is_solana, normalize_address
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 from tollbook.core.lanes import Lanes
@@ -213,12 +213,12 @@ class InProcessFacilitator:
         )
 
     async def check_ready(self) -> None:
-        """Return if settlements can be made now. Raises FacilitatorUnreachable."""
+        """Return if settlements can be made now. Raises FacilitatorUnreachable, DatabaseUnreachable."""
         await self._open()
         for road in self._roads.values():
             with _saying_unreachable(road.node.network):
                 await road.node.check_chain()
-                await road.broadcast.find("")
+                await road.broadcast.check_books()
 
     async def aclose(self) -> None:
         """Stop waiting for blocks, end threads and connections.
@@ -262,7 +262,7 @@ class InProcessFacilitator:
         if requirements.network not in self._rpc_urls:
             served = ", ".join(self._rpc_urls)
             return ERR_INVALID_NETWORK, f"This facilitator does not serve this network. It serves: {served}."
-        fault = find_fault(payload, requirements)
+        fault = facilitator_faults.find_fault(payload, requirements)
         if fault is None and self._recipients and find_receivers(payload, requirements) - self._recipients:
             return ERR_RECIPIENT_NOT_SERVED, "This facilitator does not pay this recipient."
         return fault
@@ -284,6 +284,16 @@ class InProcessFacilitator:
         authorizer = LocalAuthorizerSigner(self._accounts[0])
         schemes = Schemes(node, broadcast, exact, readers, authorizer, verifying, settling)
         return _Road(node, broadcast, exact, schemes)
+
+
+def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
+    """Return why a payment cannot be for these requirements: x402 reason and sentence; None where it can.
+
+    It looks at the payment alone, and asks no chain.
+    """
+    if is_solana(requirements.network):
+        return solana_payment.find_fault(payload, requirements)
+    return facilitator_faults.find_fault(payload, requirements)
 
 
 @contextmanager

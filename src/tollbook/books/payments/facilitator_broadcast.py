@@ -1,6 +1,7 @@
 """One network's transactions: sent through the lanes once for each purpose, and waited for."""
 
 import asyncio
+import logging
 
 from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
 
@@ -17,6 +18,8 @@ from tollbook.core.lanes import Call, Lanes, NoGasMoney, PurposeReused, Transact
 
 POLL_SECONDS = 0.5  # for further confirmations
 CLOSED = "The facilitator is stopping. It sent nothing; present the same payment to the next one."
+
+logger = logging.getLogger(__name__)
 
 
 class Broadcast:
@@ -41,18 +44,24 @@ class Broadcast:
     async def find(self, purpose: str) -> tuple[Transaction | None, int]:
         """Return the attempt that stands, sent and not reverted; and the number that the next one would have.
 
-        Raises SettlementUnknown where the books cannot be read.
+        Raises SettlementUnknown where the books cannot be read, or another process is about to send it.
         """
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 found = await self._lanes.find(number(purpose, attempt))
             except DatabaseUnreachable as error:
                 raise self.unknown("", str(error)) from error
-            if found is None or found.status in ("reserved", "dropped"):
+            if found is None or found.status == "dropped":
                 return None, attempt
+            if found.status == "reserved":
+                raise self.unknown("", "another request for it is about to be sent")
             if not is_reverted(found):
                 return found, attempt
         return None, ATTEMPTS_MAX + 1
+
+    async def check_books(self) -> None:
+        """Return if the books can be read. Raises DatabaseUnreachable."""
+        await self._lanes.find("")
 
     async def submit(self, call: Call) -> Transaction:
         """Have a call sent once for its purpose, by whichever process, and return its transaction.
@@ -70,9 +79,10 @@ class Broadcast:
             raise self.unknown("", str(error)) from error
         except NoGasMoney as error:
             raise OperatorOutOfGas(f"{error} Present the same payment again then.") from None
-        except Refusal as error:
+        except Refusal as error:  # the sentence may name the node's host: it is for us alone
+            logger.warning("could not send on %s: %s", self.network, error)
             raise FacilitatorUnreachable(
-                f"The facilitator could not send on {self.network}: {error} "
+                f"The facilitator could not send on {self.network}: {error.reason}. "
                 "It sent nothing; present the same payment again later."
             ) from None
 

@@ -107,9 +107,11 @@ def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fa
 
 def find_receivers(payload: PaymentPayload, requirements: PaymentRequirements) -> set[str]:
     """Return whom a payment without fault would pay, in lower case, wherever its payload names them."""
-    places: list[Any] = [payload.payload, payload.payload.get("channelConfig")]
-    places += [claim.get("voucher", {}).get("channel") for claim in payload.payload.get("claims") or ()]
-    named = [cast(dict[str, Any], place).get("receiver") for place in places if isinstance(place, dict)]
+    body = payload.payload
+    places = [body, _as_dict(body.get("channelConfig"))]
+    if requirements.scheme == SCHEME_BATCH:
+        places += [claim["voucher"]["channel"] for claim in body.get("claims") or ()]
+    named = [place.get("receiver") for place in places]
     return {name.lower() for name in (requirements.pay_to, *named) if isinstance(name, str)}
 
 

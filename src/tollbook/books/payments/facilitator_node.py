@@ -79,9 +79,9 @@ class Node:
                 said = await asyncio.gather(*(self._enqueue(ask) for ask in asks))
                 if attempt == ATTEMPTS_MAX or not any(one.code == LIMIT_EXCEEDED for one in said):
                     return [_read(one) for one in said]
-            except ChainUnreachable as error:
+            except ChainUnreachable as error:  # its text names the node's host, which is nobody's business
                 if attempt == ATTEMPTS_MAX:
-                    raise NodeFailed(str(error)) from None
+                    raise NodeFailed(f"it gave no answer ({type(error).__name__})") from None
             await asyncio.sleep(random.uniform(0, min(WAIT_SECONDS_MAX, 0.1 * 2**attempt)))  # noqa: S311
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -39,12 +39,17 @@ from x402.schemas import (
 from tollbook.books.payments.facilitator_broadcast import CLOSED, Broadcast, is_reverted
 from tollbook.books.payments.facilitator_errors import FacilitatorUnreachable, SettlementUnknown
 from tollbook.books.payments.facilitator_exact import GAS_LIMIT, Eip3009, Payment
-from tollbook.books.payments.facilitator_faults import SCHEME_BATCH, SURE_REASONS, X402_VERSION
+from tollbook.books.payments.facilitator_faults import (
+    ERR_INVALID_PAYLOAD,
+    SCHEME_BATCH,
+    SURE_REASONS,
+    X402_VERSION,
+)
 from tollbook.books.payments.facilitator_node import CallReverted, Node, NodeFailed, read_bytes
 from tollbook.books.payments.facilitator_purposes import ATTEMPTS_MAX, identify, number
 from tollbook.books.payments.facilitator_sdk import Attempt, Pending, Reader
 from tollbook.core.chains import Receipt, decode_transfer
-from tollbook.core.lanes import Call, Transaction
+from tollbook.core.lanes import Call, PurposeReused, Transaction
 
 THREADS_MAX = 8
 # The SDK's Permit2 code imports all of its extensions, and one of them insists on this library.
@@ -117,7 +122,11 @@ class Sending:
         for attempt in range(first, ATTEMPTS_MAX + 1):
             purpose = number(self._purpose + step, attempt)
             call = Call(self._broadcast.network, purpose, to, data, GAS_LIMIT, sender=self._sender)
-            transaction = await self._broadcast.submit(call)
+            try:
+                transaction = await self._broadcast.submit(call)
+            except PurposeReused:
+                why = "it is being settled on other terms"
+                raise self._broadcast.unknown("", why, ERR_NONCE_ALREADY_USED) from None
             if not is_reverted(transaction):
                 self.sent[transaction.hash] = transaction
                 return transaction.hash
@@ -168,7 +177,13 @@ class Schemes:
         """Return what the SDK says. Raises NodeFailed, and what else keeps it from knowing."""
         attempt = self._attempt(self._choose_operator(payload))
         scheme = self._make(requirements.scheme, attempt, None)
-        result = await self._verifying.run(lambda: scheme.verify(payload, requirements))
+        try:
+            result = await self._verifying.run(lambda: scheme.verify(payload, requirements))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if attempt.failure is not None:
+                raise
+            said = f"The SDK cannot read it ({type(error).__name__})."
+            return VerifyResponse(is_valid=False, invalid_reason=ERR_INVALID_PAYLOAD, invalid_message=said)
         if not result.is_valid and attempt.failure is not None:
             raise attempt.failure
         return result

@@ -11,13 +11,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from x402.schemas import SettleResponse, VerifyRequest, VerifyResponse
 
-from tollbook.books.payments.facilitator import Facilitator, FacilitatorUnreachable, SettlementUnknown
+from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.facilitator_faults import ERR_INVALID_VERSION, X402_VERSION
+from tollbook.core.errors import Refusal
 
 BODY_BYTES_MAX = 64 * 1024
 RETRY_SECONDS = 5
 PROBLEMS_MAX = 5  # of a malformed body's faults, those that are told
 OLD_VERSION = 1
+UNAVAILABLE = 503
 
 
 class MalformedRequest(Exception):
@@ -80,7 +82,7 @@ def facilitator_app(facilitator: Facilitator) -> Starlette:
         ],
         exception_handlers={
             MalformedRequest: _tell_malformed,
-            FacilitatorUnreachable: _tell_unreachable,
+            Refusal: _tell_refusal,
             HTTPException: _tell_http,
         },
     )
@@ -139,9 +141,10 @@ def _tell_malformed(_: Request, error: Exception) -> Response:
     return _make_problem(error.status, error.reason, str(error))
 
 
-def _tell_unreachable(_: Request, error: Exception) -> Response:
-    assert isinstance(error, FacilitatorUnreachable)
-    return _make_problem(error.status, error.reason, str(error), {"Retry-After": str(RETRY_SECONDS)})
+def _tell_refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == UNAVAILABLE else None
+    return _make_problem(error.status, error.reason, str(error), headers)
 
 
 def _tell_http(_: Request, error: Exception) -> Response:
