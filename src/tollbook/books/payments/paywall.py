@@ -16,15 +16,17 @@ from psycopg.errors import InsufficientPrivilege
 
 from tollbook.books.payments import usage
 from tollbook.books.payments.facilitator import Facilitator
+from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
-from tollbook.books.payments.ledger import LedgeredFacilitator
 from tollbook.books.payments.purchases import ANSWERS_KEPT, Purchases
 from tollbook.books.payments.rules import PaidRoute, Payee, Toll, compile_tolls
 from tollbook.books.payments.scheme_terms import Terms
 from tollbook.books.payments.scheme_upto import take_usage
 from tollbook.books.payments.sellers import Books, Seller, make_seller
 from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.solana_node import SolanaNode
 from tollbook.books.payments.truth import ChainTruth
+from tollbook.books.payments.truth_solana import SolanaTruth
 from tollbook.books.payments.usage import Meter
 from tollbook.books.payments.wire import (
     App,
@@ -39,7 +41,7 @@ from tollbook.books.payments.wire import (
     with_paid_headers,
 )
 from tollbook.core import journal, storage
-from tollbook.core.chains import Chain
+from tollbook.core.chains import Chain, is_solana
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
@@ -168,8 +170,14 @@ class Paywall:
                 for network, node in rpc_urls.items()
                 if network.startswith(EVM)
             }
+            nodes = {
+                network: await stack.enter_async_context(SolanaNode(network, node))
+                for network, node in rpc_urls.items()
+                if is_solana(network)
+            }
             facilitators = dict(self._name_facilitators(stack))
-            ledgered = LedgeredFacilitator(database, facilitators, ChainTruth(chains))
+            truth = ChainTruth(chains, {"solana": SolanaTruth(database, nodes)})
+            ledgered = LedgeredFacilitator(database, facilitators, truth)
             purchases = Purchases(database, ledgered, self._answers_kept)
             stack.push_async_callback(purchases.close)
             return Books(stack.pop_all(), meter, purchases, Terms(ledgered, url, purchases))

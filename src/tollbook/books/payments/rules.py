@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, cast
@@ -20,7 +20,8 @@ from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload
 from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements
 
-from tollbook.core.chains import Network, Token, find_network, normalize_address
+from tollbook.books.payments.solana_payment import read_payment as read_solana_payment
+from tollbook.core.chains import Network, Token, find_network, is_solana, normalize_address_on
 
 SIGNATURE_HEADER_BYTES_MAX = (
     16 * 1024
@@ -28,6 +29,7 @@ SIGNATURE_HEADER_BYTES_MAX = (
 REQUESTS_MAX = 1_000_000_000
 LIFETIME_MAX = timedelta(days=3660)
 TEXT_CHARS_MAX = 80  # of a client's text, in our own sentences
+SOLANA_LIFETIME = timedelta(minutes=3)  # of a message: 150 blocks, and as many that nodes may be apart
 UNIX_SECONDS_MAX = 253_370_764_799  # the end of 9998: datetime ends a year later, in every time zone
 ANY_METHOD = "*"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -104,7 +106,8 @@ class Toll:
 class Proof:
     """What a signed payment is, whoever presents it: its terms, and the nonce that makes it one.
 
-    `nonce` is EIP-3009's bytes32, or "permit2:" and Permit2's number; texts of EVM are in lower case.
+    `nonce` is EIP-3009's bytes32, "permit2:" and Permit2's number, or the hash of Solana's message; texts of
+    EVM are in lower case. A message of Solana has no time: it is over with a block, within SOLANA_LIFETIME.
     """
 
     network: str
@@ -114,7 +117,7 @@ class Proof:
     pay_to: str
     nonce: str
     amount: int
-    valid_before: datetime
+    valid_before: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +176,8 @@ def compile_tolls(routes: Mapping[str, PaidRoute], payees: Sequence[Payee]) -> T
     patterned: dict[str, list[tuple[str, Toll]]] = {}
     for key, terms in routes.items():
         method, path = _read_route(key)
-        toll = Toll(key, terms, tuple(_make_option(terms, payee) for payee in payees))
-        _check_terms(key, terms)
+        toll = Toll(key, terms, _make_options(terms, payees))
+        _check_terms(key, toll)
         tolls.append(toll)
         if _PARAMETER.search(path):
             patterned.setdefault(method, []).append((_compile_path(path), toll))
@@ -225,21 +228,37 @@ def match_option(toll: Toll, payment: PaymentPayload) -> Option | str:
             return (
                 f"The payment's {name} is {value[:TEXT_CHARS_MAX]}; this route asks for {' or '.join(asked)}."
             )
-    return options[0][0]
+    return _with_fee_payer(options[0][0], payment)
+
+
+def _with_fee_payer(option: Option, payment: PaymentPayload) -> Option:
+    """On Solana a payer has signed for the account that was named to him, of the several that take turns."""
+    fee_payer = payment.accepted.extra.get("feePayer")
+    if not option.network.is_solana or fee_payer is None:
+        return option
+    extra = {**option.requirements.extra, "feePayer": fee_payer}
+    return replace(option, requirements=option.requirements.model_copy(update={"extra": extra}))
 
 
 def _read_terms(requirements: PaymentRequirements) -> dict[str, str]:
     return {
         "scheme": requirements.scheme,
         "network": requirements.network,
-        "asset": requirements.asset.lower(),
+        "asset": _fold(requirements.network, requirements.asset),
         "amount": requirements.amount,
-        "recipient": requirements.pay_to.lower(),
+        "recipient": _fold(requirements.network, requirements.pay_to),
     }
+
+
+def _fold(network_id: str, address: str) -> str:
+    """EVM's addresses come in several spellings; Solana's know upper and lower case."""
+    return address if is_solana(network_id) else address.lower()
 
 
 def read_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Proof:
     """What a payment proves. Call after `facilitator.find_fault` found none."""
+    if is_solana(requirements.network):
+        return _read_solana_proof(payment, requirements)
     if requirements.scheme == SCHEME_BATCH_SETTLEMENT:
         return _read_channel_proof(payment, requirements)
     permit = cast("dict[str, Any] | None", payment.payload.get("permit2Authorization"))
@@ -257,6 +276,20 @@ def read_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Pr
         nonce=nonce.lower(),
         amount=int(requirements.amount),
         valid_before=datetime.fromtimestamp(min(int(until), UNIX_SECONDS_MAX), UTC),
+    )
+
+
+def _read_solana_proof(payment: PaymentPayload, requirements: PaymentRequirements) -> Proof:
+    signed = read_solana_payment(payment)
+    return Proof(
+        network=requirements.network,
+        scheme=requirements.scheme,
+        asset=signed.asset,
+        payer=signed.payer,
+        pay_to=requirements.pay_to,
+        nonce=signed.message_hash,
+        amount=signed.amount,
+        valid_before=None,
     )
 
 
@@ -305,34 +338,47 @@ def _compile_path(path: str) -> str:
     return regex + re.escape(path[end:]) + "/?"
 
 
-def _make_option(terms: PaidRoute, payee: Payee) -> Option:
-    network = find_network(payee.network)
+def _make_options(terms: PaidRoute, payees: Sequence[Payee]) -> tuple[Option, ...]:
+    """One for each payee whose network knows the scheme: Solana knows the exact one alone."""
+    networks = [find_network(payee.network) for payee in payees]
+    return tuple(
+        _make_option(terms, payee, network)
+        for payee, network in zip(payees, networks, strict=True)
+        if terms.scheme == SCHEME_EXACT or not network.is_solana
+    )
+
+
+def _make_option(terms: PaidRoute, payee: Payee, network: Network) -> Option:
     token = payee.token or network.usdc
     if token is None:
         raise WrongPaywall(f"No token is known on {network.name}: give the payee a token.")
-    extra = {"name": token.name, "version": token.version}
+    extra = {} if network.is_solana else {"name": token.name, "version": token.version}
     if terms.settle == "before":
         extra["paymentFlow"] = "upfront"
-    if payee.transfer == "permit2" or terms.scheme == SCHEME_UPTO:
+    if not network.is_solana and (payee.transfer == "permit2" or terms.scheme == SCHEME_UPTO):
         extra["assetTransferMethod"] = "permit2"
     requirements = PaymentRequirements(
         scheme=terms.scheme,
         network=network.id,
-        asset=_spell(token.address),
+        asset=_spell(network, token.address),
         amount=str(read_price(terms.price, token.decimals)),
-        pay_to=_spell(payee.address),
+        pay_to=_spell(network, payee.address),
         max_timeout_seconds=terms.timeout_seconds_max,
         extra=extra,
     )
     return Option(network, token, requirements)
 
 
-def _spell(address: str) -> str:
-    """On the wire addresses wear their checksum (EIP-55), which some facilitators insist on."""
-    return to_checksum_address(normalize_address(address))
+def _spell(network: Network, address: str) -> str:
+    """On the wire EVM addresses wear their checksum (EIP-55), which some facilitators insist on."""
+    address = normalize_address_on(network.id, address)
+    return address if network.is_solana else to_checksum_address(address)
 
 
-def _check_terms(key: str, terms: PaidRoute) -> None:
+def _check_terms(key: str, toll: Toll) -> None:
+    terms = toll.terms
+    if not toll.options:
+        raise WrongPaywall(f"{key}: Solana knows the scheme exact alone. Add a payee on another network.")
     if terms.settle == "before" and terms.scheme != SCHEME_EXACT:
         raise WrongPaywall(
             f"{key}: by the scheme {terms.scheme} one pays after the handler, by what was used."

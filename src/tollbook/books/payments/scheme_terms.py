@@ -7,9 +7,11 @@ from typing import ClassVar
 from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
 from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
 from x402.mechanisms.evm.upto.server import UptoEvmScheme
+from x402.mechanisms.svm.exact.server import ExactSvmScheme
 from x402.schemas import PaymentRequirements, SupportedKind
 
-from tollbook.books.payments.ledger import LedgeredFacilitator
+from tollbook.books.payments.facilitator import FacilitatorUnreachable
+from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
 from tollbook.books.payments.purchases import Purchases
 from tollbook.books.payments.purchases_channel import ChannelPurchases
 from tollbook.books.payments.rules import Option, Toll
@@ -45,21 +47,33 @@ class Terms:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def complete(self, toll: Toll) -> Toll:
-        """Return a route with terms that can be paid. Raises FacilitatorUnreachable, SchemeNotServed."""
-        if toll.terms.scheme == SCHEME_EXACT:
+        """Return a route with terms that can be paid. Raises FacilitatorUnreachable, SchemeNotServed.
+
+        What needs no word of the facilitator is sold while it gives none.
+        """
+        if not any(_is_open(option) for option in toll.options):
             return toll
-        supported = await self.facilitator.supported()
-        kinds = {kind.network: kind for kind in supported.kinds if kind.scheme == toll.terms.scheme}
-        served = [option for option in toll.options if option.network.id in kinds]
-        if not served:
-            raise SchemeNotServed(toll)
+        try:
+            supported = (await self.facilitator.supported()).kinds
+        except FacilitatorUnreachable:
+            if all(_is_open(option) for option in toll.options):
+                raise
+            supported = []
+        kinds = {kind.network: kind for kind in supported if kind.scheme == toll.terms.scheme}
         options = [
             replace(option, requirements=await self._complete(option.requirements, kinds[option.network.id]))
-            for option in served
+            if _is_open(option)
+            else option
+            for option in toll.options
+            if not _is_open(option) or option.network.id in kinds
         ]
+        if not options:
+            raise SchemeNotServed(toll)
         return replace(toll, options=tuple(options))
 
     async def _complete(self, terms: PaymentRequirements, kind: SupportedKind) -> PaymentRequirements:
+        if terms.scheme == SCHEME_EXACT:
+            return ExactSvmScheme().enhance_payment_requirements(terms.model_copy(deep=True), kind, [])
         if terms.scheme == SCHEME_UPTO:
             return UptoEvmScheme().enhance_payment_requirements(terms.model_copy(deep=True), kind, [])
         return (await self._find_channels()).channels.complete(terms)
@@ -81,3 +95,8 @@ class Terms:
                     road.database, road.facilitator, road.answers_kept, channels=channels
                 )
             return self._by_channel
+
+
+def _is_open(option: Option) -> bool:
+    """Whether its terms lack what only the facilitator knows: on Solana, whose account pays the fee."""
+    return option.network.is_solana or option.requirements.scheme != SCHEME_EXACT
