@@ -4,6 +4,7 @@ pytest_plugins = [
     "fixtures.chain",
     "fixtures.database",
     "fixtures.facilitator",
+    "fixtures.paid_shop",
     "fixtures.schemes",
     "fixtures.solana",
     "fixtures.solana_desk",
