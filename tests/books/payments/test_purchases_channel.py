@@ -17,9 +17,10 @@ from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
 from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from fixtures.schemes import query, selling
 from fixtures.serve import serve
-from tollbook.books.payments.channels import claim
+from tollbook.books.payments.channels import claim, find_owners
 from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.books.payments.purchases_channel import ChannelPurchases
+from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
 from tollbook.core.stores import PostgresChannelStorage
 
@@ -150,6 +151,7 @@ async def test_a_channel_can_be_filled_by_permit2(
 
 
 async def test_a_payer_gets_back_what_is_left_in_his_channel_and_the_seller_what_was_charged(
+    database: Database,
     schemes_chain: LocalChain,
     in_process: InProcessFacilitator,
     payer: LocalAccount,
@@ -171,8 +173,12 @@ async def test_a_payer_gets_back_what_is_left_in_his_channel_and_the_seller_what
     assert schemes_chain.read_balance(payer.address) == purse - 3 * PRICE
     assert len(runs) == 3
     assert len(read_booked(database_url)) == 3
-    await claim(PostgresChannelStorage(database_url), in_process, NETWORK)
-    assert schemes_chain.read_balance(seller.address) in (0, 3 * PRICE)
+    async with database.read() as tx:
+        owners = await find_owners(tx, NETWORK)
+    assert PostgresChannelStorage(database_url).list() == []
+    [swept] = await claim(PostgresChannelStorage(database_url), in_process, NETWORK, owners)
+    assert (swept.vouchers, swept.problem) == (0, None)
+    assert schemes_chain.read_balance(seller.address) == 3 * PRICE
 
 
 @pytest.mark.parametrize("moment", ["before the charge", "after the charge"])

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import cast
 
 from x402.mechanisms.evm.batch_settlement.errors import ERR_NOTHING_TO_SETTLE
@@ -27,8 +26,10 @@ from x402.mechanisms.evm.batch_settlement.utils import compute_channel_id
 from x402.server_base import FacilitatorClient
 
 from tollbook.books.payments.facilitator import Facilitator
+from tollbook.core.database import ReadTx
 
 CLAIMS_MAX = 50  # vouchers in one transaction
+OWNERS_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,14 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Who is paid, in which token; addresses in lower case."""
+
+    receiver: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What was fetched for one receiver in one token. `problem` says what did not work, if anything."""
 
@@ -71,17 +80,37 @@ def list_channels(storage: ChannelStorage) -> list[Channel]:
     return sorted(map(_show, storage.list()), key=lambda channel: -channel.unclaimed)
 
 
-async def claim(storage: ChannelStorage, facilitator: Facilitator, network: str) -> list[Claim]:
+async def find_owners(tx: ReadTx, network: str) -> list[Owner]:
+    """Return who earned by channels of a network: what is claimed for them may wait for its sweep.
+
+    A payer's refund claims what he owes as well, and then his channel is forgotten.
+    """
+    return await tx.all(
+        """
+        SELECT to_address AS receiver, asset AS token FROM payments.x402_payments
+        WHERE network = %(network)s AND scheme = 'batch-settlement' AND status <> 'failed'
+        GROUP BY to_address, asset ORDER BY to_address, asset LIMIT %(owners_max)s
+        """,
+        {"network": network, "owners_max": OWNERS_MAX},
+        into=Owner,
+    )
+
+
+async def claim(
+    storage: ChannelStorage, facilitator: Facilitator, network: str, owners: Sequence[Owner] = ()
+) -> list[Claim]:
     """Fetch what the channels of one network (a CAIP-2 id) owe: one Claim a receiver and token.
 
-    What was claimed before and not swept is swept as well.
+    What was claimed before and not swept is swept as well, also for `owners` who have no channel any more.
     """
     found = await asyncio.to_thread(storage.list)
-    here = [stored for stored in found if _is_of(stored, network)]
-    here.sort(key=_find_owner)
+    by_owner: dict[Owner, list[StoredChannel]] = {owner: [] for owner in owners}
+    for stored in found:
+        if _is_of(stored, network):
+            by_owner.setdefault(_find_owner(stored), []).append(stored)
     return [
-        await _Errand(storage, facilitator, network, *owner, list(owned)).run()
-        for owner, owned in groupby(here, _find_owner)
+        await _Errand(storage, facilitator, network, owner, channels).run()
+        for owner, channels in by_owner.items()
     ]
 
 
@@ -90,18 +119,17 @@ class _Errand:
     storage: ChannelStorage
     facilitator: Facilitator
     network: str
-    receiver: str
-    token: str
+    owner: Owner
     channels: Sequence[StoredChannel]
 
     async def run(self) -> Claim:
         config = BatchSettlementEvmSchemeServerConfig(storage=self.storage)
         manager = BatchSettlementChannelManager(
             ChannelManagerConfig(
-                BatchSettlementEvmScheme(self.receiver, config),
+                BatchSettlementEvmScheme(self.owner.receiver, config),
                 cast(FacilitatorClient, self.facilitator),
-                self.receiver,
-                self.token,
+                self.owner.receiver,
+                self.owner.token,
                 self.network,
             )
         )
@@ -126,8 +154,8 @@ class _Errand:
         ]
         return Claim(
             network=self.network,
-            receiver=self.receiver,
-            token=self.token,
+            receiver=self.owner.receiver,
+            token=self.owner.token,
             vouchers=sum(amount > 0 for amount in fetched),
             amount=sum(fetched),
             claim_transactions=transactions,
@@ -153,8 +181,8 @@ def _show(stored: StoredChannel) -> Channel:
     )
 
 
-def _find_owner(stored: StoredChannel) -> tuple[str, str]:
-    return stored.channel_config.receiver.lower(), stored.channel_config.token.lower()
+def _find_owner(stored: StoredChannel) -> Owner:
+    return Owner(stored.channel_config.receiver.lower(), stored.channel_config.token.lower())
 
 
 def _is_of(stored: StoredChannel, network: str) -> bool:
