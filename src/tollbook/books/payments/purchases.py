@@ -26,7 +26,11 @@ from tollbook.books.payments import answers, payments, solana_payment, tokens, u
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
 from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown, find_fault
-from tollbook.books.payments.ledger import LedgeredFacilitator, SettlementConflict, SettlementInProgress
+from tollbook.books.payments.facilitator_ledgered import (
+    LedgeredFacilitator,
+    SettlementConflict,
+    SettlementInProgress,
+)
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.books.payments.rules import SOLANA_LIFETIME, Option, Toll, read_proof
 from tollbook.books.payments.tokens import Grant

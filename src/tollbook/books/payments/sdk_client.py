@@ -29,15 +29,13 @@ from tollbook.books.payments.facilitator import (
     SettlementUnknown,
     find_fault,
 )
-from tollbook.books.payments.facilitator_remote import RemoteFacilitator
-from tollbook.books.payments.ledger import (
+from tollbook.books.payments.facilitator_ledgered import (
     LedgeredFacilitator,
-    Settlement,
     SettlementConflict,
     SettlementInProgress,
-    Truth,
-    find,
 )
+from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.ledger import Settlement, Truth, find
 from tollbook.books.payments.rules import Proof, read_proof
 from tollbook.core.database import Database
 

@@ -12,16 +12,16 @@ from eth_account import Account
 from x402.schemas import PaymentPayload, SettleResponse, SupportedResponse, VerifyResponse
 
 from clients.pay import require, sign
-from tollbook.books.payments import ledger
+from tollbook.books.payments import facilitator_ledgered, ledger
 from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown
-from tollbook.books.payments.ledger import (
+from tollbook.books.payments.facilitator_ledgered import (
+    ASK_ATTEMPTS_MAX,
     FAILURES_MAX,
-    HOLD,
     LedgeredFacilitator,
     SettlementConflict,
     SettlementInProgress,
-    Verdict,
 )
+from tollbook.books.payments.ledger import HOLD, Verdict
 from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
@@ -102,8 +102,8 @@ async def read(database: Database) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "ASK_WAIT_SECONDS_MAX", 0.01)
-    monkeypatch.setattr(ledger, "BOOKING_WAIT_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(facilitator_ledgered, "ASK_WAIT_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(facilitator_ledgered, "BOOKING_WAIT_SECONDS_MAX", 0.01)
 
 
 async def test_the_intent_is_on_disk_before_a_facilitator_hears_of_it(database: Database) -> None:
@@ -145,7 +145,7 @@ async def test_row_j_one_that_is_down_is_tried_again_and_then_the_next_is_asked(
     down, up = Actor([UNREACHABLE]), Actor([settled])
     answer = await LedgeredFacilitator(database, {"a": down, "b": up}).settle(*await make_payment())
     assert answer.success
-    assert (down.asked, up.asked) == (ledger.ASK_ATTEMPTS_MAX, 1)
+    assert (down.asked, up.asked) == (ASK_ATTEMPTS_MAX, 1)
     assert [row["facilitator"] for row in await read(database)] == ["b"]
 
 
@@ -314,7 +314,7 @@ async def test_a_settlement_that_takes_long_is_held_as_long(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "HOLD", timedelta(seconds=0.5))
-    monkeypatch.setattr(ledger, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(facilitator_ledgered, "RENEW_SECONDS", 0.05)
     actor, payment = Actor([settled]), await make_payment()
     actor.gate.clear()
     ledgered = LedgeredFacilitator(database, {"a": actor})
