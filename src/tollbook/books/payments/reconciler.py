@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from tollbook.books.payments import differences
 from tollbook.books.payments.differences import Difference
-from tollbook.books.payments.ledger import HOLD, Truth
+from tollbook.books.payments.ledger import Truth
 from tollbook.books.payments.movements import ChainWatcher, Watcher
 from tollbook.books.payments.reconciler_movements import look_at_movements
 from tollbook.books.payments.reconciler_payments import (
@@ -29,6 +29,8 @@ from tollbook.books.payments.truth import ChainTruth
 from tollbook.core import clock
 from tollbook.core.chains import SOLANA_FAMILY, Chain
 from tollbook.core.database import Database, WriteTx
+
+GRACE = timedelta(minutes=2)  # longer than anybody holds a settlement, or a request, without a sign of life
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Reconciler:
     truth: Truth
     watchers: Mapping[str, Watcher] = field(default_factory=dict[str, Watcher])
     payees: Sequence[Payee] = ()
-    grace: timedelta = HOLD
+    grace: timedelta = GRACE
 
     async def run(self, since: datetime | None = None) -> Report:
         """Compare everything that is open, recent or new; with `since`, all from then on.
@@ -88,7 +90,9 @@ class Reconciler:
         async with self.database.write() as tx:
             await _close_mended(tx, run.now)
             open_count = await differences.count_open(tx)
-        return Report(run.looked_at, run.seen, open_count, run.unreachable, clock.now() - run.now)
+        return Report(
+            run.looked_at, list(run.seen.values()), open_count, run.unreachable, clock.now() - run.now
+        )
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS
@@ -18,6 +18,7 @@ from tollbook.core.database import ReadTx
 
 POSITIONS_MAX = 500_000  # of a network in one run; the next one goes on
 ADDRESSES_MAX = 10_000
+SKEW = timedelta(minutes=1)  # that a chain's clock and ours may differ, a block's rounding included
 ESCROW = BATCH_SETTLEMENT_ADDRESS.lower()  # pays out what vouchers claimed: channels have their own books
 
 
@@ -69,9 +70,10 @@ async def _find_start(run: Run, place: _Place, watcher: Watcher) -> int:
     """Where the last run ended; at the first, where the books begin; with `since`, there if it is earlier."""
     starts = [] if place.position is None else [place.position + 1]
     if run.since is not None:
-        starts.append(await watcher.find_position(place.network, run.since))
+        starts.append(await watcher.find_position(place.network, run.since - SKEW))
     if not starts:
-        starts.append(await watcher.find_position(place.network, place.begun_at or run.settled_before))
+        begun_at = place.begun_at or run.settled_before
+        starts.append(await watcher.find_position(place.network, begun_at - SKEW))
     return min(starts)
 
 

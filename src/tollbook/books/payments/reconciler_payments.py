@@ -34,6 +34,7 @@ class _Pair:
     settlement_status: str | None
     settlement_tx: str | None
     settlement_block: int | None
+    settlement_moved: Decimal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,12 @@ async def _decide(run: Run, pair: _Pair) -> None:
         payment = await _hold(tx, pair.payment_id)
         if payment is None or payment.status != "pending":
             return
-        verdict = Verdict("settled", pair.settlement_tx, pair.settlement_block)
+        moved = payment.amount if pair.settlement_moved is None else int(pair.settlement_moved)
+        verdict = Verdict("settled", pair.settlement_tx, pair.settlement_block, moved)
+        if moved < payment.amount:
+            note = f"It moved {moved} of {payment.amount}: nothing was granted. Refund it, or accept it."
+            await run.note(tx, _tell(payment, "amount_differs", note, pair.settlement_id, verdict))
+            return
         await settle_payment(run, tx, payment, verdict)
         note = "Settled in the books. The payer gets what he bought when he presents the payment again."
         await run.note(tx, _tell(payment, "paid_not_granted", note, pair.settlement_id, mended=True))
@@ -268,7 +274,8 @@ async def _page_waiting(tx: ReadTx, before: datetime, after: int) -> list[_Pair]
     return await tx.all(
         """
         SELECT p.payment_id, p.network, s.settlement_id, s.status AS settlement_status,
-               s.tx_hash AS settlement_tx, s.block_number AS settlement_block
+               s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
+               s.amount_moved AS settlement_moved
         FROM payments.x402_payments AS p
         LEFT JOIN payments.x402_settlements AS s
           ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address AND s.nonce = p.nonce
@@ -288,7 +295,8 @@ async def _page_unbacked(tx: ReadTx, since: datetime, before: datetime, after: i
     return await tx.all(
         """
         SELECT p.payment_id, p.network, s.settlement_id, s.status AS settlement_status,
-               s.tx_hash AS settlement_tx, s.block_number AS settlement_block
+               s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
+               s.amount_moved AS settlement_moved
         FROM payments.x402_payments AS p
         LEFT JOIN payments.x402_settlements AS s
           ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address AND s.nonce = p.nonce

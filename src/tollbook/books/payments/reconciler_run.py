@@ -34,7 +34,7 @@ class Run:
     now: datetime
     grace: timedelta
     since: datetime | None
-    seen: list[Difference] = field(default_factory=list[Difference])
+    seen: dict[int, Difference] = field(default_factory=dict[int, Difference])
     unreachable: dict[str, str] = field(default_factory=dict[str, str])
     looked_at: int = 0
     finals: dict[str, int] = field(default_factory=dict[str, int])
@@ -59,7 +59,8 @@ class Run:
 
     async def note(self, tx: WriteTx, finding: Finding) -> None:
         """Write a difference down."""
-        self.seen.append(await differences.note(tx, finding, now=self.now))
+        seen = await differences.note(tx, finding, now=self.now)
+        self.seen[seen.difference_id] = seen
 
     async def each(
         self, rows: Sequence[_Row], network: Callable[[_Row], str], look: Callable[[_Row], Awaitable[None]]
