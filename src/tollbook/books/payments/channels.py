@@ -5,7 +5,10 @@ in one transaction, and a sweep pays a receiver all that was claimed for him. Bo
 """
 
 import asyncio
+import logging
+import os
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
@@ -25,11 +28,17 @@ from x402.mechanisms.evm.batch_settlement.server.storage import ChannelStorage
 from x402.mechanisms.evm.batch_settlement.utils import compute_channel_id
 from x402.server_base import FacilitatorClient
 
-from tollbook.books.payments.facilitator import Facilitator
-from tollbook.core.database import ReadTx
+from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
+from tollbook.books.payments.facilitator_signer import KEY_VARIABLE, read_operator_key
+from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.core.database import Database, ReadTx
+from tollbook.core.stores import PostgresChannelStorage
 
 CLAIMS_MAX = 50  # vouchers in one transaction
 OWNERS_MAX = 1_000
+EVM = "eip155:"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,31 @@ async def claim(
     ]
 
 
+async def claim_network(database: Database, facilitator: Facilitator, network: str) -> list[Claim]:
+    """Fetch what everybody earned by the channels of one network, as the books know them."""
+    async with database.read() as tx:
+        owners = await find_owners(tx, network)
+    return await claim(PostgresChannelStorage(database.url), facilitator, network, owners)
+
+
+async def claim_all(database: Database) -> int:
+    """Fetch what the channels owe, by the operator's key of this machine; how many vouchers.
+
+    Nothing is done where there is no key or no node: then it is somebody else's to claim.
+    """
+    settings = PaymentsSettings()
+    nodes = {network: url for network, url in settings.rpc_urls.items() if network.startswith(EVM)}
+    if not nodes or not (settings.facilitator_key_file or KEY_VARIABLE in os.environ):
+        return 0
+    key = read_operator_key(settings.facilitator_key_file, os.environ)
+    async with aclosing(InProcessFacilitator(nodes, key, database)) as facilitator:
+        done = [one for network in nodes for one in await claim_network(database, facilitator, network)]
+    for one in done:
+        if one.problem is not None:
+            logger.warning("channels of %s on %s: %s", one.receiver, one.network, one.problem)
+    return sum(one.vouchers for one in done)
+
+
 @dataclass(frozen=True, slots=True)
 class _Errand:
     storage: ChannelStorage
@@ -187,4 +221,5 @@ def _find_owner(stored: StoredChannel) -> Owner:
 
 def _is_of(stored: StoredChannel, network: str) -> bool:
     """A channel's id is a hash with the chain in it, and it is all that names the chain."""
-    return compute_channel_id(stored.channel_config, network).lower() == stored.channel_id.lower()
+    known = network.startswith(EVM)
+    return known and compute_channel_id(stored.channel_config, network).lower() == stored.channel_id.lower()

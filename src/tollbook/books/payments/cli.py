@@ -6,6 +6,7 @@ from typing import get_args
 import click
 
 from tollbook.books.payments import analytics, jobs, payments, tokens
+from tollbook.books.payments.cli_channels import channels_group
 from tollbook.books.payments.payments import Payment, Status
 from tollbook.core import clock
 from tollbook.core.chains import find_network, normalize_address
@@ -26,6 +27,9 @@ _limit = click.option(
 @click.group("payments")
 def payments_group() -> None:
     """What was paid and what it bought."""
+
+
+payments_group.add_command(channels_group)
 
 
 @payments_group.command("list")

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics, answers, usage
+from tollbook.books.payments import analytics, answers, channels, usage
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 
@@ -32,5 +32,6 @@ JOBS: list[Job] = [
     Job("payments.clean_up", "3 * * * *", clean_up),
     Job("payments.count_up", "8 * * * *", count_up),
     Job("payments.forget_answers", "*/10 * * * *", answers.forget),
+    Job("payments.claim_channels", "17 * * * *", channels.claim_all),
     Job("payments.make_partitions", "23 3 * * *", usage.make_partitions),
 ]
