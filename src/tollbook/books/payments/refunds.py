@@ -166,14 +166,19 @@ async def complete(
     return changed == 1
 
 
-async def fail(tx: WriteTx, refund_id: int, error: str, *, now: datetime) -> bool:
-    """Enter that nothing went back and nothing will; whether it was on its way. The sum is free again."""
+async def fail(
+    tx: WriteTx, refund_id: int, error: str, *, was: Literal["requested", "sent"], now: datetime
+) -> bool:
+    """Enter that nothing went back and nothing will, where it `was` there. The sum is free again.
+
+    Where it was `sent`, its transaction must be known to have moved nothing. Whether it was there.
+    """
     changed = await tx.execute(
         """
         UPDATE payments.x402_refunds SET status = 'failed', error = %(error)s, ended_at = %(now)s
-        WHERE refund_id = %(refund_id)s AND status IN ('requested', 'sent')
+        WHERE refund_id = %(refund_id)s AND status = %(was)s AND status IN ('requested', 'sent')
         """,
-        {"refund_id": refund_id, "error": error[:REASON_LETTERS_MAX], "now": now},
+        {"refund_id": refund_id, "error": error[:REASON_LETTERS_MAX], "was": was, "now": now},
     )
     if changed == 1:
         refund = await get(tx, refund_id)
