@@ -1,6 +1,7 @@
 """Solana from the chain's side: what moved to our recipients, and the reconciler that reads it."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,10 @@ from tollbook.books.payments import solana_payment
 from tollbook.books.payments.facilitator import SettlementUnknown
 from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
 from tollbook.books.payments.movements_solana import SolanaWatcher
-from tollbook.books.payments.reconciler import Reconciler
+from tollbook.books.payments.reconciler import Reconciler, open_reconciler
 from tollbook.books.payments.rules import Payee
+from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.books.payments.solana_node import SolanaNode
-from tollbook.books.payments.truth_solana import SolanaTruth
 from tollbook.core import clock
 from tollbook.core.database import Database
 
@@ -32,13 +33,13 @@ async def node(desk: Desk) -> AsyncIterator[SolanaNode]:
 
 
 @pytest.fixture
-def reconciler(desk: Desk, node: SolanaNode, database: Database) -> Reconciler:
-    """As `tollbook payments reconcile` has it, with nothing too young to be looked at."""
-    nodes = {NETWORK: node}
-    payees = [Payee(NETWORK, str(desk.seller.pubkey()))]
-    return Reconciler(
-        database, SolanaTruth(database, nodes), {NETWORK: SolanaWatcher(nodes)}, payees, timedelta(0)
+async def reconciler(desk: Desk, database: Database) -> AsyncIterator[Reconciler]:
+    """As `tollbook payments reconcile` has it, but that nothing is too young to be looked at."""
+    settings = PaymentsSettings(
+        rpc_urls={NETWORK: desk.chain.url}, payees=[Payee(NETWORK, str(desk.seller.pubkey()))]
     )
+    async with open_reconciler(database, settings) as reconciler:
+        yield replace(reconciler, grace=timedelta(0))
 
 
 async def read_kinds(reconciler: Reconciler) -> list[tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from tollbook.books.payments import differences
 from tollbook.books.payments.differences import Difference
 from tollbook.books.payments.ledger import Truth
 from tollbook.books.payments.movements import ChainWatcher, Watcher
+from tollbook.books.payments.movements_solana import SolanaWatcher
 from tollbook.books.payments.reconciler_movements import look_at_movements
 from tollbook.books.payments.reconciler_payments import (
     look_at_granted,
@@ -25,9 +26,11 @@ from tollbook.books.payments.reconciler_run import Run
 from tollbook.books.payments.reconciler_settlements import look_at_ended, look_at_open
 from tollbook.books.payments.rules import Payee
 from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.solana_node import SolanaNode
 from tollbook.books.payments.truth import ChainTruth
+from tollbook.books.payments.truth_solana import SolanaTruth
 from tollbook.core import clock
-from tollbook.core.chains import SOLANA_FAMILY, Chain
+from tollbook.core.chains import Chain, is_solana
 from tollbook.core.database import Database, WriteTx
 
 GRACE = timedelta(minutes=2)  # longer than anybody holds a settlement, or a request, without a sign of life
@@ -102,10 +105,17 @@ async def open_reconciler(database: Database, settings: PaymentsSettings) -> Asy
         chains = {
             network: await stack.enter_async_context(Chain(network, url))
             for network, url in settings.rpc_urls.items()
-            if not network.startswith(SOLANA_FAMILY)
+            if not is_solana(network)
         }
-        watcher = ChainWatcher(chains)
-        yield Reconciler(database, ChainTruth(chains), dict.fromkeys(chains, watcher), settings.payees)
+        nodes = {
+            network: await stack.enter_async_context(SolanaNode(network, url))
+            for network, url in settings.rpc_urls.items()
+            if is_solana(network)
+        }
+        truth = ChainTruth(chains, {"solana": SolanaTruth(database, nodes)})
+        watchers: dict[str, Watcher] = dict.fromkeys(chains, ChainWatcher(chains))
+        watchers |= dict.fromkeys(nodes, SolanaWatcher(nodes))
+        yield Reconciler(database, truth, watchers, settings.payees)
 
 
 @dataclass(frozen=True, slots=True)
