@@ -91,6 +91,8 @@ class Broadcast:
 
         Raises SettlementUnknown when that takes longer than it may, or when we stop meanwhile.
         """
+        if self._closed:
+            raise self.unknown(transaction.hash, "the facilitator is stopping and does not wait for it")
         waiting = asyncio.ensure_future(self._see(transaction))
         self._waiting.add(waiting)
         try:
