@@ -66,7 +66,7 @@ def test_a_store_does_not_notice_that_its_connections_were_cut(
     with psycopg.connect(database_url, autocommit=True) as connection:
         cut = connection.execute(
             """
-            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
             WHERE application_name = 'tollbook-stores' AND datname = current_database()
             """
         )
