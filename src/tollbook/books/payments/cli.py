@@ -7,6 +7,7 @@ import click
 
 from tollbook.books.payments import analytics, jobs, payments, tokens
 from tollbook.books.payments.cli_channels import channels_group
+from tollbook.books.payments.cli_reconcile import COMMANDS
 from tollbook.books.payments.payments import Payment, Status
 from tollbook.core import clock
 from tollbook.core.chains import find_network, normalize_address
@@ -30,6 +31,8 @@ def payments_group() -> None:
 
 
 payments_group.add_command(channels_group)
+for command in COMMANDS:
+    payments_group.add_command(command)
 
 
 @payments_group.command("list")

@@ -2,7 +2,8 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics, answers, channels, usage
+from tollbook.books.payments import analytics, answers, channels, reconciler, refund_desk, partitions
+from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 
@@ -28,10 +29,25 @@ async def count_up(database: Database) -> int:
         return await analytics.update(tx)
 
 
+async def reconcile_open(database: Database) -> int:
+    """Decide what is open, by the nodes of the environment; how many differences are open."""
+    async with reconciler.open_reconciler(database, PaymentsSettings()) as ours:
+        return (await ours.run_open()).open_count
+
+
+async def reconcile(database: Database) -> int:
+    """Compare all that is recent or new with the chains; how many differences are open."""
+    async with reconciler.open_reconciler(database, PaymentsSettings()) as ours:
+        return (await ours.run()).open_count
+
+
 JOBS: list[Job] = [
     Job("payments.clean_up", "3 * * * *", clean_up),
     Job("payments.count_up", "8 * * * *", count_up),
     Job("payments.forget_answers", "*/10 * * * *", answers.forget),
     Job("payments.claim_channels", "17 * * * *", channels.claim_all),
-    Job("payments.make_partitions", "23 3 * * *", usage.make_partitions),
+    Job("payments.reconcile_open", "* * * * *", reconcile_open),
+    Job("payments.reconcile", "33 * * * *", reconcile),
+    Job("payments.send_refunds", "* * * * *", refund_desk.carry_out_open),
+    Job("payments.make_partitions", "23 3 * * *", partitions.make_partitions),
 ]

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field
 
-from tollbook.books.payments import analytics, claims, jobs, payers, payments, tokens
+from tollbook.books.payments import analytics, claims, jobs, payers, payments, refunds, tokens
 from tollbook.books.payments.analytics import EndpointStats
 from tollbook.books.payments.claims import Claimed, ClaimRequest
 from tollbook.books.payments.payers import TopPayer
 from tollbook.books.payments.payments import Payment, Stats, Status
+from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.rules import Tolls
 from tollbook.books.payments.tokens import Token
 from tollbook.core import clock, telemetry
@@ -31,6 +33,15 @@ class NothingToClaim(Refusal):
 
     reason = "nothing-to-claim"
     status = 501
+
+
+class NewRefund(BaseModel):
+    """What is to be sent back: minor units as a text, or all that is left."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    amount: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,77}$", examples=["50000"])
+    reason: str | None = Field(default=None, max_length=refunds.REASON_LETTERS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,28 @@ async def get_payment(database: Base, payment_id: PaymentPath) -> Payment:
     """One payment."""
     async with database.read() as tx:
         return await payments.get(tx, payment_id)
+
+
+@router.get("/{pay_id}/refunds", dependencies=[require(READ)])
+async def list_refunds(
+    database: Base, payment_id: PaymentPath, cursor: Cursor = None, limit: Limit = LIMIT_DEFAULT
+) -> Page[Refund]:
+    """What of a payment went back to its payer, or is on its way; the newest first."""
+    async with database.read() as tx:
+        await payments.get(tx, payment_id)
+        rows = await refunds.page(tx, after=read_cursor(cursor), limit=limit + 1, payment_id=payment_id)
+    return cut(rows, limit, lambda refund: refund.refund_id)
+
+
+@router.post("/{pay_id}/refunds", status_code=201, dependencies=[require(WRITE)])
+async def request_refund(database: Base, payment_id: PaymentPath, wanted: NewRefund) -> Refund:
+    """Ask for a payment to be sent back, whole or in part. The sum is taken at once, and the worker sends it.
+
+    Its status is `requested` until then; it ends as `done` or `failed`, with its error.
+    """
+    async with database.write() as tx:
+        amount = None if wanted.amount is None else int(wanted.amount)
+        return await refunds.request(tx, payment_id, amount=amount, reason=wanted.reason, now=clock.now())
 
 
 def make_claims_router(tolls: Tolls | None, chains: Mapping[str, Chain]) -> APIRouter:
