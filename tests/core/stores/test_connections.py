@@ -74,13 +74,15 @@ def test_a_store_does_not_notice_that_its_connections_were_cut(
     assert store.get("key") == "0x01"
 
 
-def test_a_forked_process_has_connections_of_its_own(connections: Connections) -> None:
+def test_a_forked_process_has_connections_of_its_own(database_url: str) -> None:
+    connections = Connections(database_url, connections_max=1)
     mine = connections.fetch("SELECT pg_backend_pid()", {})
     child = os.fork()
     if child == 0:
         os._exit(0 if connections.fetch("SELECT pg_backend_pid()", {}) != mine else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert connections.fetch("SELECT pg_backend_pid()", {}) == mine
+    connections.close()
 
 
 def test_closed_connections_open_again(connections: Connections) -> None:
