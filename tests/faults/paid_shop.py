@@ -32,6 +32,7 @@ from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core import clock
 from tollbook.core.local_chain import NETWORK
 
+PROCESSES_MAX = 8
 REQUESTS = 2
 LATER = timedelta(minutes=10)  # when who died is known to be dead: longer than anything is held
 READ_ONLY = "READ ONLY"
@@ -171,8 +172,6 @@ def make_app(life: Life) -> Any:
 
     async def count_answer(scope: Any, receive: Any, send: Any) -> None:
         async def send_counted(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"x-process", str(os.getpid()).encode()))
             life.reach(f"before {message['type']}")
             await send(message)
             life.reach(f"after {message['type']}")
@@ -220,15 +219,15 @@ def begin(life: Life, listener: socket.socket) -> int:
 def main() -> None:
     """Serve lives until there are no more orders, each of which ends the lives before."""
     warm_up()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    tell("listening", port=listener.getsockname()[1])
+    listeners = [socket.create_server(("127.0.0.1", 0), backlog=128) for _ in range(PROCESSES_MAX)]
+    tell("listening", ports=[listener.getsockname()[1] for listener in listeners])
     alive: list[int] = []
     for line in sys.stdin:
         order = json.loads(line)
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        alive = [begin(Life(**order["life"]), listener) for _ in range(order["processes"])]
+        alive = [begin(Life(**order["life"]), listener) for listener in listeners[: order["processes"]]]
         tell("done")
 
 

@@ -17,9 +17,7 @@ TRIES_MAX = 3  # to meet a boundary that is not passed each time
 ASKED_MAX = 60
 PAUSE_SECONDS = 0.05  # instead of the Retry-After of seconds: its clock has been moved
 
-# Known: what is taken from a quota is not on disk for a moment, and who lives through the server's end
-# records it all the same.
-TAKE_LOST = (("after WITH payments.x402_tokens WITH payments.x402_payments", 1), ("postgres",))
+TAKEN = ("after WITH payments.x402_tokens WITH payments.x402_payments", 1)
 ROAD = (
     "INSERT payments.x402_payments",
     "INSERT payments.x402_settlements",
@@ -102,8 +100,7 @@ class Case:
             """,
             payer.address.lower(),
         )
-        used = 0 if (self.dies_at, self.victims) == TAKE_LOST else 1
-        assert rows == [("verified", "settled", used, True, True, 1)]
+        assert rows == [("verified", "settled", 1, True, True, 1)]
 
     def spend(self, path: str, answer: httpx.Response) -> None:
         """The rest of what was bought, and not one request more."""
@@ -142,6 +139,13 @@ def test_a_kill_at_any_boundary_of_a_payment_costs_nobody_anything(
     boundaries = find_boundaries(paid_shop, token, payer, route)
     for place in ROAD:  # or else the program does not count any more what it should
         assert {what.split()[0] for what, _ in boundaries if place in what} == {"before", "after"}, place
+    if victims == ("postgres",):
+        boundaries.remove(TAKEN)  # see below
     for boundary in boundaries:
         case = Case(paid_shop, token, route, boundary, victims)
         assert any(case.run() for _ in range(TRIES_MAX)), boundary
+
+
+@pytest.mark.xfail(strict=True, reason="a lost take is recorded on the recovered server, and counted nowhere")
+def test_a_request_that_was_taken_as_the_server_died_is_counted(paid_shop: Shop, token: str) -> None:
+    assert Case(paid_shop, token, "before", TAKEN, ("postgres",)).run()
