@@ -28,10 +28,9 @@ async def look_at_refunds(run: Run) -> None:
     async with run.database.read() as tx:
         waiting = await refunds.find_open(tx)
         done = await refunds.page_done(tx, since=run.since or run.now - RECENT)
-    late = min(run.grace, ON_ITS_WAY_MAX)
     async with run.database.write() as tx:
         for refund in waiting:
-            if refund.requested_at <= run.now - late:
+            if refund.requested_at <= run.now - ON_ITS_WAY_MAX:
                 note = f"It was {refund.status}, and not heard of since. The worker goes on with it."
                 await run.note(tx, _tell(refund, "refund_unknown", note))
         for payment in await _find_unequal(tx, run.since or run.now - RECENT):
