@@ -38,6 +38,7 @@ EXTENSION = "tollbook"
 IDENTIFIER_EXTENSION = "payment-identifier"
 SEAL = "tollbook paid answer"
 FORGET_MAX = 10_000
+FAILED_FROM = 500  # statuses of requests that are given back
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,20 @@ def read_answer(record: Record, asked: Asked) -> Answer:
     status, headers = json.loads(head)
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return Answer(status, pairs, body, whole=record.status == "kept")
+
+
+async def count_answered(tx: ReadTx, payment_id: int) -> int:
+    """How many requests of a payment were answered, those that the app failed aside."""
+    return cast(
+        int,
+        await tx.value(
+            """
+            SELECT count(*) FROM payments.x402_usage
+            WHERE payment_id = %(payment_id)s AND status_code < %(failed)s
+            """,
+            {"payment_id": payment_id, "failed": FAILED_FROM},
+        ),
+    )
 
 
 async def forget(database: Database) -> int:

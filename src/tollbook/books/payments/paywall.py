@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from psycopg.errors import InsufficientPrivilege
 
-from tollbook.books.payments import usage
+from tollbook.books.payments import partitions
 from tollbook.books.payments.facilitator import Facilitator
 from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
@@ -251,7 +251,7 @@ class _Passage:
 async def _make_room(database: Database) -> None:
     """Make the partitions of the weeks to come, for sellers who run no worker."""
     try:
-        await usage.make_partitions(database)
+        await partitions.make_partitions(database)
         await journal.make_partitions(database)
     except InsufficientPrivilege:
         logger.warning("the paywall may not make partitions: run `tollbook worker`, which may")

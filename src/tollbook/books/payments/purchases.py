@@ -22,7 +22,7 @@ from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEME
 from x402.mechanisms.evm.constants import SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
-from tollbook.books.payments import answers, payments, solana_payment, tokens, usage
+from tollbook.books.payments import answers, payments, solana_payment, tokens
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
 from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown, find_fault
@@ -256,7 +256,7 @@ class Purchases:
             if not asked.has_secret:
                 raise counted
             return answers.read_answer(record, asked)
-        if await usage.count_answered(tx, payment.payment_id) - payment.requests_used >= RERUNS_MAX:
+        if await answers.count_answered(tx, payment.payment_id) - payment.requests_used >= RERUNS_MAX:
             raise AnswerGone
         holder = ids.make()
         if not await answers.take(tx, payment.payment_id, holder, now=clock.now()):

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString, NamedTuple, Self, cast
+from typing import Any, LiteralString, NamedTuple, Self
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -32,7 +32,7 @@ from tollbook.books.payments.errors import (
     TooManyWaiting,
 )
 from tollbook.core import labels
-from tollbook.core.database import Database, ReadTx
+from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 WAITING_MAX = 10_000  # requests waiting for their quota or their row; so also the largest batch
@@ -45,7 +45,6 @@ STATUS_CODE_MAX = 999
 RESPONSE_TIME_MS_MAX = 2**31 - 1
 ENDPOINT = "payments.endpoint"
 SERVER_ERROR = 500
-WEEKS_AHEAD = 8
 
 # One plan for any number of rows, from index to index whatever the tables were when it was made: planning
 # this statement anew takes longer than running it.
@@ -74,32 +73,6 @@ class Admission:
     payment_id: int
     requests_remaining: int
     expires_at: datetime
-
-
-async def count_answered(tx: ReadTx, payment_id: int) -> int:
-    """How many requests of a payment were answered, those that the app failed aside."""
-    return cast(
-        int,
-        await tx.value(
-            """
-            SELECT count(*) FROM payments.x402_usage
-            WHERE payment_id = %(payment_id)s AND status_code < %(failed)s
-            """,
-            {"payment_id": payment_id, "failed": SERVER_ERROR},
-        ),
-    )
-
-
-async def make_partitions(database: Database) -> int:
-    """Make the usage partitions of the weeks to come; how many were missing."""
-    async with database.write() as tx:
-        return cast(
-            int,
-            await tx.value(
-                "SELECT core.ensure_partitions('payments.x402_usage', '7 days', %(weeks)s)",
-                {"weeks": WEEKS_AHEAD},
-            ),
-        )
 
 
 class Meter:
