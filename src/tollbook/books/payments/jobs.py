@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics, answers, channels, reconciler, refund_desk, partitions
+from tollbook.books.payments import analytics, answers, channels, partitions, reconciler, refund_desk
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
