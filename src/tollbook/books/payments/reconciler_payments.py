@@ -11,6 +11,7 @@ from tollbook.books.payments.ledger import Settlement, Verdict
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.books.payments.reconciler_run import PAGES_MAX, Run
 from tollbook.books.payments.reconciler_settlements import (
+    falls_short,
     look_again,
     name_transaction,
     settle_payment,
@@ -95,7 +96,7 @@ async def _decide(run: Run, pair: _Pair) -> None:
             return
         moved = payment.amount if pair.settlement_moved is None else int(pair.settlement_moved)
         verdict = Verdict("settled", pair.settlement_tx, pair.settlement_block, moved)
-        if moved < payment.amount:
+        if falls_short(payment, moved):
             note = f"It moved {moved} of {payment.amount}: nothing was granted. Refund it, or accept it."
             await run.note(tx, _tell(payment, "amount_differs", note, pair.settlement_id, verdict))
             return
@@ -120,7 +121,7 @@ async def _decide_by_chain(run: Run, pair: _Pair) -> None:
                 return  # reserved, and its handler may still be at work
             note = "No facilitator was asked, and the chain does not tell. The next runs look again."
             await run.note(tx, _tell(payment, "unknown", note))
-        elif verdict.outcome == "settled" and (verdict.amount_moved or 0) < payment.amount:
+        elif verdict.outcome == "settled" and falls_short(payment, verdict.amount_moved or 0):
             note = f"It moved {verdict.amount_moved} of {payment.amount}: nothing was granted."
             await run.note(tx, _tell(payment, "amount_differs", note, verdict=verdict))
         elif verdict.outcome == "settled":
@@ -291,7 +292,7 @@ async def _page_waiting(tx: ReadTx, before: datetime, after: int) -> list[_Pair]
 
 
 async def _page_unbacked(tx: ReadTx, since: datetime, before: datetime, after: int) -> list[_Pair]:
-    """Granted payments without a settlement, or with one that says failed."""
+    """Granted payments without a settlement, or with one that says failed. Channels are settled later."""
     return await tx.all(
         """
         SELECT p.payment_id, p.network, s.settlement_id, s.status AS settlement_status,
@@ -301,6 +302,7 @@ async def _page_unbacked(tx: ReadTx, since: datetime, before: datetime, after: i
         LEFT JOIN payments.x402_settlements AS s
           ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address AND s.nonce = p.nonce
         WHERE p.settlement = 'settled' AND p.settled_at >= %(since)s AND p.settled_at <= %(before)s
+          AND p.scheme <> 'batch-settlement'
           AND (s.settlement_id IS NULL OR (s.status = 'failed' AND s.updated_at <= %(before)s))
           AND p.payment_id > %(after)s
         ORDER BY p.payment_id LIMIT %(limit)s

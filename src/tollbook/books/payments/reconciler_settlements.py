@@ -1,5 +1,7 @@
 """The reconciler's look at the ledger: each settlement's end, as the chain has it."""
 
+from x402.mechanisms.evm.constants import SCHEME_UPTO
+
 from tollbook.books.payments import ledger, payments, settlements, tokens
 from tollbook.books.payments.differences import Finding, Kind
 from tollbook.books.payments.ledger import Settlement, Verdict
@@ -81,13 +83,18 @@ async def grant(run: Run, tx: WriteTx, row: Settlement, verdict: Verdict) -> Non
         note = "The chain settled it; the ledger says so now."
         await run.note(tx, _tell(row, "unknown", note, verdict, mended=True))
         return
-    if moved < payment.amount:
+    if falls_short(payment, moved):
         note = f"It moved {moved} of {payment.amount}: nothing was granted. Refund it, or accept it."
         await run.note(tx, _tell(row, "amount_differs", note, verdict, payment))
         return
     await settle_payment(run, tx, payment, verdict)
     note = "Settled in the books. The payer gets what he bought when he presents the payment again."
     await run.note(tx, _tell(row, "paid_not_granted", note, verdict, payment, mended=True))
+
+
+def falls_short(payment: Payment, moved: int) -> bool:
+    """Whether less moved than pays for it. By usage less is charged than was reserved."""
+    return moved < payment.amount and payment.scheme != SCHEME_UPTO
 
 
 async def settle_payment(run: Run, tx: WriteTx, payment: Payment, verdict: Verdict) -> None:
@@ -99,6 +106,7 @@ async def settle_payment(run: Run, tx: WriteTx, payment: Payment, verdict: Verdi
         block_number=verdict.block_number,
         confirmations=None,
         now=run.now,
+        amount=verdict.amount_moved if payment.scheme == SCHEME_UPTO else None,
     )
 
 
@@ -171,7 +179,7 @@ async def _compare(run: Run, tx: WriteTx, row: Settlement, verdict: Verdict, fin
         await _correct(run, tx, row, verdict)
         return
     moved = verdict.amount_moved
-    if moved != row.amount and row.scheme != "upto":
+    if moved != row.amount and row.scheme != SCHEME_UPTO:
         note = f"It moved {moved}, and {row.amount} was signed. Compare the two, then accept it."
         await run.note(tx, _tell(row, "amount_differs", note, verdict))
     elif row.amount_moved not in (None, moved):

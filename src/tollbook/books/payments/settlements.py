@@ -39,6 +39,7 @@ async def page_ended(tx: ReadTx, *, since: datetime | None, until: datetime, aft
                valid_before, settled_at, confirmed_at
         FROM payments.x402_settlements
         WHERE settlement_id > %(after)s
+          AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)  -- nothing used: nothing there
           AND ((status = 'settled' AND confirmed_at IS NULL AND settled_at <= %(until)s)
                OR (status IN ('settled', 'failed') AND asked_at >= %(since)s::timestamptz
                    AND updated_at <= %(until)s))
