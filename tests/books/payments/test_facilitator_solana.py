@@ -6,8 +6,10 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -65,6 +67,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 async def facilitator(desk: Desk) -> AsyncIterator[SolanaFacilitator]:
     async with desk.open() as facilitator:
         yield facilitator
+
+
+METHODS = [
+    "simulateTransaction", "getLatestBlockhash", "sendTransaction", "getSignatureStatuses", "getTransaction",
+    "getEpochInfo", "getFirstAvailableBlock",
+]  # fmt: skip
 
 
 async def test_row_n_the_bare_sdk_calls_a_transaction_that_landed_with_an_error_a_success(desk: Desk) -> None:
@@ -408,6 +416,39 @@ async def test_a_killed_process_leaves_an_intent_from_which_the_next_one_goes_on
     assert answer.success
     assert desk.earned() == AMOUNT
     assert desk.rows() == [("settled", answer.transaction, 1 + (earned == 0), AMOUNT, None)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_whatever_goes_wrong_the_last_answer_is_the_chains_and_no_sure_one_was_another(
+    desk: Desk, seed: int
+) -> None:
+    """A random walk over faults: lost and refused answers, dropped and held transactions, forks, restarts."""
+    chance = random.Random(seed)
+    behaviour = desk.chain.behaviour
+    payment = await desk.sign()
+    if chance.random() < 0.3:
+        behaviour.before_landing.append(desk.drain)
+    sure: list[bool] = []
+    for _ in range(4):
+        behaviour.lost_answers = set(chance.sample(METHODS, chance.randint(0, 2)))
+        behaviour.refusals = {chance.choice(METHODS): ["Node is unhealthy"]}
+        behaviour.dropped, behaviour.held = chance.random() < 0.4, chance.random() < 0.5
+        async with desk.open(seconds=0.05) as facilitator:
+            with suppress(FacilitatorUnreachable, SettlementUnknown):
+                sure.append((await facilitator.settle(payment, desk.requirements())).success)
+        if desk.chain.sent and desk.chain.may_fork(desk.chain.sent[0]) and chance.random() < 0.5:
+            desk.chain.fork(desk.chain.sent[0])
+        desk.chain.advance(chance.choice((1, 40, 160)))
+        if chance.random() < 0.5:
+            desk.chain.confirm()
+    desk.chain.behave()
+    desk.chain.confirm()
+    desk.chain.advance(EXPIRY_BLOCKS)
+    async with desk.open() as facilitator:
+        last = await facilitator.settle(payment, desk.requirements())
+    assert last.success == (desk.earned() == AMOUNT)
+    assert last.success or desk.earned() == 0
+    assert all(answer == last.success for answer in sure)
 
 
 async def test_what_lies_in_the_database_sends_no_transaction(
