@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from fixtures.authorizations import transfer
 from fixtures.reconciling import AMOUNT, OVER, Bought, Shop, make_hash
-from tollbook.books.payments import differences, payments, refunds
+from tollbook.books.payments import answers, differences, payments, refunds
+from tollbook.books.payments.answers import Asked
 from tollbook.books.payments.ledger import Verdict
-from tollbook.core import clock
+from tollbook.core import clock, journal
 from tollbook.core.chains import Chain
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
+from tollbook.core.journal import Fact
 from tollbook.core.local_chain import DEPLOYER, NETWORK, LocalChain, LocalChainFailed
 
 PURSE = 1_000_000_000
@@ -163,8 +166,6 @@ async def asked_and_cancelled(shop: Shop) -> Found:
 
 @plant
 async def asked_and_paid_to_somebody_else(shop: Shop) -> Found:
-    from dataclasses import replace
-
     signed = replace(shop.sign(), pay_to=DEPLOYER)
     bought = await shop.reserve(signed)
     await shop.ask(bought)
@@ -671,8 +672,6 @@ async def test_an_orphan_that_runs_out_was_never_paid(own_shop: Shop) -> None:
 
 
 async def test_nothing_young_is_looked_at(shop: Shop) -> None:
-    from dataclasses import replace
-
     bought = await shop.reserve(shop.sign(lasts=OVER))
     row = await shop.ask(await shop.reserve(shop.sign()))
     await shop.run("UPDATE payments.x402_settlements SET held_until = now() + interval '1 minute'")
@@ -680,3 +679,59 @@ async def test_nothing_young_is_looked_at(shop: Shop) -> None:
     report = await replace(shop.reconciler(), grace=timedelta(minutes=2)).run()
     assert report.differences == []
     assert row.status == "pending"
+
+
+async def test_a_run_that_is_cut_off_anywhere_is_finished_by_the_next(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off in the middle of a transaction, as a kill would: what it held is as it was."""
+    waiting: list[Bought] = []
+    for _ in range(3):
+        waiting.append(await shop.reserve(shop.sign()))
+        await shop.ask(waiting[-1])
+        waiting[-1].signed.send(shop.chain)
+    await shop.buy(shop.sign(lasts=OVER), make_hash())
+    shop.chain.call("evm_mine")
+    tell, told = journal.append, 0
+
+    async def cut(tx: WriteTx, facts: Sequence[Fact]) -> None:
+        nonlocal told
+        told += 1
+        await tell(tx, facts)
+        if told % 4 == 0:
+            raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "append", cut)
+        for _ in range(6):
+            with suppress(asyncio.CancelledError):
+                await shop.reconcile()
+    assert told > 4
+    assert (await shop.reconcile()).open_count == 0
+    assert [(await shop.payment(bought)).status for bought in waiting] == ["verified"] * 3
+    assert Counter((seen.kind, seen.status, seen.times_seen) for seen in await shop.differences()) == {
+        ("paid_not_granted", "mended", 1): 3,
+        ("granted_not_paid", "mended", 1): 1,
+    }
+
+
+async def test_a_payer_whose_payment_was_mended_is_served_when_he_comes_again(shop: Shop) -> None:
+    """The request that a failed payment came with goes with the payment that stands for it."""
+    bought = await shop.reserve(shop.sign())
+    asked = Asked(b"the header", b"r" * 32, has_secret=True)
+    async with shop.database.write() as tx:
+        await answers.begin(
+            tx, bought.payment_id, asked, 1, lifetime=timedelta(hours=1), now=clock.now() - timedelta(hours=1)
+        )
+        await payments.fail(tx, bought.payment_id, "it said so", now=clock.now())
+    row = await shop.ask(bought)
+    await shop.conclude(row, Verdict("settled", bought.signed.send(shop.chain), amount_moved=AMOUNT))
+    (seen,) = (await shop.reconcile(SINCE)).differences
+    assert (seen.kind, seen.status) == ("paid_not_granted", "mended")
+    assert seen.payment_id not in (None, bought.payment_id)
+    async with shop.database.write() as tx:
+        made = await payments.get(tx, seen.payment_id or 0)
+        record = await answers.get(tx, made.payment_id)
+        assert record is not None
+        assert (made.status, record.status, record.proof_hash) == ("verified", "open", asked.proof_hash)
+        assert await answers.take(tx, made.payment_id, 2, now=clock.now())

@@ -102,19 +102,15 @@ class Reconciler:
 async def open_reconciler(database: Database, settings: PaymentsSettings) -> AsyncGenerator[Reconciler]:
     """Yield the reconciler of a database with the nodes that the settings name."""
     async with AsyncExitStack() as stack:
-        chains = {
-            network: await stack.enter_async_context(Chain(network, url))
-            for network, url in settings.rpc_urls.items()
-            if not is_solana(network)
-        }
-        nodes = {
-            network: await stack.enter_async_context(SolanaNode(network, url))
-            for network, url in settings.rpc_urls.items()
-            if is_solana(network)
-        }
+        chains: dict[str, Chain] = {}
+        nodes: dict[str, SolanaNode] = {}
+        for network, url in settings.rpc_urls.items():
+            if is_solana(network):
+                nodes[network] = await stack.enter_async_context(SolanaNode(network, url))
+            else:
+                chains[network] = await stack.enter_async_context(Chain(network, url))
         truth = ChainTruth(chains, {"solana": SolanaTruth(database, nodes)})
-        watchers: dict[str, Watcher] = dict.fromkeys(chains, ChainWatcher(chains))
-        watchers |= dict.fromkeys(nodes, SolanaWatcher(nodes))
+        watchers = dict.fromkeys(chains, ChainWatcher(chains)) | dict.fromkeys(nodes, SolanaWatcher(nodes))
         yield Reconciler(database, truth, watchers, settings.payees)
 
 

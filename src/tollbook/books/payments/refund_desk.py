@@ -18,7 +18,7 @@ from tollbook.books.payments.facilitator_signer import read_operator_key
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock
-from tollbook.core.chains import SOLANA_FAMILY, Chain, ChainRefused, UnknownNetwork, decode_transfer
+from tollbook.core.chains import Chain, ChainRefused, UnknownNetwork, decode_transfer, is_solana
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Call, Lanes, Transaction
@@ -170,6 +170,7 @@ async def carry_out_open(database: Database) -> int:
         return 0
     failures: list[Refusal] = []
     async with open_desk(database, PaymentsSettings()) as desk:
+        await desk.lanes.mend()  # what was lost on its way, or waits with too low a fee
         for refund in waiting:
             try:
                 await desk.carry_out(refund.refund_id)
@@ -186,9 +187,7 @@ async def carry_out_open(database: Database) -> int:
 async def open_desk(database: Database, settings: PaymentsSettings) -> AsyncGenerator[RefundDesk]:
     """Yield the desk with the nodes and the operator's key of the settings. Raises OperatorKeyUnusable."""
     key = read_operator_key(settings.facilitator_key_file, os.environ)
-    urls = {
-        network: url for network, url in settings.rpc_urls.items() if not network.startswith(SOLANA_FAMILY)
-    }
+    urls = {network: url for network, url in settings.rpc_urls.items() if not is_solana(network)}
     async with AsyncExitStack() as stack:
         lanes = await stack.enter_async_context(Lanes(database, urls, [key]))
         chains = {

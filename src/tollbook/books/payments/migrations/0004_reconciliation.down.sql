@@ -32,7 +32,7 @@ WHERE settled_at IS NOT NULL
 GROUP BY from_address
 ORDER BY total_spent_usdc DESC, from_address
 LIMIT 100;
-DROP INDEX payments.idx_x402_payments_created_at;
+DROP INDEX payments.idx_x402_settlements_settled_at;
 DROP TABLE payments.x402_refunds;
 DROP TABLE payments.x402_cursors;
 DROP TABLE payments.x402_differences;

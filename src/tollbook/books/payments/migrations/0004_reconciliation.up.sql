@@ -89,8 +89,9 @@ CREATE INDEX idx_x402_refunds_open ON payments.x402_refunds (requested_at) WHERE
 -- reconciler: did it land?
 CREATE INDEX idx_x402_refunds_ended_at ON payments.x402_refunds (ended_at) WHERE status = 'done';
 
--- reconciler: the settled payments of a time that no settlement stands behind.
-CREATE INDEX idx_x402_payments_created_at ON payments.x402_payments (created_at);
+-- reconciler: the settlements of a time that no payment stands for.
+CREATE INDEX idx_x402_settlements_settled_at ON payments.x402_settlements (settled_at)
+    WHERE settled_at IS NOT NULL;
 
 -- A payment may now have gone back in part.
 CREATE OR REPLACE VIEW payments.v_x402_stats_24h AS
