@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from tollbook.core.errors import Refusal
+from tollbook.core.sealing import open_sealed, seal
 from tollbook.core.stores.connections import Connections, find_connections, hash_key
-from tollbook.core.stores.sealing import decrypt, encrypt
 
 KEEP = timedelta(hours=24)
 LEASE = timedelta(seconds=60)  # then its process is taken for dead and the request may be tried again
 ANSWER_BYTES_MAX = 1024 * 1024
+SEAL = "tollbook payment identifier"
 # As the extension has it. Its own check cannot be imported without the libraries of all other extensions.
 IDENTIFIER = re.compile(r"[a-zA-Z0-9_-]{16,128}")
 
@@ -197,7 +195,7 @@ class PostgresPaymentIdentifiers:
                 "identifier_hash": hash_key(begun.identifier),
                 "attempt_id": begun.attempt_id,
                 "status": "done" if fits else "too_large",
-                "sealed": encrypt(_derive(begun), plain, begun.fingerprint) if fits else None,
+                "sealed": seal(plain, **_how(begun)) if fits else None,
             },
         )
         return finished == 1
@@ -212,11 +210,10 @@ def _answer(begun: Begun, kept: _Kept) -> InProgress | Answer:
         raise AnswerNotKept("This request was answered, and its answer is too large to be given again.")
     if kept.sealed_answer is None:
         return InProgress(max(0.0, kept.seconds))
-    head, _, body = decrypt(_derive(begun), kept.sealed_answer, begun.fingerprint).partition(b"\n")
+    head, _, body = open_sealed(kept.sealed_answer, **_how(begun)).partition(b"\n")
     status, headers = cast("tuple[int, list[list[str]]]", json.loads(head))
     return Answer(status, tuple((name, value) for name, value in headers), body)
 
 
-def _derive(begun: Begun) -> bytes:
-    derived: Any = HKDF(SHA256(), length=32, salt=None, info=b"tollbook payment identifier")
-    return derived.derive(begun.identifier.encode())
+def _how(begun: Begun) -> dict[str, Any]:
+    return {"secret": begun.identifier.encode(), "purpose": SEAL, "bound_to": begun.fingerprint}

@@ -1,15 +1,11 @@
-"""What the stores encrypt: AES-256-GCM, each text bound to the place it is kept at."""
+"""What the stores seal: each text bound to the place it is kept at."""
 
 import base64
-import os
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tollbook.core.errors import Refusal
+from tollbook.core.sealing import KEY_BYTES, SealBroken, open_sealed, seal
 
-KEY_BYTES = 32
-NONCE_BYTES = 12
+PURPOSE = "tollbook x402 store"
 MARK = "sealed:"  # no signature begins so: they are hexadecimal
 
 
@@ -32,7 +28,8 @@ class Seal:
         """What to keep at `place`."""
         if self._key is None:
             return text
-        return MARK + base64.b64encode(encrypt(self._key, text.encode(), place.encode())).decode()
+        sealed = seal(text.encode(), secret=self._key, purpose=PURPOSE, bound_to=place.encode())
+        return MARK + base64.b64encode(sealed).decode()
 
     def open(self, kept: str, place: str) -> str:
         """The text kept at `place`, also one from before there was a key. Raises SealKeyUnusable."""
@@ -41,20 +38,9 @@ class Seal:
         if self._key is None:
             raise SealKeyUnusable("Signatures here are sealed. Give the store the key they were sealed with.")
         sealed = base64.b64decode(kept.removeprefix(MARK))
-        return decrypt(self._key, sealed, place.encode()).decode()
-
-
-def encrypt(key: bytes, plain: bytes, place: bytes) -> bytes:
-    """A nonce, then the ciphertext, which opens with this key at this place only."""
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plain, place)
-
-
-def decrypt(key: bytes, sealed: bytes, place: bytes) -> bytes:
-    """What was encrypted. Raises SealKeyUnusable."""
-    try:
-        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
-    except InvalidTag:
-        raise SealKeyUnusable(
-            "This was sealed with another key, or moved. Give the store the key it had then."
-        ) from None
+        try:
+            return open_sealed(sealed, secret=self._key, purpose=PURPOSE, bound_to=place.encode()).decode()
+        except SealBroken:
+            raise SealKeyUnusable(
+                "This was sealed with another key, or moved. Give the store the key it had then."
+            ) from None
