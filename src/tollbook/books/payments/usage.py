@@ -6,21 +6,18 @@ more: it flushes what came while it was busy (a linger of 1, 2 or 4 ms was slowe
 
 The taking is committed without waiting for the disk: nothing has been answered yet, and a crash only gives
 quota back. It is seen by every process at once, so a quota of N admits N. The row that follows is committed
-with the disk, and because the log is sequential that makes the taking before it durable as well.
+with the disk, and because the log is sequential that makes the taking before it durable as well: on the same
+run of the server, that is. So a row is written on the connection that was open at its taking, or not at all.
 """
 
 import asyncio
 import logging
-import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import psycopg
-from psycopg import AsyncConnection, pq
-from psycopg.adapt import Dumper
 
 from tollbook.books.payments.errors import (
     NotRecorded,
@@ -31,29 +28,16 @@ from tollbook.books.payments.errors import (
     TokenUnknown,
     TooManyWaiting,
 )
+from tollbook.books.payments.usage_line import BigInts, Integers, Line, SmallInts, TakenElsewhere, pack
 from tollbook.core import labels
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 WAITING_MAX = 10_000  # requests waiting for their quota or their row; so also the largest batch
-STATEMENT_SECONDS_MAX = 10
-ANSWER_SECONDS_MAX = 15  # the server ends the statement earlier, unless it or the network is gone
-CONNECT_SECONDS_MAX = 5
-RECONNECT_SECONDS_MIN = 0.05
-RECONNECT_SECONDS_MAX = 2.0
 STATUS_CODE_MAX = 999
 RESPONSE_TIME_MS_MAX = 2**31 - 1
 ENDPOINT = "payments.endpoint"
 SERVER_ERROR = 500
-
-# One plan for any number of rows, from index to index whatever the tables were when it was made: planning
-# this statement anew takes longer than running it.
-SETTINGS = (
-    "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off "
-    f"-c enable_mergejoin=off -c statement_timeout={STATEMENT_SECONDS_MAX}s -c synchronous_commit="
-)
-
-FAILURES = (psycopg.Error, TimeoutError, OSError)
 
 REFUSALS: Mapping[str, Callable[[], Refusal]] = {
     "granted": TokenSpent,  # of a group that was granted some, those for whom nothing was left
@@ -68,11 +52,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Leave to answer one request. `requests_remaining` is what the payment buys after it."""
+    """Leave to answer one request. `requests_remaining` is what the payment buys after it.
+
+    `taken_at` is the recorder's connection at the taking; None where it was taken for good before.
+    """
 
     payment_id: int
     requests_remaining: int
     expires_at: datetime
+    taken_at: int | None = None
 
 
 class Meter:
@@ -89,8 +77,9 @@ class Meter:
         self._takes_waiting = 0
         self._gives: dict[int, list[asyncio.Future[bool]]] = {}
         self._records: list[_Record] = []
-        self._taker = _Line(url, "off", self._flush_takes)
-        self._recorder = _Line(url, "on", self._flush_records)
+        self._taker = Line(url, "off", self._flush_takes)
+        self._recorder = Line(url, "on", self._flush_records)
+        self._taker.other, self._recorder.other = self._recorder, self._taker
 
     async def open(self) -> None:
         """Connect. Raises DatabaseUnreachable."""
@@ -140,7 +129,9 @@ class Meter:
             log.warning("a failed request of payment %s was not given back", admission.payment_id)
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         milliseconds = min(max(response_time_ms, 0), RESPONSE_TIME_MS_MAX)
-        record = _Record(admission.payment_id, milliseconds, endpoint_id, status_code, written)
+        record = _Record(
+            admission.payment_id, milliseconds, endpoint_id, status_code, written, admission.taken_at
+        )
         self._records.append(record)
         self._recorder.wake()
         await written
@@ -180,7 +171,7 @@ class Meter:
         self._taker.wake()
         return future
 
-    async def _flush_takes(self, line: "_Line") -> None:
+    async def _flush_takes(self, line: "Line") -> None:
         takes = [
             (group, live)
             for group, waiting in self._takes.items()
@@ -191,6 +182,7 @@ class Meter:
         if not takes and not gives:
             return
         try:
+            taken_at = await self._recorder.dial()
             answers = await _take(line, [(group, len(live)) for group, live in takes], gives)
         except Exception as error:  # whatever it was: nobody may wait for ever
             for _, live in takes:
@@ -198,10 +190,10 @@ class Meter:
             _resolve((future for waiting in gives.values() for future in waiting), value=False)
             raise
         for (_, live), answer in zip(takes, answers, strict=True):
-            self._answer(live, answer)
+            self._answer(live, answer, taken_at)
         _resolve((future for waiting in gives.values() for future in waiting), value=True)
 
-    def _answer(self, waiting: "list[asyncio.Future[Admission]]", answer: "_Answer") -> None:
+    def _answer(self, waiting: "list[asyncio.Future[Admission]]", answer: "_Answer", taken_at: int) -> None:
         remaining = answer.free
         for nth, future in enumerate(waiting):
             if nth >= answer.granted:
@@ -212,15 +204,20 @@ class Meter:
             if future.done():  # its caller went away meanwhile
                 self._give(answer.payment_id)
             else:
-                future.set_result(Admission(answer.payment_id, remaining, answer.expires_at))
+                future.set_result(Admission(answer.payment_id, remaining, answer.expires_at, taken_at))
 
-    async def _flush_records(self, line: "_Line") -> None:
+    async def _flush_records(self, line: "Line") -> None:
         records, self._records = self._records, []
         if not records:
             return
         written = [record.written for record in records]
         try:
-            await _write(line, records)
+            here = await line.dial()
+            kept = [record for record in records if record.taken_at in (None, here)]
+            lost = [record.written for record in records if record.taken_at not in (None, here)]
+            _refuse(lost, NotRecorded, TakenElsewhere())
+            if kept:
+                await _write(line, kept, here)
         except Exception as error:  # whatever it was: nobody may wait for ever
             _refuse(written, NotRecorded, error)
             raise
@@ -251,85 +248,11 @@ class _Record(NamedTuple):
     endpoint_id: int
     status_code: int
     written: "asyncio.Future[None]"
-
-
-class _Line:
-    """A connection of its own, and the loop that flushes on it what waits, as soon as something does."""
-
-    def __init__(
-        self, url: str, synchronous_commit: str, flush: "Callable[[_Line], Awaitable[None]]"
-    ) -> None:
-        self._url = url
-        self._settings = SETTINGS + synchronous_commit
-        self._flush = flush
-        self._wanted = asyncio.Event()
-        self._closing = False
-        self._connection: AsyncConnection[Any] | None = None
-        self._loop: asyncio.Task[None] | None = None
-
-    def open(self) -> None:
-        self._loop = asyncio.create_task(self._run())
-
-    def wake(self) -> None:
-        self._wanted.set()
-
-    def check_open(self) -> None:
-        """Raises DatabaseUnreachable once nothing will be flushed any more."""
-        if self._closing:
-            raise DatabaseUnreachable("This process is shutting down. Try again in a second.")
-
-    async def close(self) -> None:
-        self._closing = True
-        self.wake()
-        if self._loop is not None:
-            await self._loop
-        await self._hang_up()
-
-    async def execute(self, sql: LiteralString, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Run one statement as one transaction. Hang up after a failure that may have lost the line."""
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                connection = self._connection or await self._connect()
-                async with connection.cursor(binary=True) as cursor:
-                    await cursor.execute(sql, params, prepare=True)
-                    return await cursor.fetchall() if cursor.description else []
-        except (psycopg.OperationalError, TimeoutError, OSError):
-            await self._hang_up()
-            raise
-
-    async def _run(self) -> None:
-        pause_seconds = RECONNECT_SECONDS_MIN
-        while not self._closing or self._wanted.is_set():
-            await self._wanted.wait()
-            self._wanted.clear()
-            try:
-                await self._flush(self)
-                pause_seconds = RECONNECT_SECONDS_MIN
-            except Exception as error:  # the loop must outlive everything; those who waited were told
-                log.warning("requests could not be metered: %s", error)
-                await asyncio.sleep(pause_seconds)
-                pause_seconds = min(2 * pause_seconds, RECONNECT_SECONDS_MAX)
-
-    async def _connect(self) -> AsyncConnection[Any]:
-        self._connection = await psycopg.AsyncConnection.connect(
-            self._url,
-            autocommit=True,
-            application_name="tollbook-meter",
-            connect_timeout=CONNECT_SECONDS_MAX,
-            options=self._settings,
-        )
-        _register_arrays(self._connection)
-        return self._connection
-
-    async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(*FAILURES):
-                await connection.close()
+    taken_at: int | None
 
 
 async def _take(
-    line: _Line, groups: list[tuple[_Group, int]], gives: Mapping[int, list[Any]]
+    line: Line, groups: list[tuple[_Group, int]], gives: Mapping[int, list[Any]]
 ) -> list[_Answer]:
     """Judge the groups and move the quotas, in one statement; the answers in the groups' order.
 
@@ -410,8 +333,8 @@ async def _take(
     return [_Answer(*row) for row in rows[: len(groups)]]
 
 
-async def _write(line: _Line, records: list[_Record]) -> None:
-    payment_ids, times, endpoint_ids, status_codes, _ = zip(*records, strict=True)
+async def _write(line: Line, records: list[_Record], number: int) -> None:
+    payment_ids, times, endpoint_ids, status_codes, _, _ = zip(*records, strict=True)
     await line.execute(
         """
         INSERT INTO payments.x402_usage (payment_id, response_time_ms, endpoint_id, status_code)
@@ -419,57 +342,13 @@ async def _write(line: _Line, records: list[_Record]) -> None:
                              %(status_codes)b::smallint[])
         """,
         {
-            "payment_ids": _BigInts(_pack("q", payment_ids)),
-            "times": _Integers(_pack("i", times)),
-            "endpoint_ids": _SmallInts(_pack("h", endpoint_ids)),
-            "status_codes": _SmallInts(_pack("h", status_codes)),
+            "payment_ids": BigInts(pack("q", payment_ids)),
+            "times": Integers(pack("i", times)),
+            "endpoint_ids": SmallInts(pack("h", endpoint_ids)),
+            "status_codes": SmallInts(pack("h", status_codes)),
         },
+        number,
     )
-
-
-# psycopg dumps a list item by item; for these long lists of numbers that was a third of a request's cost. So
-# they are packed at once, as PostgreSQL sends and receives arrays.
-
-
-class _BigInts(bytes):
-    """A packed bigint[]."""
-
-
-class _Integers(bytes):
-    """A packed integer[]."""
-
-
-class _SmallInts(bytes):
-    """A packed smallint[]."""
-
-
-_ARRAY_TYPES: dict[type[bytes], int] = {_BigInts: 1016, _Integers: 1007, _SmallInts: 1005}
-_ELEMENTS = {"q": (20, 8), "i": (23, 4), "h": (21, 2)}  # struct's letter: PostgreSQL's type, its bytes
-
-
-def _pack(letter: str, numbers: Sequence[int]) -> bytes:
-    """One dimension, no nulls, the elements' type, how many, counted from 1; then each with its length."""
-    type_oid, size = _ELEMENTS[letter]
-    count = len(numbers)
-    body = [size] * (2 * count)
-    body[1::2] = numbers
-    return struct.pack(f"!5i{('i' + letter) * count}", 1, 0, type_oid, count, 1, *body)
-
-
-def _make_dumper(array_type_oid: int) -> type[Dumper]:
-    class PackedDumper(Dumper):
-        format = pq.Format.BINARY
-        oid = array_type_oid
-
-        def dump(self, obj: bytes) -> bytes:
-            return obj
-
-    return PackedDumper
-
-
-def _register_arrays(connection: AsyncConnection[Any]) -> None:
-    for packed, oid in _ARRAY_TYPES.items():
-        connection.adapters.register_dumper(packed, _make_dumper(oid))
 
 
 def _unreachable() -> Refusal:
