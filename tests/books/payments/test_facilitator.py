@@ -171,6 +171,7 @@ async def test_a_forged_signature_is_refused(
     [
         {"value": "1e4"},
         {"value": "1_0000"},
+        {"value": "010000"},
         {"value": 10_000},
         {"value": str(2**256)},
         {"nonce": "0x12"},

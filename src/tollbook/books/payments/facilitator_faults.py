@@ -45,7 +45,7 @@ UINT256_MAX = 2**256 - 1
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _WORD = re.compile(r"0x[0-9a-fA-F]{64}")
 _SIGNATURE = re.compile(r"0x(?:[0-9a-fA-F]{2}){65,4096}")  # longer than 65 bytes: smart wallets
-_UINT = re.compile(r"[0-9]{1,78}")
+_UINT = re.compile(r"0|[1-9][0-9]{0,77}")  # one spelling for each number
 
 # Refusals of what a payment says itself: they hold whatever the chain's state, now and ever.
 SURE_REASONS = {
