@@ -10,15 +10,18 @@ from fastapi import FastAPI
 
 from clients.bare_sdk import PRICE, make_buyer, shop_at
 from fixtures.facilitator import key_of
-from fixtures.schemes import selling
+from fixtures.schemes import query, selling
 from tollbook.books.payments import channels
 from tollbook.books.payments.cli import payments_group
 from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.books.payments.facilitator_signer import KEY_VARIABLE
+from tollbook.books.payments.scheme_batch import find_storage
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
+from tollbook.core.stores.sealing import SealKeyUnusable
 
 REQUESTS = 3
+SEAL = "5ea1" * 16
 
 
 @pytest.fixture
@@ -47,6 +50,7 @@ def owed(
                 assert (await client.get("/ticks")).status_code == 200
         await facilitator.aclose()
 
+    monkeypatch.setenv("TOLLBOOK_CHANNEL_KEY", SEAL)
     asyncio.run(buy())
     monkeypatch.setenv(KEY_VARIABLE, key_of(operator))
     monkeypatch.setenv("TOLLBOOK_RPC_URLS", json.dumps({NETWORK: schemes_chain.url}))
@@ -64,6 +68,7 @@ def run(database_url: str, *arguments: str) -> list[dict[str, object]]:
 def test_channels_are_listed_and_claimed_from_the_command_line(
     owed: int, schemes_chain: LocalChain, payer: LocalAccount, seller: LocalAccount, database_url: str
 ) -> None:
+    assert query(database_url, "SELECT signature LIKE 'sealed:%' FROM stores.channels") == [(True,)]
     [channel] = run(database_url, "list")
     assert (channel["payer"], channel["unclaimed"]) == (payer.address.lower(), owed)
     [done] = run(database_url, "claim", "--network", NETWORK)
@@ -108,3 +113,13 @@ def test_a_claim_that_was_not_possible_says_why_and_ends_with_1(
     [left] = json.loads(result.stdout)
     assert "authorizer" in left["problem"]
     assert left["amount"] == 0
+
+
+@pytest.mark.parametrize("key", ["no key at all", "5ea1"])
+def test_a_channel_key_that_is_none_is_refused_without_being_shown(
+    key: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLBOOK_CHANNEL_KEY", key)
+    with pytest.raises(SealKeyUnusable) as refused:
+        find_storage(database_url)
+    assert key not in str(refused.value)

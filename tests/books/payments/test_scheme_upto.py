@@ -2,7 +2,9 @@
 
 import json
 from contextlib import suppress
+from typing import Any
 
+import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI, Response
@@ -15,6 +17,8 @@ from clients.bare_sdk import PRICE, make_buyer, shop_at
 from clients.pay import require
 from fixtures.schemes import query, selling
 from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.books.payments.rules import WrongPaywall, compile_tolls
 from tollbook.books.payments.scheme_upto import UsageUnreadable, read_usage, take_usage
 from tollbook.core.local_chain import TOKEN_ADDRESS, LocalChain
 
@@ -121,3 +125,39 @@ async def test_usage_that_cannot_be_charged_and_refusals_cost_nothing(
     assert answer.status_code == (500 if status == 200 else status)
     assert schemes_chain.read_balance(seller.address) == 0
     assert query(database_url, "SELECT status FROM payments.x402_payments") == [("failed",)]
+
+
+@pytest.mark.parametrize("scheme", ["upto", "batch-settlement"])
+def test_by_usage_nobody_pays_before_the_handler(scheme: Any) -> None:
+    terms = PaidRoute("$0.01", scheme=scheme, settle="before")
+    with pytest.raises(WrongPaywall, match="after the handler"):
+        compile_tolls({"GET /words": terms}, [Payee("base", "0x" + "11" * 20)])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "transfer", "method"),
+    [("exact", "eip3009", None), ("exact", "permit2", "permit2"), ("upto", "eip3009", "permit2")],
+)
+def test_the_terms_say_how_the_money_is_taken(scheme: Any, transfer: Any, method: str | None) -> None:
+    payee = Payee("base", "0x" + "11" * 20, transfer=transfer)
+    [toll] = compile_tolls({"GET /words": PaidRoute("$0.01", scheme=scheme)}, [payee]).all
+    [option] = toll.options
+    assert option.requirements.scheme == scheme
+    assert option.requirements.extra.get("assetTransferMethod") == method
+
+
+async def test_a_route_whose_scheme_no_facilitator_serves_is_closed_and_the_others_are_not(
+    seller: LocalAccount, in_process: InProcessFacilitator, database_url: str
+) -> None:
+    paywall = Paywall(
+        make_app(),
+        routes={"GET /words": PaidRoute("$0.001", scheme="upto"), "GET /other": PaidRoute("$0.001")},
+        payees=[Payee("base", seller.address)],  # the facilitator serves the local chain alone
+        facilitator=in_process,
+        database_url=database_url,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url="http://shop") as client:
+        words, other = await client.get("/words"), await client.get("/other")
+    await paywall.close()
+    assert (words.status_code, words.json()["type"]) == (503, "urn:tollbook:problem:scheme-not-served")
+    assert other.status_code == 402

@@ -30,9 +30,9 @@ from x402.server_base import FacilitatorClient
 
 from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
 from tollbook.books.payments.facilitator_signer import KEY_VARIABLE, read_operator_key
+from tollbook.books.payments.scheme_batch import find_storage
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.database import Database, ReadTx
-from tollbook.core.stores import PostgresChannelStorage
 
 CLAIMS_MAX = 50  # vouchers in one transaction
 OWNERS_MAX = 1_000
@@ -127,7 +127,7 @@ async def claim_network(database: Database, facilitator: Facilitator, network: s
     """Fetch what everybody earned by the channels of one network, as the books know them."""
     async with database.read() as tx:
         owners = await find_owners(tx, network)
-    return await claim(PostgresChannelStorage(database.url), facilitator, network, owners)
+    return await claim(find_storage(database.url), facilitator, network, owners)
 
 
 async def claim_all(database: Database) -> int:

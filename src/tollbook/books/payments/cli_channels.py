@@ -11,12 +11,12 @@ from tollbook.books.payments.channels import Channel, Claim
 from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.facilitator_signer import read_operator_key
+from tollbook.books.payments.scheme_batch import find_storage
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.chains import find_network
 from tollbook.core.commands import answer, ask, json_option, storage_options
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
-from tollbook.core.stores import PostgresChannelStorage
 
 
 @click.group("channels")
@@ -31,7 +31,7 @@ def list_channels(*, settings: Settings, as_json: bool) -> None:
     """List the channels, those that owe most first."""
 
     async def read(database: Database) -> list[Channel]:
-        return channels.list_channels(PostgresChannelStorage(database.url))
+        return channels.list_channels(find_storage(database.url))
 
     found = ask(settings, read)
     rows = found if as_json else [_shorten(channel) for channel in found]

@@ -45,8 +45,10 @@ from x402.schemas import (
 from x402.schemas.hooks import VerifiedPaymentCancelOptions
 
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
+from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.errors import Refusal
 from tollbook.core.stores import PostgresChannelStorage
+from tollbook.core.stores.sealing import SealKeyUnusable
 
 RETRY_AFTER_SECONDS = 1
 UINT128_MAX = 2**128 - 1
@@ -100,7 +102,7 @@ class Channels:
     """
 
     def __init__(self, url: str, facilitator: Facilitator, supported: SupportedResponse) -> None:
-        self.storage = PostgresChannelStorage(url)
+        self.storage = find_storage(url)
         self.scheme = _make_scheme(self.storage)
         self._kinds = {
             kind.network: kind for kind in supported.kinds if kind.scheme == SCHEME_BATCH_SETTLEMENT
@@ -193,6 +195,22 @@ class _Client:
 
     def get_supported(self) -> SupportedResponse:
         return self._supported
+
+
+def find_storage(url: str) -> PostgresChannelStorage:
+    """Return the channels of a database, their vouchers sealed where there is a TOLLBOOK_CHANNEL_KEY.
+
+    Raises SealKeyUnusable, which does not show it.
+    """
+    key = PaymentsSettings().channel_key
+    if key is None:
+        return PostgresChannelStorage(url)
+    try:
+        return PostgresChannelStorage(url, key=bytes.fromhex(key.get_secret_value()))
+    except ValueError:
+        raise SealKeyUnusable(
+            "TOLLBOOK_CHANNEL_KEY is not hexadecimal. Make one: openssl rand -hex 32"
+        ) from None
 
 
 def _make_scheme(storage: PostgresChannelStorage) -> BatchSettlementEvmScheme:

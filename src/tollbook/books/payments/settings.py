@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tollbook.books.payments.rules import PaidRoute, Payee
@@ -13,6 +13,7 @@ class PaymentsSettings(BaseSettings):
 
     `routes` as the paywall has them: {"GET /weather": {"price": "$0.01", "requests": 100}}; `payees`:
     [{"network": "base", "address": "0x…"}]; `rpc_urls`: {"eip155:8453": "https://…"}, by CAIP-2 id.
+    `channel_key` (TOLLBOOK_CHANNEL_KEY, 64 hexadecimal digits) seals the vouchers of payment channels.
     """
 
     model_config = SettingsConfigDict(env_prefix="TOLLBOOK_", frozen=True, extra="ignore")
@@ -20,4 +21,5 @@ class PaymentsSettings(BaseSettings):
     routes: dict[str, PaidRoute] = Field(default_factory=dict[str, PaidRoute])
     payees: list[Payee] = Field(default_factory=list[Payee])
     rpc_urls: dict[str, str] = Field(default_factory=dict[str, str], repr=False)
+    channel_key: SecretStr | None = None
     facilitator_key_file: Path | None = None
