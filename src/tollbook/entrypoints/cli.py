@@ -134,6 +134,11 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
     metavar="NETWORK=N",
     help="Answer a settlement when its block is the first of so many. Without: at once.",
 )
+@click.option(
+    "--sign-refunds",
+    is_flag=True,
+    help="Sign refunds of channels for sellers. Only where nobody but sellers reaches this facilitator.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=FACILITATOR_PORT_DEFAULT, show_default=True, type=click.IntRange(1, 65535))
 @storage_options
@@ -144,6 +149,7 @@ def facilitator(
     recipients: tuple[str, ...],
     confirmations: tuple[str, ...],
     *,
+    sign_refunds: bool,
     settings: "Settings",
     host: str,
     port: int,
@@ -153,7 +159,7 @@ def facilitator(
     from tollbook.entrypoints.facilitator import Wish, run_facilitator
 
     urls, depths = read_rpc_urls(rpc), read_confirmations(confirmations)
-    run_facilitator(Wish(settings, urls, key_files, recipients, depths, host, port, as_json))
+    run_facilitator(Wish(settings, urls, key_files, recipients, depths, sign_refunds, host, port, as_json))
 
 
 def read_rpc_urls(pairs: tuple[str, ...]) -> dict[str, str]:

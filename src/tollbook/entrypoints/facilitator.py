@@ -27,6 +27,7 @@ class Wish:
     key_files: Sequence[Path]
     recipients: Sequence[str]
     confirmations: Mapping[str, int]
+    signs_refunds: bool
     host: str
     port: int
     as_json: bool
@@ -47,7 +48,9 @@ def run_facilitator(wish: Wish) -> None:
             )
             try:
                 await facilitator.open()
-                await serving.run([Site(facilitator_app(facilitator), listener)], {})
+                await serving.run(
+                    [Site(facilitator_app(facilitator, signs_refunds=wish.signs_refunds), listener)], {}
+                )
             finally:
                 await facilitator.aclose()
 

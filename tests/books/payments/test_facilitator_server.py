@@ -9,10 +9,12 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from x402.schemas import PaymentPayload, PaymentRequirements
 
 from fixtures.facilitator import DEAD, KEY
 from tollbook.books.payments import facilitator_server
 from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator_remote import _make_body
 from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.books.payments.facilitator_signer import (
     KEY_VARIABLE,
@@ -88,6 +90,27 @@ async def test_it_is_ready_when_node_and_database_answer(
         assert (answer.status_code, answer.json()["reason"]) == (503, "facilitator-unreachable")
         assert answer.headers["retry-after"]
         await unready.aclose()
+
+
+@pytest.mark.parametrize("signs_refunds", [False, True])
+async def test_a_payer_cannot_have_a_channel_emptied_by_asking_for_its_refund(
+    in_process: InProcessFacilitator, requirements: PaymentRequirements, *, signs_refunds: bool
+) -> None:
+    wanted = requirements.model_copy(update={"scheme": "batch-settlement"})
+    channel = dict.fromkeys(
+        ("payer", "payerAuthorizer", "receiver", "receiverAuthorizer", "token", "salt"), "0x" + "11" * 20
+    )
+    refund = {
+        "type": "refund", "refundNonce": "0", "amount": "5", "claims": [],
+        "channelConfig": channel | {"withdrawDelay": 900},
+        "voucher": {"channelId": "0x" + "22" * 32, "maxClaimableAmount": "0", "signature": "0x"},
+    }  # fmt: skip
+    payload = PaymentPayload(x402_version=2, payload=refund, accepted=wanted)
+    transport = httpx.ASGITransport(facilitator_app(in_process, signs_refunds=signs_refunds))
+    async with httpx.AsyncClient(transport=transport, base_url="http://facilitator") as client:
+        answer = await client.post("/settle", json=_make_body(payload, wanted))
+    refused = "authorizer_not_configured" in answer.text
+    assert refused is not signs_refunds
 
 
 scalars = (

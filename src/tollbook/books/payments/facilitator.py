@@ -65,6 +65,8 @@ __all__ = [
 APPLICATION = "tollbook-facilitator"
 CAIP_FAMILY = "eip155:*"
 WAITING_MAX = 1024  # verifications, and settlements, those at work included
+VERIFY_THREADS_MAX = 8
+SETTLE_THREADS_MAX = 64  # they wait for blocks
 RECEIPT_SECONDS_MAX = 60.0
 MEND_SECONDS = 5.0
 
@@ -155,7 +157,7 @@ class InProcessFacilitator:
                 keys = ["0x" + account.key.hex() for account in self._accounts]
                 lanes = Lanes(database, self._rpc_urls, keys)
                 stack.push_async_callback(lanes.aclose)
-                threads = Threads("verify"), Threads("settle")
+                threads = Threads("verify", VERIFY_THREADS_MAX), Threads("settle", SETTLE_THREADS_MAX)
                 roads = {network: self._pave(network, lanes, *threads) for network in self._rpc_urls}
                 for road in roads.values():
                     stack.push_async_callback(road.node.aclose)

@@ -10,12 +10,15 @@ from tollbook.books.payments.facilitator_errors import (
     OperatorOutOfGas,
     SettlementUnknown,
 )
-from tollbook.books.payments.facilitator_node import Node, NodeFailed, read_int
+from tollbook.books.payments.facilitator_node import CallReverted, Node, NodeFailed, read_int
 from tollbook.books.payments.facilitator_purposes import ATTEMPTS_MAX, number
 from tollbook.core.chains import Receipt
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 from tollbook.core.lanes import Call, Lanes, NoGasMoney, PurposeReused, Transaction
 
+GAS_LIMIT = 500_000
+GAS_LIMIT_MAX = 15_000_000  # what a claim of many channels may come to
+GAS_MARGIN_PERCENT = 30
 POLL_SECONDS = 0.5  # for further confirmations
 CLOSED = "The facilitator is stopping. It sent nothing; present the same payment to the next one."
 
@@ -62,6 +65,15 @@ class Broadcast:
     async def check_books(self) -> None:
         """Return if the books can be read. Raises DatabaseUnreachable."""
         await self._lanes.find("")
+
+    async def estimate_gas(self, sender: str, to: str, data: bytes) -> int:
+        """Return how much gas a call may use: the usual, or more where the node says that it needs more."""
+        call = {"from": sender, "to": to, "data": "0x" + data.hex()}
+        try:
+            needed = read_int(await self._node.ask("eth_estimateGas", call))
+        except (NodeFailed, CallReverted):
+            return GAS_LIMIT  # who asked has simulated it, or wants to see it revert
+        return min(max(GAS_LIMIT, needed * (100 + GAS_MARGIN_PERCENT) // 100), GAS_LIMIT_MAX)
 
     async def submit(self, call: Call) -> Transaction:
         """Have a call sent once for its purpose, by whichever process, and return its transaction.

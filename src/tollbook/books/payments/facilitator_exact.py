@@ -22,7 +22,7 @@ from x402.mechanisms.evm.exact.eip3009_utils import parse_eip3009_transfer_error
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse, VerifyResponse
 
 from tollbook.books.payments import facilitator_eip3009 as eip3009
-from tollbook.books.payments.facilitator_broadcast import Broadcast, is_reverted
+from tollbook.books.payments.facilitator_broadcast import GAS_LIMIT, Broadcast, is_reverted
 from tollbook.books.payments.facilitator_eip3009 import Authorization
 from tollbook.books.payments.facilitator_faults import SURE_REASONS
 from tollbook.books.payments.facilitator_node import CallReverted, Node, NodeFailed, read_bytes, read_int
@@ -32,7 +32,6 @@ from tollbook.core.lanes import Call, PurposeReused
 from tollbook.core.lanes_node import Ask
 
 VALID_SECONDS_MIN = 6  # the SDK's: what a settlement may take
-GAS_LIMIT = 500_000
 ASSETS_MAX = 4096  # remembered as contracts
 ASSET_SECONDS_MAX = 900.0
 LOG_BLOCKS = 2_000  # what public nodes search at once

@@ -38,7 +38,7 @@ from x402.schemas import (
 
 from tollbook.books.payments.facilitator_broadcast import CLOSED, Broadcast, is_reverted
 from tollbook.books.payments.facilitator_errors import FacilitatorUnreachable, SettlementUnknown
-from tollbook.books.payments.facilitator_exact import GAS_LIMIT, Eip3009, Payment
+from tollbook.books.payments.facilitator_exact import Eip3009, Payment
 from tollbook.books.payments.facilitator_faults import (
     ERR_INVALID_PAYLOAD,
     SCHEME_BATCH,
@@ -51,7 +51,6 @@ from tollbook.books.payments.facilitator_sdk import Attempt, Pending, Reader
 from tollbook.core.chains import Receipt, decode_transfer
 from tollbook.core.lanes import Call, PurposeReused, Transaction
 
-THREADS_MAX = 8
 # The SDK's Permit2 code imports all of its extensions, and one of them insists on this library.
 PERMIT2_USABLE = importlib.util.find_spec("jsonschema") is not None
 CONTRACTS = {
@@ -82,10 +81,10 @@ class Scheme(Protocol):
 
 
 class Threads:
-    """Threads for the SDK's blocking work. How much may wait is bounded by who calls."""
+    """Threads for the SDK's blocking work. How much may wait for one is bounded by who calls."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix=f"facilitator-{name}")
+    def __init__(self, name: str, threads_max: int) -> None:
+        self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix=f"facilitator-{name}")
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
         """Return what the work returns. Raises FacilitatorUnreachable when it had not begun as we closed."""
@@ -109,19 +108,24 @@ class Threads:
 class Sending:
     """How an Attempt of one settlement sends: each step once, under the settlement's own purpose."""
 
-    def __init__(self, broadcast: Broadcast, purpose: str, attempt: int, sender: str | None) -> None:
+    def __init__(
+        self, broadcast: Broadcast, purpose: str, attempt: int, operator: str, *, pinned: bool
+    ) -> None:
         self._broadcast = broadcast
         self._purpose = purpose
         self._attempt = attempt
-        self._sender = sender
+        self._operator = operator
+        self._pinned = pinned
         self.sent: dict[str, Transaction] = {}
 
     async def send(self, to: str, data: bytes, step: str) -> str:
         """See the adapter's Sender. A wallet's deployment is a step of its own, with attempts of its own."""
         first = self._attempt if not step else 1
+        sender = self._operator if self._pinned else None
+        gas = await self._broadcast.estimate_gas(self._operator, to, data)
         for attempt in range(first, ATTEMPTS_MAX + 1):
             purpose = number(self._purpose + step, attempt)
-            call = Call(self._broadcast.network, purpose, to, data, GAS_LIMIT, sender=self._sender)
+            call = Call(self._broadcast.network, purpose, to, data, gas, sender=sender)
             try:
                 transaction = await self._broadcast.submit(call)
             except PurposeReused:
@@ -197,8 +201,8 @@ class Schemes:
         if number_ > ATTEMPTS_MAX:
             return _fail(requirements, "Every attempt was mined and reverted.")
         operator = self._choose_operator(payload)
-        pinned = operator if requirements.scheme == SCHEME_UPTO else None
-        sending = Sending(self._broadcast, purpose, number_, pinned)
+        pinned = requirements.scheme == SCHEME_UPTO
+        sending = Sending(self._broadcast, purpose, number_, operator, pinned=pinned)
         attempt = self._attempt(operator, sending)
         if standing is not None:
             sending.sent[standing.hash] = standing

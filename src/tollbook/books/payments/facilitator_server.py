@@ -9,7 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from x402.schemas import SettleResponse, VerifyRequest, VerifyResponse
+from x402.mechanisms.evm.batch_settlement.errors import ERR_AUTHORIZER_NOT_CONFIGURED
+from x402.mechanisms.evm.batch_settlement.types import is_enriched_refund_payload
+from x402.schemas import PaymentPayload, SettleResponse, VerifyRequest, VerifyResponse
 
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.facilitator_faults import ERR_INVALID_VERSION, X402_VERSION
@@ -35,8 +37,11 @@ class _OldVersion(Exception):
     """A well-meant request of x402 version 1."""
 
 
-def facilitator_app(facilitator: Facilitator) -> Starlette:
+def facilitator_app(facilitator: Facilitator, *, signs_refunds: bool = False) -> Starlette:
     """Return the ASGI application of a facilitator. Whoever made the facilitator closes it.
+
+    With `signs_refunds` it signs for sellers that a channel's money goes back to its payer. It cannot know
+    what a seller is owed, so only sellers may then reach it: else a payer takes back what he has used up.
 
     Bodies are those of the x402 facilitator API, version 2: {x402Version, paymentPayload,
     paymentRequirements}. What is not known of a settlement is answered as `settlement_pending`.
@@ -55,6 +60,9 @@ def facilitator_app(facilitator: Facilitator) -> Starlette:
         except _OldVersion:
             return _answer(_fail_settlement("", ERR_INVALID_VERSION, None, ""))
         requirements = asked.payment_requirements
+        if not signs_refunds and _is_unsigned_refund(asked.payment_payload):
+            said = "Refunds are not signed for sellers here: send your own refundAuthorizerSignature."
+            return _answer(_fail_settlement(requirements.network, ERR_AUTHORIZER_NOT_CONFIGURED, said, ""))
         try:
             return _answer(await facilitator.settle(asked.payment_payload, requirements))
         except SettlementUnknown as unknown:
@@ -114,6 +122,11 @@ async def _read_request(request: Request) -> VerifyRequest:
             for fault in error.errors(include_url=False, include_input=False)[:PROBLEMS_MAX]
         ]
         raise MalformedRequest(400, "malformed-body", "; ".join(faults)) from None
+
+
+def _is_unsigned_refund(payload: PaymentPayload) -> bool:
+    body = payload.payload
+    return is_enriched_refund_payload(body) and not body.get("refundAuthorizerSignature")
 
 
 def _fail_settlement(network: str, reason: str, message: str | None, transaction: str) -> SettleResponse:
