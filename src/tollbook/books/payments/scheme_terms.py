@@ -41,7 +41,7 @@ class Terms:
     """The terms of a seller's routes, over one facilitator; channels are in the database at `url`."""
 
     facilitator: LedgeredFacilitator
-    url: str
+    url: str = field(repr=False)
     purchases: Purchases
     _by_channel: ChannelPurchases | None = field(default=None, init=False)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
