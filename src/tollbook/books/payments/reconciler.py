@@ -23,7 +23,7 @@ from tollbook.books.payments.reconciler_payments import (
 )
 from tollbook.books.payments.reconciler_refunds import look_at_refunds
 from tollbook.books.payments.reconciler_run import Run
-from tollbook.books.payments.reconciler_settlements import look_at_ended, look_at_open
+from tollbook.books.payments.reconciler_settlements import look_at_ended, look_at_open, look_at_unconfirmed
 from tollbook.books.payments.rules import Payee
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.books.payments.solana_node import SolanaNode
@@ -70,7 +70,9 @@ class Reconciler:
         """
         run = self._begin(since)
         await look_at_open(run)
-        await look_at_ended(run)
+        await look_at_unconfirmed(run)
+        if since is not None:
+            await look_at_ended(run, since)
         await look_at_waiting(run)
         await look_at_movements(run, self.payees)
         await look_at_lone_settlements(run)
@@ -82,7 +84,7 @@ class Reconciler:
         """Decide what is open, and confirm what is settled: cheap enough for every minute."""
         run = self._begin(None)
         await look_at_open(run)
-        await look_at_ended(run)
+        await look_at_unconfirmed(run)
         await look_at_waiting(run)
         return await self._end(run)
 

@@ -1,5 +1,8 @@
 """The reconciler's look at the ledger: each settlement's end, as the chain has it."""
 
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
 from x402.mechanisms.evm.constants import SCHEME_UPTO
 
 from tollbook.books.payments import ledger, payments, settlements, tokens
@@ -8,7 +11,7 @@ from tollbook.books.payments.ledger import Settlement, Verdict
 from tollbook.books.payments.payments import Payment
 from tollbook.books.payments.reconciler_run import PAGES_MAX, Run
 from tollbook.books.payments.settlements import ORPHANED
-from tollbook.core.database import WriteTx
+from tollbook.core.database import ReadTx, WriteTx
 
 
 async def look_at_open(run: Run) -> None:
@@ -23,12 +26,31 @@ async def look_at_open(run: Run) -> None:
         after = rows[-1].settlement_id
 
 
-async def look_at_ended(run: Run) -> None:
-    """Confirm those that are settled; and with `since`, look again at all that ended."""
+async def look_at_unconfirmed(run: Run) -> None:
+    """Confirm those that are settled."""
+    await _look_at_pages(
+        run,
+        lambda tx, after: settlements.page_unconfirmed(
+            tx, networks=list(run.watchers), until=run.settled_before, after=after
+        ),
+    )
+
+
+async def look_at_ended(run: Run, since: datetime) -> None:
+    """Look again at all that ended."""
+    await _look_at_pages(
+        run,
+        lambda tx, after: settlements.page_ended(
+            tx, networks=list(run.watchers), since=since, until=run.settled_before, after=after
+        ),
+    )
+
+
+async def _look_at_pages(run: Run, read: Callable[[ReadTx, int], Awaitable[list[Settlement]]]) -> None:
     after = 0
     for _ in range(PAGES_MAX):
         async with run.database.read() as tx:
-            rows = await settlements.page_ended(tx, since=run.since, until=run.settled_before, after=after)
+            rows = await read(tx, after)
         if not rows:
             return
         await run.each(rows, lambda row: row.network, lambda row: look_again(run, row))

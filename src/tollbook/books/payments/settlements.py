@@ -30,22 +30,47 @@ async def page_open(tx: ReadTx, *, now: datetime, after: int) -> list[Settlement
     )
 
 
-async def page_ended(tx: ReadTx, *, since: datetime | None, until: datetime, after: int) -> list[Settlement]:
-    """Those settled and not confirmed, and all that ended since; from the id `after` on, at most PAGE_MAX."""
+async def page_unconfirmed(
+    tx: ReadTx, *, networks: list[str], until: datetime, after: int
+) -> list[Settlement]:
+    """Those of these networks that are settled and not confirmed, from the id `after` on; at most PAGE_MAX.
+
+    Vouchers of channels move nothing by themselves, nor does usage of nothing.
+    """
     return await tx.all(
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
                valid_before, settled_at, confirmed_at
         FROM payments.x402_settlements
-        WHERE settlement_id > %(after)s
-          AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)  -- nothing used: nothing there
-          AND ((status = 'settled' AND confirmed_at IS NULL AND settled_at <= %(until)s)
-               OR (status IN ('settled', 'failed') AND asked_at >= %(since)s::timestamptz
-                   AND updated_at <= %(until)s))
+        WHERE status = 'settled' AND confirmed_at IS NULL AND settled_at <= %(until)s
+          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement'
+          AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)
+          AND settlement_id > %(after)s
         ORDER BY settlement_id LIMIT %(limit)s
         """,
-        {"since": since, "until": until, "after": after, "limit": PAGE_MAX},
+        {"networks": networks, "until": until, "after": after, "limit": PAGE_MAX},
+        into=Settlement,
+    )
+
+
+async def page_ended(
+    tx: ReadTx, *, networks: list[str], since: datetime, until: datetime, after: int
+) -> list[Settlement]:
+    """Those of these networks asked for since, and ended; from the id `after` on, at most PAGE_MAX."""
+    return await tx.all(
+        """
+        SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
+               facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
+               valid_before, settled_at, confirmed_at
+        FROM payments.x402_settlements
+        WHERE status IN ('settled', 'failed') AND asked_at >= %(since)s AND updated_at <= %(until)s
+          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement'
+          AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)
+          AND settlement_id > %(after)s
+        ORDER BY settlement_id LIMIT %(limit)s
+        """,
+        {"networks": networks, "since": since, "until": until, "after": after, "limit": PAGE_MAX},
         into=Settlement,
     )
 
