@@ -18,7 +18,7 @@ from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from fixtures.schemes import query, selling
 from fixtures.serve import serve
 from tollbook.books.payments.channels import claim, find_owners
-from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
 from tollbook.books.payments.purchases_channel import ChannelPurchases
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
@@ -64,13 +64,13 @@ def let_time_pass(database_url: str) -> None:
 
 async def test_each_request_is_charged_and_booked_at_what_it_used(
     schemes_chain: LocalChain,
-    in_process: InProcessFacilitator,
+    facilitator: Facilitator,
     payer: LocalAccount,
     seller: LocalAccount,
     database_url: str,
 ) -> None:
     async with (
-        selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall,
+        selling(make_app([]), seller, facilitator, database_url, scheme=SCHEME) as paywall,
         shop_at(paywall, make_buyer(payer)) as client,
     ):
         answers = [
@@ -86,7 +86,7 @@ async def test_each_request_is_charged_and_booked_at_what_it_used(
     ]
     assert read_channel(database_url).charged_cumulative_amount == str(sum(charged))
     assert schemes_chain.read_balance(seller.address) == 0
-    await claim(PostgresChannelStorage(database_url), in_process, NETWORK)
+    await claim(PostgresChannelStorage(database_url), facilitator, NETWORK)
     assert schemes_chain.read_balance(seller.address) == sum(charged)
 
 

@@ -16,7 +16,7 @@ from x402.http.utils import decode_payment_response_header
 from clients.bare_sdk import PRICE, make_buyer, shop_at
 from clients.pay import require
 from fixtures.schemes import query, selling
-from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.rules import WrongPaywall, compile_tolls
 from tollbook.books.payments.scheme_upto import UsageUnreadable, read_usage, take_usage
@@ -83,13 +83,13 @@ async def test_what_was_used_is_charged_moved_and_booked(
     used: str | None,
     moved: int,
     schemes_chain: LocalChain,
-    in_process: InProcessFacilitator,
+    facilitator: Facilitator,
     permit2_payer: LocalAccount,
     seller: LocalAccount,
     database_url: str,
 ) -> None:
     async with (
-        selling(make_app(), seller, in_process, database_url, scheme="upto") as paywall,
+        selling(make_app(), seller, facilitator, database_url, scheme="upto") as paywall,
         shop_at(paywall, make_buyer(permit2_payer)) as client,
     ):
         answer = await client.get("/words", params={"used": used} if used else {})

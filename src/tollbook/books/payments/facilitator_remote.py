@@ -14,6 +14,7 @@ from x402.mechanisms.evm.constants import (
     ERR_TOKEN_VERSION_MISMATCH,
     ERR_TRANSACTION_SIMULATION_FAILED,
     ERR_VALID_BEFORE_EXPIRED,
+    SCHEME_UPTO,
 )
 from x402.schemas import (
     PaymentPayload,
@@ -47,6 +48,7 @@ _SURE_REASONS_HERE = SURE_REASONS | {
     ERR_TOKEN_VERSION_MISMATCH,
     ERR_TRANSACTION_SIMULATION_FAILED,
     ERR_VALID_BEFORE_EXPIRED,
+    SCHEME_UPTO,
     "insufficient_funds",
     "invalid_scheme",
 }
@@ -100,7 +102,7 @@ class RemoteFacilitator:
             raise SettlementUnknown(network, "", ERR_SETTLEMENT_PENDING, why) from None
         result = _read(SettleResponse, response)
         if result is not None and (response.is_success or not result.success):
-            return self._judge(result, network)  # a proxy's 503 may carry somebody's stale success
+            return self._judge(result, requirements)  # a proxy's 503 may carry somebody's stale success
         if response.status_code in _SURE_STATUSES or _says_unreachable(response):
             raise self._unreachable(f"HTTP {response.status_code}")
         why = f"the facilitator at {self.name} answered HTTP {response.status_code} without a result"
@@ -114,11 +116,16 @@ class RemoteFacilitator:
         """Close the connections."""
         await self._client.aclose()
 
-    def _judge(self, result: SettleResponse, network: str) -> SettleResponse:
+    def _judge(self, result: SettleResponse, requirements: PaymentRequirements) -> SettleResponse:
         """Return a result that is sure. A failure that names a transaction may be one that succeeded."""
-        reason = result.error_reason or ERR_UNEXPECTED_SETTLE
+        network, reason = requirements.network, result.error_reason or ERR_UNEXPECTED_SETTLE
         if result.success:
-            sure = bool(result.transaction) and result.network == network
+            nothing_used = (requirements.scheme, requirements.amount, result.amount) == (
+                SCHEME_UPTO,
+                "0",
+                "0",
+            )
+            sure = (bool(result.transaction) or nothing_used) and result.network == network
             why = "it was called settled, but without a transaction on this network"
         else:
             sure = not result.transaction and reason in _SURE_REASONS_HERE
