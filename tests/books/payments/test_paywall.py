@@ -238,6 +238,18 @@ async def test_ten_copies_of_one_payment_count_once(
     assert again.json()["payment_id"].startswith("pay_")
 
 
+async def test_no_payment_is_taken_for_an_answer_without_a_body(
+    shop: Shop, chain: LocalChain, payer: LocalAccount
+) -> None:
+    header = await sign_for(shop, "/weather/rome", payer)
+    async with httpx.AsyncClient(base_url=shop.url) as client:
+        refused = await client.head("/weather/rome", headers={"PAYMENT-SIGNATURE": header})
+    assert refused.status_code == 402
+    assert shop.runs == []
+    assert (await ask(shop, "/weather/rome", PAYMENT_SIGNATURE=header)).status_code == 200
+    assert chain.read_balance(shop.seller) == PRICE
+
+
 async def test_a_burst_on_one_token_admits_exactly_what_was_bought(shop: Shop, payer: LocalAccount) -> None:
     header = await sign_for(shop, "/weather/rome", payer)
     secret = (await ask(shop, "/weather/rome", PAYMENT_SIGNATURE=header)).headers["PAYMENT-TOKEN"]

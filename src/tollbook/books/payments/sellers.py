@@ -73,6 +73,8 @@ async def make_seller(
     """A payment goes before a token: who pays wants the payment used, and his old token may be spent."""
     header = headers.get(SIGNATURE_HEADER)
     if header is not None:
+        if scope["method"] == "HEAD":  # the goods are in a body that HEAD does not have
+            raise PaymentRefused("invalid_payment_requirements", "No payment is taken for HEAD: ask by GET.")
         signed, option = _read_payment(toll, header)
         body, receive = await read_body(headers, receive)
         target = (scope.get("raw_path") or scope["path"].encode()) + b"?" + scope.get("query_string", b"")
