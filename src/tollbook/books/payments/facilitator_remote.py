@@ -48,7 +48,6 @@ _SURE_REASONS_HERE = SURE_REASONS | {
     ERR_TOKEN_VERSION_MISMATCH,
     ERR_TRANSACTION_SIMULATION_FAILED,
     ERR_VALID_BEFORE_EXPIRED,
-    SCHEME_UPTO,
     "insufficient_funds",
     "invalid_scheme",
 }
@@ -120,11 +119,8 @@ class RemoteFacilitator:
         """Return a result that is sure. A failure that names a transaction may be one that succeeded."""
         network, reason = requirements.network, result.error_reason or ERR_UNEXPECTED_SETTLE
         if result.success:
-            nothing_used = (requirements.scheme, requirements.amount, result.amount) == (
-                SCHEME_UPTO,
-                "0",
-                "0",
-            )
+            used = (requirements.scheme, requirements.amount, result.amount)
+            nothing_used = used == (SCHEME_UPTO, "0", "0")
             sure = (bool(result.transaction) or nothing_used) and result.network == network
             why = "it was called settled, but without a transaction on this network"
         else:
