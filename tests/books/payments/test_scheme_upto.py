@@ -146,12 +146,13 @@ def test_the_terms_say_how_the_money_is_taken(scheme: Any, transfer: Any, method
     assert option.requirements.extra.get("assetTransferMethod") == method
 
 
+@pytest.mark.parametrize("scheme", ["upto", "batch-settlement"])
 async def test_a_route_whose_scheme_no_facilitator_serves_is_closed_and_the_others_are_not(
-    seller: LocalAccount, in_process: InProcessFacilitator, database_url: str
+    scheme: Any, seller: LocalAccount, in_process: InProcessFacilitator, database_url: str
 ) -> None:
     paywall = Paywall(
         make_app(),
-        routes={"GET /words": PaidRoute("$0.001", scheme="upto"), "GET /other": PaidRoute("$0.001")},
+        routes={"GET /words": PaidRoute("$0.001", scheme=scheme), "GET /other": PaidRoute("$0.001")},
         payees=[Payee("base", seller.address)],  # the facilitator serves the local chain alone
         facilitator=in_process,
         database_url=database_url,

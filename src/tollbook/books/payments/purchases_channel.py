@@ -77,6 +77,7 @@ class ChannelPurchases(Purchases):
 
     async def release(self, opening: Opening, reason: str) -> None:
         """See Purchases; and the channel is free again."""
+        self._charged.pop(opening.payment.payment_id, None)
         reserved = self._reserved.pop(opening.payment.payment_id, None)
         if reserved is not None:
             await finish(self.channels.cancel(*reserved))
@@ -86,9 +87,7 @@ class ChannelPurchases(Purchases):
         self, offer: Offer, payment: PaymentPayload, terms: PaymentRequirements, asked: Asked
     ) -> Opening:
         nonce = cast(str, offer.nonce)
-        async with self._entering.setdefault(
-            nonce, asyncio.Lock()
-        ):  # copies must not queue
+        async with self._entering.setdefault(nonce, asyncio.Lock()):  # copies must not queue
             await self._refuse_counted(offer)
             try:
                 await self._stand(payment, terms)

@@ -6,7 +6,7 @@ A deposit is the payer's own money in escrow. What is earned is each charge, and
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -39,6 +39,7 @@ from x402.schemas import (
     PaymentPayload,
     PaymentRequirements,
     SettleResponse,
+    SupportedKind,
     SupportedResponse,
     VerifyResponse,
 )
@@ -104,19 +105,17 @@ class Channels:
     def __init__(self, url: str, facilitator: Facilitator, supported: SupportedResponse) -> None:
         self.storage = find_storage(url)
         self.scheme = _make_scheme(self.storage)
-        self._kinds = {
-            kind.network: kind for kind in supported.kinds if kind.scheme == SCHEME_BATCH_SETTLEMENT
-        }
+        self.kinds = find_kinds(supported.kinds)
         self._server = x402ResourceServer(_Client(facilitator, supported))
         self.storage.queue(self._server, self.scheme)
-        for network in self._kinds:
+        for network in self.kinds:
             self._server.register(network, cast(Any, self.scheme))
         self._server.initialize()
 
     def complete(self, terms: PaymentRequirements) -> PaymentRequirements:
-        """Return a route's terms with what its payers need to open a channel."""
+        """Return a route's terms, on one of `kinds`, with what its payers need to open a channel."""
         copy = terms.model_copy(deep=True)
-        return self.scheme.enhance_payment_requirements(copy, self._kinds[terms.network], [])
+        return self.scheme.enhance_payment_requirements(copy, self.kinds[terms.network], [])
 
     async def verify(
         self, signed: PaymentPayload, terms: PaymentRequirements, known: VerifyResponse | None = None
@@ -166,6 +165,7 @@ class Channels:
         self, signed: PaymentPayload, terms: PaymentRequirements, reason: str, message: str | None
     ) -> Standing:
         if reason in NOT_NOW:
+            self.scheme.take_request_context(signed)  # the SDK would keep it for ever
             raise ChannelBusy
         context = SchemePaymentRequiredContext(
             requirements=[terms.model_copy(deep=True)],
@@ -175,6 +175,7 @@ class Channels:
             payment_payload=signed,
         )
         corrected = await asyncio.to_thread(self.scheme.enrich_payment_required_response, context)
+        self.scheme.take_request_context(signed)
         return Standing(reason, message, corrected[0] if corrected else terms)
 
 
@@ -195,6 +196,15 @@ class _Client:
 
     def get_supported(self) -> SupportedResponse:
         return self._supported
+
+
+def find_kinds(kinds: Sequence[SupportedKind]) -> dict[str, SupportedKind]:
+    """Return where a facilitator serves channels and authorizes their claims, by CAIP-2 network."""
+    return {
+        kind.network: kind
+        for kind in kinds
+        if kind.scheme == SCHEME_BATCH_SETTLEMENT and (kind.extra or {}).get("receiverAuthorizer")
+    }
 
 
 def find_storage(url: str) -> PostgresChannelStorage:

@@ -1,6 +1,7 @@
 """What a route's terms say besides the price, by its scheme: what only the facilitator knows is filled in."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
 from tollbook.books.payments.purchases import Purchases
 from tollbook.books.payments.purchases_channel import ChannelPurchases
 from tollbook.books.payments.rules import Option, Toll
-from tollbook.books.payments.scheme_batch import Channels
+from tollbook.books.payments.scheme_batch import Channels, find_kinds
 from tollbook.core.errors import Refusal
 
 RETRY_AFTER_SECONDS = 30
@@ -59,7 +60,7 @@ class Terms:
             if all(_is_open(option) for option in toll.options):
                 raise
             supported = []
-        kinds = {kind.network: kind for kind in supported if kind.scheme == toll.terms.scheme}
+        kinds = await self._find_kinds(toll, supported)
         options = [
             replace(option, requirements=await self._complete(option.requirements, kinds[option.network.id]))
             if _is_open(option)
@@ -77,6 +78,14 @@ class Terms:
         if terms.scheme == SCHEME_UPTO:
             return UptoEvmScheme().enhance_payment_requirements(terms.model_copy(deep=True), kind, [])
         return (await self._find_channels()).channels.complete(terms)
+
+    async def _find_kinds(self, toll: Toll, supported: Sequence[SupportedKind]) -> dict[str, SupportedKind]:
+        """Who serves a route's scheme, by network. Channels stay with the one that they were opened with."""
+        if toll.terms.scheme != SCHEME_BATCH_SETTLEMENT:
+            return {kind.network: kind for kind in supported if kind.scheme == toll.terms.scheme}
+        if self._by_channel is None and not find_kinds(supported):
+            return {}
+        return (await self._find_channels()).channels.kinds
 
     async def find_purchases(self, option: Option) -> Purchases:
         """Return the road of a purchase by this option. Raises FacilitatorUnreachable."""
