@@ -9,6 +9,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from eth_abi.abi import encode
@@ -48,7 +49,7 @@ from tollbook.books.payments.facilitator_faults import (
 from tollbook.books.payments.facilitator_node import CallReverted, Node, NodeFailed, read_bytes
 from tollbook.books.payments.facilitator_purposes import ATTEMPTS_MAX, identify, number
 from tollbook.books.payments.facilitator_sdk import Attempt, Pending, Reader
-from tollbook.core.chains import Receipt, decode_transfer
+from tollbook.core.chains import Receipt, Transfer, decode_transfer
 from tollbook.core.lanes import Call, PurposeReused, Transaction
 
 # The SDK's Permit2 code imports all of its extensions, and one of them insists on this library.
@@ -103,6 +104,21 @@ class Threads:
     async def aclose(self) -> None:
         """Drop what has not begun; return when all that had begun has ended."""
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A transfer that must be in the logs; a channel's money goes to its collectors, whoever they are."""
+
+    token: str
+    sender: str
+    receiver: str | None
+    amount: int
+
+    def fits(self, transfer: Transfer) -> bool:
+        """Whether this is that transfer."""
+        same = (transfer.token, transfer.sender, transfer.amount) == (self.token, self.sender, self.amount)
+        return same and self.receiver in (None, transfer.receiver)
 
 
 class Sending:
@@ -293,16 +309,9 @@ class Schemes:
         result = result.model_copy(update={"transaction": receipt.transaction_hash})  # of the bump that won
         if is_eip3009_payload(payload.payload) and requirements.scheme == SCHEME_EXACT:
             self._exact.read_outcome(Payment.read(payload, requirements), receipt)
-        elif requirements.scheme != SCHEME_BATCH:
-            payer = payload.payload["permit2Authorization"]["from"].lower()
-            wanted = (
-                requirements.asset.lower(),
-                payer,
-                requirements.pay_to.lower(),
-                int(requirements.amount),
-            )
+        elif (wanted := _find_wanted(payload, requirements)) is not None:
             moved = [decode_transfer(log) for log in receipt.logs]
-            if wanted not in [(t.token, t.sender, t.receiver, t.amount) for t in moved if t is not None]:
+            if not any(transfer is not None and wanted.fits(transfer) for transfer in moved):
                 why = "it was mined, but not with the transfer that was asked for"
                 raise self._broadcast.unknown(receipt.transaction_hash, why)
         return result
@@ -348,6 +357,20 @@ class Schemes:
         except NodeFailed as failure:
             raise self._broadcast.unknown("", str(failure)) from None
         return bool(int.from_bytes(read_bytes(answer)) >> bit & 1)
+
+
+def _find_wanted(payload: PaymentPayload, requirements: PaymentRequirements) -> _Wanted | None:
+    """Return what a Permit2 payment or a channel's deposit must have moved; claims and the like move sums."""
+    body = payload.payload
+    if requirements.scheme == SCHEME_BATCH:
+        if not is_deposit_payload(body):
+            return None
+        channel = body["channelConfig"]
+        return _Wanted(
+            channel["token"].lower(), channel["payer"].lower(), None, int(body["deposit"]["amount"])
+        )
+    payer = body["permit2Authorization"]["from"].lower()
+    return _Wanted(requirements.asset.lower(), payer, requirements.pay_to.lower(), int(requirements.amount))
 
 
 def _is_resumable(payload: PaymentPayload) -> bool:
