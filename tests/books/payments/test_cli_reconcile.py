@@ -81,7 +81,7 @@ async def test_differences_are_listed_accepted_and_told_by_the_exit_code(
 ) -> None:
     assert await run(capsys, "reconcile") == (
         0,
-        "The books agree with the chains.\n0 rows and transfers looked at; 0 differences open.\n",
+        f"The books agree with {NETWORK}.\n0 rows and transfers looked at; 0 differences open.\n",
     )
     await shop.buy()
     await shop.run("DELETE FROM payments.x402_tokens")
@@ -109,6 +109,10 @@ async def test_a_silent_node_is_told_by_the_exit_code(
     code, output = await run(capsys, "reconcile", "--json")
     assert code == 1
     assert list(json.loads(output)["unreachable"]) == [NETWORK]
+    monkeypatch.setenv("TOLLBOOK_RPC_URLS", "{}")
+    code, output = await run(capsys, "reconcile")
+    assert code == 0
+    assert "No chain was asked" in output
 
 
 async def test_a_payment_is_refunded_in_whole_tokens(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

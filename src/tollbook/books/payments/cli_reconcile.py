@@ -67,7 +67,7 @@ def reconcile(*, settings: Settings, since: datetime | None, as_json: bool) -> N
         answer(report, as_json=True)
     else:
         rows = [_shorten(difference) for difference in report.differences]
-        answer(rows, as_json=False, title="Differences seen", empty="The books agree with the chains.")
+        answer(rows, as_json=False, title="Differences seen", empty=_say_clean(report))
         click.echo(f"{report.looked_at} rows and transfers looked at; {report.open_count} differences open.")
         for network, sentence in report.unreachable.items():
             click.echo(f"Not compared: {network}. {sentence}", err=True)
@@ -153,6 +153,13 @@ def list_refunds(*, settings: Settings, payment_id: int | None, limit: int, as_j
     found = ask(settings, read)
     rows = found if as_json else [_shorten_refund(refund) for refund in found]
     answer(rows, as_json=as_json, title="Refunds, newest first", empty="No refunds yet.")
+
+
+def _say_clean(report: Report) -> str:
+    asked = [network for network in report.networks if network not in report.unreachable]
+    if not asked:
+        return "No chain was asked: name its node in TOLLBOOK_RPC_URLS. The books agree with themselves."
+    return f"The books agree with {', '.join(asked)}."
 
 
 COMMANDS = (reconcile, list_differences, accept_difference, refund_payment, list_refunds)

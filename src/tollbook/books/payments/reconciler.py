@@ -40,9 +40,11 @@ GRACE = timedelta(minutes=2)  # longer than anybody holds a settlement, or a req
 class Report:
     """What a run saw. `differences` are those it saw, mended or not; `open_count` is all that is open.
 
-    `unreachable` names the networks whose node did not answer, with what it was: they were not compared.
+    `networks` were to be compared; `unreachable` are those of them whose node did not answer, and why: they
+    were not.
     """
 
+    networks: list[str]
     looked_at: int
     differences: list[Difference]
     open_count: int
@@ -96,7 +98,12 @@ class Reconciler:
             await _close_mended(tx, run.now)
             open_count = await differences.count_open(tx)
         return Report(
-            run.looked_at, list(run.seen.values()), open_count, run.unreachable, clock.now() - run.now
+            networks=sorted(self.watchers),
+            looked_at=run.looked_at,
+            differences=list(run.seen.values()),
+            open_count=open_count,
+            unreachable=run.unreachable,
+            ran_for=clock.now() - run.now,
         )
 
 
