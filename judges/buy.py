@@ -17,7 +17,6 @@ from x402.mechanisms.evm.exact import register_exact_evm_client  # pyright: igno
 from x402.mechanisms.evm.signers import EthAccountSigner
 
 import stage
-from tollbook.books.payments import facilitator_remote
 
 NETWORK = "base-sepolia"  # what the hostile facilitator says it serves
 NETWORK_ID = "eip155:84532"
@@ -54,9 +53,12 @@ class Patient(httpx.AsyncBaseTransport):
         return response
 
 
-async def buy(facilitator_url: str, database_url: str, settle: stage.Settle) -> dict[str, object]:
+async def buy(
+    facilitator_url: str, database_url: str, settle: stage.Settle, seconds: float
+) -> dict[str, object]:
     """Return what became of the purchase: the statuses seen, the payments made, the deliveries got."""
-    shop = stage.make_shop(database_url, facilitator_url, NETWORK, Account.create().address, settle)
+    pay_to = Account.create().address
+    shop = stage.make_shop(database_url, facilitator_url, NETWORK, pay_to, settle, seconds)
     payer = x402Client()
     register_exact_evm_client(payer, EthAccountSigner(Account.create()), networks=NETWORK_ID)
     patient = Patient(httpx.ASGITransport(shop, raise_app_exceptions=False))
@@ -82,9 +84,10 @@ async def buy(facilitator_url: str, database_url: str, settle: stage.Settle) -> 
 def main() -> None:
     """Buy once, by what the environment says, and add a line to the file JUDGES_OUTCOMES."""
     # The seller gives up on its facilitator when the judge assumes that it does.
-    facilitator_remote.SETTLE_SECONDS_MAX = float(os.environ["HOSTILE_CLIENT_TIMEOUT"])  # pyright: ignore[reportConstantRedefinition]
+    seconds = float(os.environ["HOSTILE_CLIENT_TIMEOUT"])
     settle: stage.Settle = "before" if os.environ["JUDGES_SETTLE"] == "before" else "after"
-    outcome = asyncio.run(buy(os.environ["FACILITATOR_URL"], os.environ["JUDGES_DATABASE_URL"], settle))
+    url, database_url = os.environ["FACILITATOR_URL"], os.environ["JUDGES_DATABASE_URL"]
+    outcome = asyncio.run(buy(url, database_url, settle, seconds))
     with Path(os.environ["JUDGES_OUTCOMES"]).open("a") as report:
         report.write(json.dumps(outcome) + "\n")
 

@@ -40,10 +40,10 @@ TIP_WEI = 10**11  # above what a facilitator bids
 OTHER_CHAIN_ID = 84532
 
 
-def judge(scene: Stage, room: Path, settle_seconds_max: float) -> list[Finding]:
-    """Return what the judge in `room` finds. The shop waits so long for an answer to /settle."""
+def judge(scene: Stage, room: Path) -> list[Finding]:
+    """Return what the judge in `room` finds."""
     facilitator = RealFacilitator(scene)
-    with broken.play_line(scene.facilitator_url, settle_seconds_max + 2) as line:
+    with broken.play_line(scene.facilitator_url, stage.SETTLE_SECONDS_MAX + 2) as line:
         shop = stage.make_shop(scene.database_url, line.url, NETWORK, scene.seller.address)
         with stage.serve(shop) as shop_url:
             checks = harness.run_live(scene.facilitator_url)["checks"]

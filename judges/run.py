@@ -14,18 +14,15 @@ import hostile  # noqa: E402
 import security  # noqa: E402
 import stage  # noqa: E402
 from findings import PASS, Finding, find_faults, read_exemptions  # noqa: E402
-from tollbook.books.payments import facilitator_remote  # noqa: E402
 
-SETTLE_SECONDS_MAX = 5.0  # how long the paywall waits for an answer of /settle, here
 CLIENT_SECONDS = 3.0
 
 
 def main() -> int:
     """Run all judges, or those that are named, print what they found, and return the exit code."""
-    facilitator_remote.SETTLE_SECONDS_MAX = SETTLE_SECONDS_MAX  # pyright: ignore[reportConstantRedefinition]
     judges: dict[str, Callable[[stage.Stage], list[Finding]]] = {
         hostile.JUDGE: lambda scene: hostile.judge(scene, ROOM, CLIENT_SECONDS),
-        conformance.JUDGE: lambda scene: conformance.judge(scene, ROOM, SETTLE_SECONDS_MAX),
+        conformance.JUDGE: lambda scene: conformance.judge(scene, ROOM),
         security.JUDGE: lambda scene: security.judge(scene, ROOM),
     }
     called = sys.argv[1:] or list(judges)

@@ -18,6 +18,7 @@ from starlette.routing import Mount
 
 import tollbook
 from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core import embedded
@@ -33,6 +34,7 @@ OTHER_PATH = "/other-goods"
 RECEIPT_SECONDS_MAX = 3.0  # a judge that stops the chain's mining waits so long for its answer
 START_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
+SETTLE_SECONDS_MAX = 5.0
 STOP_SECONDS_MAX = 2
 
 
@@ -83,9 +85,17 @@ def _make_facilitator(chain: LocalChain, operator: LocalAccount, database_url: s
 
 
 def make_shop(
-    database_url: str, facilitator: str, network: str, pay_to: str, settle: Settle = "after"
+    database_url: str,
+    facilitator_url: str,
+    network: str,
+    pay_to: str,
+    settle: Settle = "after",
+    settle_seconds_max: float = SETTLE_SECONDS_MAX,
 ) -> Paywall:
-    """Return an app with two paid routes of one price, whose answers count how often their handler ran."""
+    """Return an app with two paid routes of one price, whose answers count how often their handler ran.
+
+    It waits for `settle_seconds_max` for an answer of /settle.
+    """
     app = FastAPI()
     deliveries = 0
 
@@ -101,7 +111,7 @@ def make_shop(
         app,
         routes=dict.fromkeys((f"GET {PATH}", f"GET {OTHER_PATH}"), terms),
         payees=[Payee(network, pay_to)],
-        facilitator=facilitator,
+        facilitator=RemoteFacilitator(facilitator_url, settle_seconds_max=settle_seconds_max),
         database_url=database_url,
     )
 
