@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fixtures.authorizations import transfer
 from fixtures.reconciling import AMOUNT, OVER, Bought, Shop, make_hash
-from tollbook.books.payments import answers, differences, payments, refunds
+from tollbook.books.payments import answers, differences, payments, reconciler_movements, refunds
 from tollbook.books.payments.answers import Asked
 from tollbook.books.payments.ledger import Verdict
 from tollbook.core import clock, journal
@@ -735,3 +735,22 @@ async def test_a_payer_whose_payment_was_mended_is_served_when_he_comes_again(sh
         assert record is not None
         assert (made.status, record.status, record.proof_hash) == ("verified", "open", asked.proof_hash)
         assert await answers.take(tx, made.payment_id, 2, now=clock.now())
+
+
+async def test_a_long_chain_is_read_in_pieces_and_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler_movements, "POSITIONS_MAX", 2)
+    monkeypatch.setattr(reconciler_movements, "PIECES_MAX", 3)
+    await shop.buy()
+    transfer(shop.chain, shop.payer, shop.seller.address, 7)
+    before = -1
+    while (position := await read_position(shop)) != before:  # it ends where the chain ends
+        before = position
+        report = await shop.reconcile()
+    assert position == await shop.node.get_block_number()
+    assert [(seen.kind, seen.status) for seen in await shop.differences()] == [("foreign_transfer", "open")]
+    assert report.open_count == 1
+
+
+async def read_position(shop: Shop) -> int | None:
+    async with shop.database.read() as tx:
+        return await tx.value("SELECT position FROM payments.x402_cursors")

@@ -16,7 +16,8 @@ from tollbook.books.payments.rules import Payee
 from tollbook.core.chains import ChainRefused, ChainUnreachable, find_network
 from tollbook.core.database import ReadTx
 
-POSITIONS_MAX = 500_000  # of a network in one run; the next one goes on
+POSITIONS_MAX = 50_000  # that are read and compared at once
+PIECES_MAX = 10_000  # of so many, of a network in one run; the next one goes on
 ADDRESSES_MAX = 10_000
 SKEW = timedelta(minutes=1)  # that a chain's clock and ours may differ, a block's rounding included
 ESCROW = BATCH_SETTLEMENT_ADDRESS.lower()  # pays out what vouchers claimed: channels have their own books
@@ -59,10 +60,12 @@ async def _read(run: Run, place: _Place, watcher: Watcher) -> None:
     first = await _find_start(run, place, watcher)
     final = await run.find_final(place.network)
     old_enough = await watcher.find_position(place.network, run.settled_before)
-    last = min(final, old_enough, first + POSITIONS_MAX)
-    movements = await watcher.find_movements(place.network, place.assets, place.recipients, first, last)
-    await run.each(movements, lambda each: each.network, lambda each: compare(run, each))
-    if last >= first and place.network not in run.unreachable:
+    for start in range(first, min(final, old_enough) + 1, POSITIONS_MAX)[:PIECES_MAX]:
+        last = min(final, old_enough, start + POSITIONS_MAX - 1)
+        movements = await watcher.find_movements(place.network, place.assets, place.recipients, start, last)
+        await run.each(movements, lambda each: each.network, lambda each: compare(run, each))
+        if place.network in run.unreachable:
+            return
         await _advance(run, place.network, last)
 
 

@@ -210,7 +210,7 @@ async def _grant_lone(run: Run, row: _Lone) -> None:
     async with run.database.write() as tx:
         old = None if row.failed_payment_id is None else await payments.get(tx, row.failed_payment_id)
         moved = None if row.amount_moved is None else int(row.amount_moved)
-        if old is None or moved is None or moved < old.amount:
+        if old is None or moved is None or falls_short(old, moved):
             note = "Money came and no payment stands for it. Find out what was sold; refund it or accept it."
             await run.note(tx, _tell_lone(row, note))
             return
