@@ -213,6 +213,17 @@ async def test_the_chain_settles_what_a_facilitator_left_open(database: Database
     assert actor.asked == 2
 
 
+async def test_a_nonce_that_was_spent_on_less_buys_nothing(database: Database) -> None:
+    payment = await make_payment()
+    oracle = Oracle(Verdict("settled", tx_hash="0x" + "88" * 32, block_number=7, amount_moved=1))
+    ledgered = LedgeredFacilitator(database, {"a": Actor([UNKNOWN])}, oracle)
+    with pytest.raises(SettlementUnknown):
+        await ledgered.settle(*payment)
+    for _ in range(2):  # from the chain, and then from the ledger
+        answer = await ledgered.settle(*payment)
+        assert (answer.success, answer.transaction, answer.amount) == (False, "0x" + "88" * 32, "1")
+
+
 async def test_the_chain_says_that_it_never_will_be(database: Database) -> None:
     payment, oracle = await make_payment(), Oracle(Verdict("not settled", reason="it ran out"))
     ledgered = LedgeredFacilitator(database, {"a": Actor([UNKNOWN])}, oracle)

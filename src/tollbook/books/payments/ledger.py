@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 from psycopg.types.json import Jsonb
+from x402.mechanisms.evm.constants import ERR_AUTHORIZATION_VALUE_MISMATCH, SCHEME_UPTO
 from x402.schemas import SettleResponse, SupportedResponse
 
 from tollbook.books.payments.rules import Proof
@@ -134,14 +135,22 @@ async def conclude(
 
 
 def make_answer(row: Settlement, verdict: Verdict) -> SettleResponse:
-    """What a facilitator would have answered, had it been heard."""
+    """What a facilitator would have answered, had it been heard.
+
+    A payer can sign another authorization with the same nonce, for less, and have it mined first: that money
+    came, and buys nothing.
+    """
+    moved, reason = verdict.amount_moved, None if verdict.outcome == "settled" else verdict.reason
+    is_short = moved is not None and moved < row.amount and row.scheme != SCHEME_UPTO
+    if verdict.outcome == "settled" and is_short:
+        reason = ERR_AUTHORIZATION_VALUE_MISMATCH
     return SettleResponse(
-        success=verdict.outcome == "settled",
+        success=verdict.outcome == "settled" and not is_short,
         transaction=verdict.tx_hash or "",
         network=row.network,
         payer=row.payer,
-        amount=None if verdict.amount_moved is None else str(verdict.amount_moved),
-        error_reason=None if verdict.outcome == "settled" else verdict.reason,
+        amount=None if moved is None else str(moved),
+        error_reason=reason,
     )
 
 
