@@ -51,6 +51,7 @@ class Life:
     seller: str
     dies_at: list[object] | None = None  # a boundary, and when it is reached for the how manieth time
     victims: tuple[str, ...] = ("process",)
+    counted: str = "payment-signature"  # from the first request with this header on
     late: bool = False  # it begins long after the last one's end
 
     def __post_init__(self) -> None:
@@ -176,9 +177,9 @@ def make_app(life: Life) -> Any:
             await send(message)
             life.reach(f"after {message['type']}")
 
-        paid = any(name == b"payment-signature" for name, _ in scope.get("headers", ()))
-        life.counting = life.counting or paid
-        await app(scope, receive, send_counted if paid else send)
+        wanted = any(name == life.counted.encode() for name, _ in scope.get("headers", ()))
+        life.counting = life.counting or wanted
+        await app(scope, receive, send_counted if wanted else send)
 
     return count_answer
 

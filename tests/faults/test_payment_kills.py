@@ -33,6 +33,8 @@ VALID_SECONDS = 120  # after which no authorization of before can be used any mo
 BLOCKS = 12  # that make this final
 PAUSE_SECONDS = 0.05  # instead of the Retry-After of seconds: its clock has been moved
 
+Boundary = tuple[str, int]  # what it is, and the how manieth of its kind
+
 ROAD = (
     "INSERT payments.x402_payments",
     "INSERT payments.x402_settlements",
@@ -65,7 +67,7 @@ class Case:
     shop: Shop
     token: str
     route: str
-    dies_at: tuple[str, int] | None
+    dies_at: Boundary
     victims: tuple[str, ...] = ("process",)
 
     def run(self) -> bool:
@@ -124,17 +126,26 @@ class Case:
         assert [one.status_code for one in answers] == [200, 402]
 
 
-def find_boundaries(shop: Shop, token: str, payer: LocalAccount, route: str) -> list[tuple[str, int]]:
+def find_boundaries(shop: Shop, token: str, payer: LocalAccount, route: str) -> list[Boundary]:
     """What a payment passes when nothing happens to it."""
     shop.forget_labels()
     shop.told.clear()
     shop.live()
-    path = f"/{route}/dry"
+    buy(shop, token, payer, f"/{route}/dry")
+    shop.end()
+    return list_boundaries(shop)
+
+
+def list_boundaries(shop: Shop) -> list[Boundary]:
+    return [(told["what"], told["time"]) for told in shop.told if told["event"] == "boundary"]
+
+
+def buy(shop: Shop, token: str, payer: LocalAccount, path: str) -> dict[str, str]:
+    """Buy something on a day like any other; the header with the token."""
     answer = shop.ask(path, **{"PAYMENT-SIGNATURE": sign(shop, path, payer, token)})
     assert answer is not None
     assert answer.status_code == 200
-    shop.end()
-    return [(told["what"], told["time"]) for told in shop.told if told["event"] == "boundary"]
+    return {"Authorization": f"Bearer {answer.headers['PAYMENT-TOKEN']}"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +180,7 @@ class Gone:
     paid: bool = False
 
 
-def leave(shop: Shop, token: str, route: str, dies_at: tuple[str, int]) -> Gone:
+def leave(shop: Shop, token: str, route: str, dies_at: Boundary) -> Gone:
     payer = shop.chain.make_account(amount=PURSE)
     operator = shop.chain.make_account(wei=GAS_MONEY_WEI)  # of its own: nobody may close its gaps but the end
     path = f"/{route}/{payer.address}"
@@ -232,3 +243,48 @@ def test_where_no_client_comes_back_the_reconciler_brings_the_books_to_the_truth
                 answer = ask_patiently(shop, one.path, **{"PAYMENT-SIGNATURE": one.header})
                 assert answer.status_code == (200 if one.paid else 402), answer.text
                 assert own.read_balance(one.payer.address) in (PURSE, PURSE - PRICE)
+
+
+def spend_and_die(shop: Shop, token: str, boundary: Boundary, victims: tuple[str, ...]) -> bool:
+    """Whether it died there. What was bought is two requests: one with the payment, one on the token."""
+    payer = shop.chain.make_account(amount=PURSE)
+    path = f"/after/{payer.address}"
+    shop.told.clear()
+    shop.live(dies_at=boundary, victims=victims, counted="authorization")
+    bearer = buy(shop, token, payer, path)
+    answers = [shop.ask(path, **bearer)]
+    if "process" in victims:
+        shop.live(late=True)
+    assert shop.database_up.wait(ORDER_SECONDS_MAX)
+    answers += [ask_patiently(shop, path, **bearer) for _ in range(REQUESTS)]
+    answered = 1 + sum(answer is not None and answer.status_code == 200 for answer in answers)
+    [(used, rows)] = shop.query(
+        """
+        SELECT p.requests_used, (SELECT count(*) FROM payments.x402_usage u WHERE u.payment_id = p.payment_id)
+        FROM payments.x402_payments p WHERE p.from_address = %s
+        """,
+        payer.address.lower(),
+    )
+    assert answered <= min(used, rows)
+    assert used == REQUESTS, "it is spent: what was asked last was refused"
+    assert answers[-1] is not None
+    assert answers[-1].status_code == 402
+    return shop.was_killed()
+
+
+@pytest.mark.parametrize("victims", [("process",), ("postgres",)], ids=" and ".join)
+def test_a_kill_at_any_boundary_of_a_request_on_a_token_sells_none_too_many(
+    paid_shop: Shop, token: str, payer: LocalAccount, victims: tuple[str, ...]
+) -> None:
+    shop, path = paid_shop, "/after/dry"
+    shop.told.clear()
+    shop.live(counted="authorization")
+    answer = shop.ask(path, **buy(shop, token, payer, path))
+    assert answer is not None
+    assert answer.status_code == 200
+    shop.end()
+    # What the purchase lets go of after its answer has left is walked with the purchase.
+    boundaries = [each for each in list_boundaries(shop) if "x402_answers" not in each[0]]
+    assert any("INSERT payments.x402_usage" in what for what, _ in boundaries)
+    for boundary in boundaries:
+        assert any(spend_and_die(shop, token, boundary, victims) for _ in range(TRIES_MAX)), boundary
