@@ -9,7 +9,11 @@ import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI, Response
 from x402.http.middleware.fastapi import set_settlement_overrides
-from x402.http.utils import decode_payment_response_header
+from x402.http.utils import (
+    decode_payment_response_header,
+    decode_payment_signature_header,
+    encode_payment_signature_header,
+)
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme as BatchClient
 from x402.mechanisms.evm.batch_settlement.server.storage import Channel
 from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
@@ -237,3 +241,53 @@ async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_i
     charges = 1 if first else 2
     assert read_channel(database_url).charged_cumulative_amount == str(charges * PRICE)
     assert read_booked(database_url) == [(PRICE, "settled")] * charges
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"voucher": {"signature": "0x" + "11" * 65}},
+        {"voucher": {"signature": "0x"}},
+        {"voucher": {"signature": 7}},
+        {"voucher": {"maxClaimableAmount": str(2**128)}},
+        {"voucher": {"maxClaimableAmount": "-1"}},
+        {"voucher": {"maxClaimableAmount": str(5 * PRICE)}},
+        {"voucher": {"channelId": "0x" + "00" * 32}},
+        {"channelConfig": {"payer": "nobody"}},
+        {"channelConfig": {"withdrawDelay": 1}},
+        {"channelConfig": None},
+        {"type": "refund"},
+        {"type": "claim", "claims": []},
+        {"type": "settle"},
+    ],
+    ids=str,
+)
+async def test_what_the_payer_did_not_sign_so_is_refused_and_touches_no_channel(
+    change: dict[str, Any],
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    runs: list[str] = []
+    buyer = make_buyer(payer)
+    async with selling(make_app(runs), seller, in_process, database_url, scheme=SCHEME) as paywall:
+        async with shop_at(paywall, buyer) as client:
+            assert (await client.get("/ticks")).status_code == 200
+            before = read_channel(database_url)
+        payment = decode_payment_signature_header(await sign_for(paywall, "/ticks", buyer))
+        for name, value in change.items():
+            inner = payment.payload.get(name)
+            payment.payload[name] = inner | value if isinstance(inner, dict) and value is not None else value
+        header = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment)}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client:
+            answer = await client.get("/ticks", headers=header)
+    assert answer.status_code == 402, answer.text
+    assert runs == ["tick"]
+    after = read_channel(database_url)
+    assert (after.charged_cumulative_amount, after.balance) == (
+        before.charged_cumulative_amount,
+        before.balance,
+    )
+    assert after.pending_request is None

@@ -6,6 +6,7 @@ A deposit is the payer's own money in escrow. What is earned is each charge, and
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEME
 from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_CHANNEL_BUSY,
     ERR_INVALID_PAYLOAD_TYPE,
+    ERR_INVALID_VOUCHER_SIGNATURE,
     ERR_VERIFICATION_STATE_UNAVAILABLE,
     ERR_VOUCHER_PAYLOAD,
 )
@@ -57,6 +59,7 @@ NOT_NOW = (ERR_CHANNEL_BUSY, ERR_VERIFICATION_STATE_UNAVAILABLE)
 # Of the request under way, between Channels and its client: the SDK's server stands in the middle.
 _known: ContextVar[VerifyResponse | None] = ContextVar("_known", default=None)
 _settled: ContextVar[SettleResponse | None] = ContextVar("_settled", default=None)
+_SIGNATURE = re.compile(r"0x(?:[0-9a-fA-F]{2}){65,4096}")  # longer than 65 bytes: smart wallets
 _NOBODY = "0x" + "00" * 20
 _HOOKS = (
     "before_verify",
@@ -252,6 +255,8 @@ def find_channel_fault(signed: PaymentPayload, terms: PaymentRequirements) -> tu
         voucher = VoucherFields.from_dict(payload["voucher"])
         if not 0 <= int(voucher.max_claimable_amount) <= UINT128_MAX:
             return ERR_VOUCHER_PAYLOAD, "A voucher is for 0 to 2^128-1 minor units."
+        if _SIGNATURE.fullmatch(voucher.signature) is None:
+            return ERR_INVALID_VOUCHER_SIGNATURE, "The voucher's signature is malformed."
         config = ChannelConfig.from_dict(payload["channelConfig"])
         reason = channel_id_binding_error(config, voucher.channel_id, terms.network)
     except Exception:  # the SDK's readers raise whatever a malformed field comes to
