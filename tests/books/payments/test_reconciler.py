@@ -673,12 +673,15 @@ async def test_an_orphan_that_runs_out_was_never_paid(own_shop: Shop) -> None:
 
 async def test_nothing_young_is_looked_at(shop: Shop) -> None:
     bought = await shop.reserve(shop.sign(lasts=OVER))
-    row = await shop.ask(await shop.reserve(shop.sign()))
+    held, let_go = await shop.reserve(shop.sign()), await shop.reserve(shop.sign())
+    await shop.ask(held)
+    held.signed.send(shop.chain)
     await shop.run("UPDATE payments.x402_settlements SET held_until = now() + interval '1 minute'")
+    await shop.ask(let_go)
     await shop.settle(bought, make_hash())
     report = await replace(shop.reconciler(), grace=timedelta(minutes=2)).run()
     assert report.differences == []
-    assert row.status == "pending"
+    assert [(await shop.settlement(each)).status for each in (held, let_go)] == ["pending", "pending"]
 
 
 async def test_a_run_that_is_cut_off_anywhere_is_finished_by_the_next(

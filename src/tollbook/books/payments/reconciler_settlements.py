@@ -64,7 +64,8 @@ async def decide(run: Run, row: Settlement) -> None:
         if not await settlements.hold(tx, row):
             return
         if verdict is None or verdict.outcome == "open":
-            await run.note(tx, _leave_open(row, verdict))
+            if row.asked_at <= run.settled_before:  # before that its payer is likely to come again
+                await run.note(tx, _leave_open(row, verdict))
             return
         await ledger.conclude(tx, row, verdict, ledger.make_answer(row, verdict), now=run.now)
         if verdict.outcome == "settled":
