@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -41,6 +42,7 @@ class Shop:
     url: str = ""
     runs: list[str] = field(default_factory=list[str])
     slow: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.database_url) as connection:
@@ -89,6 +91,16 @@ def make_app(shop: Shop) -> FastAPI:
         await shop.slow.wait()
         return "at last"
 
+    @app.get("/turns")
+    async def turns() -> Response:
+        shop.runs.append("turns")
+        if len(shop.runs) == 1:
+            await shop.slow.wait()
+            return PlainTextResponse("no", 404)
+        shop.slow.set()
+        await shop.over.wait()
+        return PlainTextResponse("yes")
+
     @app.get("/stream")
     async def stream() -> StreamingResponse:
         async def body() -> AsyncIterator[bytes]:
@@ -121,6 +133,7 @@ async def shop(
             "GET /long": PaidRoute("$0.01", requests=2),
             "GET /slow": PaidRoute("$0.01"),
             "GET /stream": PaidRoute("$0.01"),
+            "GET /turns": PaidRoute("$0.01"),
             "GET /upfront": PaidRoute("$0.01", settle="before"),
         },
         facilitator=shop.facilitator,
@@ -205,6 +218,23 @@ async def test_a_copy_is_told_that_the_first_is_still_at_work(
     assert (await first).json() == "at last"
     assert (await ask(shop, "/slow", header)).json() == "at last"
     assert shop.runs == ["slow"]
+
+
+async def test_who_was_taken_over_does_not_let_go_of_what_is_not_his_any_more(
+    shop: Shop, chain: LocalChain, payer: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first one's process stands still, or cannot reach the database, for longer than HOLD."""
+    monkeypatch.setattr(answers, "HOLD", timedelta(0))
+    header = await sign(shop, "/turns", payer)
+    first = asyncio.create_task(ask(shop, "/turns", header))
+    while not shop.runs:  # noqa: ASYNC110 - the handler says so in a list
+        await asyncio.sleep(0.01)
+    second = asyncio.create_task(ask(shop, "/turns", header))
+    assert (await first).status_code == 404
+    shop.over.set()
+    assert (await second).text == "yes"
+    assert chain.read_balance(shop.seller) == PRICE
+    assert shop.query("SELECT settlement FROM payments.x402_payments") == [("settled",)]
 
 
 async def test_row_h_a_lost_answer_of_the_facilitator_is_no_fresh_402(

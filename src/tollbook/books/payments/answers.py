@@ -158,6 +158,14 @@ async def take(tx: WriteTx, payment_id: int, holder: int, *, now: datetime) -> b
     return taken == 1
 
 
+async def find_holder(tx: WriteTx, payment_id: int) -> int | None:
+    """Who answers it, and will until this transaction ends; None where it is forgotten."""
+    return await tx.value(
+        "SELECT holder FROM payments.x402_answers WHERE payment_id = %(payment_id)s FOR NO KEY UPDATE",
+        {"payment_id": payment_id},
+    )
+
+
 async def renew(tx: WriteTx, payment_id: int, holder: int, *, now: datetime) -> None:
     """Go on holding it."""
     await tx.execute(

@@ -261,7 +261,8 @@ class Purchases:
         holder = ids.make()
         if not await answers.take(tx, payment.payment_id, holder, now=clock.now()):
             return "busy"
-        return Opening(payment, holder, resumed=True)
+        payment = await payments.get(tx, payment.payment_id)  # who let go of it may have released it first
+        return None if payment.status == "failed" else Opening(payment, holder, resumed=True)
 
     async def release(self, opening: Opening, reason: str) -> None:
         """Let go of a reserved payment that will not be settled: it costs its payer nothing.
@@ -269,7 +270,7 @@ class Purchases:
         A resumed one may have moved already: it keeps its place in the books.
         """
         if not opening.resumed:
-            await finish(self._book_failure(opening.payment, reason))
+            await finish(self._book_failure(opening, reason))
 
     async def let_go(self, opening: Opening) -> None:
         """Nothing was answered that can be given again: who presents the payment again is served."""
@@ -317,21 +318,21 @@ class Purchases:
         try:
             answer = await self._ask(opening, signed, option.requirements, amount)
         except FacilitatorUnreachable as error:
-            await self._book_failure(payment, error.reason)
+            await self._book_failure(opening, error.reason)
             raise postpone(error) from error
         except SettlementInProgress as error:
             raise PaymentInProgress(payment.payment_id) from error
         except SettlementUnknown as error:
             raise await self._suspect(payment, error.error_reason, error.transaction) from error
         except SettlementConflict as error:
-            await self._book_failure(payment, error.reason)
+            await self._book_failure(opening, error.reason)
             raise
         except Exception as error:
             logger.exception("settling %s ended in an unexpected way", ids.show("pay", payment.payment_id))
             raise await self._suspect(payment, "unexpected_settle_error", "") from error
         if not answer.success:
             code = answer.error_reason or "unexpected_settle_error"
-            await self._book_failure(payment, code)
+            await self._book_failure(opening, code)
             _count(payment, "failed")
             raise PaymentRefused(code, answer.error_message or f"It was not settled: {code}.", answer)
         return await self._book_settlement(opening, answer)
@@ -362,11 +363,14 @@ class Purchases:
             raise await self._suspect(opening.payment, "settlement_not_booked", answer.transaction) from error
         raise AssertionError("unreachable: the attempts return or raise")
 
-    async def _book_failure(self, payment: Payment, reason: str) -> None:
+    async def _book_failure(self, opening: Opening, reason: str) -> None:
+        """Let go of the payment, unless somebody else took it over: then his settlement may be under way."""
+        payment_id = opening.payment.payment_id
         async for attempt in _booking_attempts():
             with attempt:
                 async with self.database.write() as tx:
-                    await payments.fail(tx, payment.payment_id, reason, now=clock.now())
+                    if await answers.find_holder(tx, payment_id) in (None, opening.holder):
+                        await payments.fail(tx, payment_id, reason, now=clock.now())
 
     async def _suspect(self, payment: Payment, reason: str, transaction: str) -> PaymentUnknown:
         """Book what is not known; where even that fails, the reserved row remains and says as much."""
