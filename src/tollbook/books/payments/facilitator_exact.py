@@ -155,7 +155,7 @@ class Eip3009:
     ) -> SettleResponse:
         """Return the failure if the authorization is unspent on the chain, or else what spent it."""
         try:
-            if not await self.is_used(payment, block):
+            if not await self._is_used(payment, block):
                 return failed
             spending = await self._find_spending(payment)
         except NodeFailed as failure:
@@ -183,7 +183,7 @@ class Eip3009:
             payer=payment.payer,
         )
 
-    async def is_used(self, payment: Payment, block: int | None = None) -> bool:
+    async def _is_used(self, payment: Payment, block: int | None = None) -> bool:
         """Return whether an authorization is spent or canceled, as of a block or the newest.
 
         Raises NodeFailed when the node, or this block's state, gives no answer.
