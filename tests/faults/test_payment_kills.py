@@ -1,6 +1,7 @@
 """Killed at any boundary of a payment: who paid once has what he bought, and the books equal the chain."""
 
 import asyncio
+import random
 import time
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
 
-from faults.paid_shop import REQUESTS, move_clock
+from faults.paid_shop import ANY, REQUESTS, move_clock
 from fixtures.chain import PURSE
 from fixtures.lanes import key_of
 from fixtures.paid_shop import ORDER_SECONDS_MAX, Shop, open_shop, sign
@@ -26,6 +27,8 @@ PRICE = 10_000
 TRIES_MAX = 3  # to meet a boundary that is not passed each time
 ASKED_MAX = 60
 RUNS_MAX = 3
+DEATHS_TWICE = 24
+SEED = 9
 # What the books may say: of the payment, of its settlement, and whether they name the same transaction.
 PAID = {("settled", "settled", True)}
 UNPAID = {("failed", "failed", None), ("failed", None, None)}
@@ -69,6 +72,7 @@ class Case:
     route: str
     dies_at: Boundary
     victims: tuple[str, ...] = ("process",)
+    dies_again_at: int = 0  # the how manieth boundary of the life that goes on
 
     def run(self) -> bool:
         """Live through it. Whether it did die there."""
@@ -81,8 +85,11 @@ class Case:
         shop.live(dies_at=self.dies_at, victims=self.victims)
         header = sign(shop, path, payer, self.token)
         first = shop.ask(path, **{"PAYMENT-SIGNATURE": header})
+        if self.dies_again_at:
+            shop.live(late=1, dies_at=(ANY, self.dies_again_at))
+            shop.ask(path, **{"PAYMENT-SIGNATURE": header})
         if "process" in self.victims:
-            shop.live(late=True)
+            shop.live(late=2)
         assert shop.database_up.wait(ORDER_SECONDS_MAX)
         answer = ask_patiently(shop, path, **{"PAYMENT-SIGNATURE": header})
         assert (answer.status_code, answer.json()) == (200, {"what": payer.address}), answer.text
@@ -170,6 +177,20 @@ def test_a_kill_at_any_boundary_of_a_payment_costs_nobody_anything(
         assert any(case.run() for _ in range(TRIES_MAX)), boundary
 
 
+def test_who_goes_on_after_a_kill_may_be_killed_as_well(
+    paid_shop: Shop, token: str, payer: LocalAccount
+) -> None:
+    chance = random.Random(SEED)
+    boundaries = {route: find_boundaries(paid_shop, token, payer, route) for route in ("before", "after")}
+    died = 0
+    for _ in range(DEATHS_TWICE):
+        route = chance.choice(["before", "after"])
+        first, second = chance.choice(boundaries[route]), chance.randint(1, len(boundaries[route]))
+        Case(paid_shop, token, route, first, dies_again_at=second).run()
+        died += sum(told["event"] == "killed" for told in paid_shop.told)
+    assert died > DEATHS_TWICE + DEATHS_TWICE // 4, "most never died again"
+
+
 @dataclass
 class Gone:
     """A buyer who presents his payment once, to a shop that dies over it, and goes."""
@@ -238,7 +259,7 @@ def test_where_no_client_comes_back_the_reconciler_brings_the_books_to_the_truth
                 ends = books.get(one.payer.address.lower(), ("failed", None, None))
                 assert ends in (PAID if one.paid else UNPAID), boundary
             assert {one.paid for one in gone} == {True, False}
-            shop.live(late=True)
+            shop.live(late=1)
             for one in gone:
                 answer = ask_patiently(shop, one.path, **{"PAYMENT-SIGNATURE": one.header})
                 assert answer.status_code == (200 if one.paid else 402), answer.text
@@ -254,7 +275,7 @@ def spend_and_die(shop: Shop, token: str, boundary: Boundary, victims: tuple[str
     bearer = buy(shop, token, payer, path)
     answers = [shop.ask(path, **bearer)]
     if "process" in victims:
-        shop.live(late=True)
+        shop.live(late=1)
     assert shop.database_up.wait(ORDER_SECONDS_MAX)
     answers += [ask_patiently(shop, path, **bearer) for _ in range(REQUESTS)]
     answered = 1 + sum(answer is not None and answer.status_code == 200 for answer in answers)
