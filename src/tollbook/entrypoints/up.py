@@ -1,6 +1,7 @@
 """`tollbook up`: database, migrations, API and worker in one process; and each part alone."""
 
 import asyncio
+import json
 import os
 from collections.abc import Coroutine
 from contextlib import ExitStack
@@ -78,10 +79,14 @@ def _name_database(wish: Wish, url: str) -> str:
 
 
 def _open_stage(stack: ExitStack, wish: Wish, teller: Teller) -> demo.Stage | None:
-    """Start the demonstration's chain; without Node say so, and go on without it."""
+    """Start the demonstration's chain; without Node say so, and go on without it.
+
+    The worker's jobs read from the environment where the chains are: this process's own names that one.
+    """
     folder = None if wish.in_memory else wish.settings.data_dir / demo.FOLDER
     try:
         stage = stack.enter_context(demo.open_stage(folder))
+        os.environ.setdefault("TOLLBOOK_RPC_URLS", json.dumps({NETWORK: stage.chain.url}))
     except LocalChainMissing as missing:
         teller.say("demo-missing", f"No demonstration: {missing}")
         return None

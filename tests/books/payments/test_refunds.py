@@ -9,9 +9,10 @@ from eth_account.signers.local import LocalAccount
 from fixtures.payments import pay
 from fixtures.reconciling import AMOUNT, Shop
 from tollbook.books.payments import payments, refunds
-from tollbook.books.payments.errors import PaymentNotInState
+from tollbook.books.payments.errors import PaymentNotInState, TokenExpired
 from tollbook.books.payments.refund_desk import RefundDesk, RefundPurseEmpty
 from tollbook.books.payments.refunds import RefundTooLarge
+from tollbook.books.payments.usage import Meter
 from tollbook.core import clock
 from tollbook.core.chains import Chain, UnknownNetwork
 from tollbook.core.database import Database
@@ -114,6 +115,18 @@ async def test_one_refund_carried_out_by_many_is_sent_once(shop: Shop, desk: Ref
             """
         )
     assert [row["kind"] for row in kinds] == ["refund.sent", "payment.refunded"]
+
+
+async def test_while_all_of_its_money_is_on_the_way_back_a_payment_buys_nothing(shop: Shop) -> None:
+    bought = await shop.buy()
+    async with shop.database.write() as tx:
+        asked = await refunds.request(tx, bought.payment_id, amount=None, reason=None, now=clock.now())
+    async with Meter(shop.database.url) as meter:
+        with pytest.raises(TokenExpired):
+            await meter.admit_first(bought.payment_id)
+        async with shop.database.write() as tx:
+            await refunds.fail(tx, asked.refund_id, "no money", was="requested", now=clock.now())
+        assert (await meter.admit_first(bought.payment_id)).payment_id == bought.payment_id
 
 
 async def test_an_empty_purse_is_refused_by_name_and_the_sum_is_free_again(shop: Shop) -> None:

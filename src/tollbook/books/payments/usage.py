@@ -276,7 +276,7 @@ async def _take(
                        WHEN asked.is_revoked THEN 'revoked'
                        WHEN asked.endpoint <> locked.endpoint THEN 'foreign'
                        WHEN asked.is_over OR locked.status = 'expired' OR locked.expires_at <= now()
-                           THEN 'expired'
+                            OR locked.goes_back THEN 'expired'
                        WHEN locked.status IN ('verified', 'used') THEN 'granted'
                        ELSE 'unknown'
                    END AS verdict
@@ -284,7 +284,8 @@ async def _take(
                 SELECT nth, wanted, endpoint, payment_id, is_revoked, is_over FROM asked ORDER BY payment_id
             ) AS asked
             LEFT JOIN LATERAL (
-                SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated, p.requests_used
+                SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated, p.requests_used,
+                       p.refund_asked > 0 AND p.refund_asked = p.amount AS goes_back
                 FROM payments.x402_payments AS p WHERE p.payment_id = asked.payment_id
                 FOR NO KEY UPDATE
             ) AS locked ON true
