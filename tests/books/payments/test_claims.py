@@ -14,7 +14,9 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from clients.pay import require, sign
-from tollbook.books.payments import claims, payments
+from fixtures.authorizations import authorize, send_together
+from fixtures.payments import make_offer
+from tollbook.books.payments import claims, payments, tokens
 from tollbook.books.payments.claims import (
     AGE_MAX,
     Claimed,
@@ -136,6 +138,66 @@ async def test_an_x402_payment_is_not_counted_again_as_a_transfer(
         await payments.reserve(tx, replace(offer, scheme="exact"), now=clock.now())
     with pytest.raises(AlreadyCounted):
         await desk.claim(signed(payer, settled.transaction))
+
+
+async def reserve(desk: Desk, payer: LocalAccount, nonce: str) -> int:
+    """An x402 payment that is about to be settled, as the paywall enters it."""
+    offer = make_offer(
+        network=NETWORK, asset=desk.token, amount=PRICE, from_address=payer.address, to_address=desk.seller,
+        nonce=nonce,
+    )  # fmt: skip
+    async with desk.database.write() as tx:
+        return (await payments.reserve(tx, offer, now=clock.now())).payment_id
+
+
+async def settle(desk: Desk, payment_id: int, tx_hash: str) -> None:
+    async with desk.database.write() as tx:
+        await payments.settle(
+            tx, payment_id, tx_hash=tx_hash, block_number=1, confirmations=1, now=clock.now()
+        )
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+async def test_an_x402_payment_is_not_claimed_by_another_nonce_of_its_transaction(
+    desk: Desk, schemes_chain: LocalChain, payer: LocalAccount, is_settled: bool
+) -> None:
+    """Its payer may have it mined by himself, after an authorization of his own to himself."""
+    to_himself, to_the_seller = authorize(payer, payer.address, 1), authorize(payer, desk.seller, PRICE)
+    tx_hash = send_together(schemes_chain, to_himself, to_the_seller)
+    payment_id = await reserve(desk, payer, to_the_seller.nonce)
+    if is_settled:
+        await settle(desk, payment_id, tx_hash)
+        async with desk.database.write() as tx:
+            await tokens.issue(tx, payment_id, now=clock.now())
+        assert (await desk.claim(signed(payer, tx_hash))).payment.payment_id == payment_id
+    else:
+        with pytest.raises(AlreadyCounted):
+            await desk.claim(signed(payer, tx_hash))
+    async with desk.database.read() as tx:
+        assert [payment.payment_id for payment in await payments.page(tx)] == [payment_id]
+
+
+async def test_what_was_claimed_is_not_settled_as_an_x402_payment_too(
+    desk: Desk, payer: LocalAccount
+) -> None:
+    """Permit2 logs no nonces: a claim cannot know that its transfer is also the end of a payment."""
+    payment_id = await reserve(desk, payer, "permit2:5")
+    tx_hash = desk.transfer(payer, PRICE)
+    await desk.claim(signed(payer, tx_hash))
+    with pytest.raises(AlreadyCounted):
+        await settle(desk, payment_id, tx_hash)
+
+
+async def test_a_claim_waits_for_the_settlement_that_is_being_booked(desk: Desk, payer: LocalAccount) -> None:
+    payment_id, tx_hash = await reserve(desk, payer, "permit2:5"), desk.transfer(payer, PRICE)
+    async with desk.database.write() as tx:
+        await payments.settle(
+            tx, payment_id, tx_hash=tx_hash, block_number=1, confirmations=1, now=clock.now()
+        )
+        claiming = asyncio.create_task(desk.claim(signed(payer, tx_hash)))
+        await asyncio.wait([claiming], timeout=0.5)
+        assert not claiming.done()
+    assert (await claiming).payment.payment_id == payment_id
 
 
 async def test_too_little_the_wrong_recipient_and_old_money_buy_nothing(

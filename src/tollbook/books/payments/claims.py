@@ -1,7 +1,7 @@
 """The older way to pay: the payer sent the tokens himself and presents the transaction's hash, once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -111,6 +111,7 @@ async def claim(
     offer = _make_offer(toll, option, receipt, payer)
     async with database.write() as tx:
         try:
+            await _refuse_paid(tx, offer, receipt)
             reserved = await payments.reserve(tx, offer, now=now)
         except AlreadyCounted as counted:
             return await _claim_again(tx, counted, offer.from_address, tx_hash, now)
@@ -123,6 +124,18 @@ async def claim(
             now=now,
         )
         return _make_claimed(payment, await tokens.issue(tx, payment.payment_id, now=now))
+
+
+async def _refuse_paid(tx: WriteTx, offer: Offer, receipt: Receipt) -> None:
+    """Raise AlreadyCounted where x402 payments of this payer are what the transaction moved.
+
+    It may have used several of his authorizations. Settlements that are being booked are waited for; those
+    that come after see this claim.
+    """
+    await payments.wait_for_pending(tx, offer)
+    for nonce in _find_nonces(receipt, offer.asset, offer.from_address) or [None]:
+        same = replace(offer, nonce=nonce, tx_hash=receipt.transaction_hash)
+        await payments.refuse_counted(tx, same)
 
 
 async def _claim_again(
@@ -224,7 +237,7 @@ def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None)
         raise ClaimRefused("Several accounts pay in this transaction: name one in `payer`.")
     sender = senders.pop()
     amount = sum(transfer.amount for transfer in transfers)
-    nonce = _find_nonce(receipt, asset, sender)
+    nonce = next(iter(_find_nonces(receipt, asset, sender)), None)
     bought = amount // int(requirements.amount)
     if bought < 1:
         raise ClaimRefused(f"It pays {amount} minor units; {toll.key} costs {requirements.amount}.")
@@ -246,10 +259,7 @@ def _make_offer(toll: Toll, option: Option, receipt: Receipt, payer: str | None)
     )
 
 
-def _find_nonce(receipt: Receipt, asset: str, sender: str) -> str | None:
+def _find_nonces(receipt: Receipt, asset: str, sender: str) -> list[str]:
     """A transfer by EIP-3009 has its authorization's identity, under which an x402 payment is counted."""
-    for log in receipt.logs:
-        used = decode_authorization_used(log)
-        if used is not None and (used.token, used.authorizer) == (asset, sender):
-            return used.nonce
-    return None
+    used = [decode_authorization_used(log) for log in receipt.logs]
+    return [one.nonce for one in used if one is not None and (one.token, one.authorizer) == (asset, sender)]

@@ -160,6 +160,18 @@ async def refuse_counted(tx: ReadTx, offer: Offer) -> None:
         raise AlreadyCounted(taken_by)
 
 
+async def wait_for_pending(tx: WriteTx, claim: Offer) -> None:
+    """Wait for what is being booked for the claim's payer; what is booked after waits for the claim."""
+    await tx.execute(
+        """
+        SELECT FROM payments.x402_payments
+        WHERE network = %(network)s AND from_address = %(payer)s AND status = 'pending'
+        ORDER BY payment_id FOR NO KEY UPDATE
+        """,
+        {"network": claim.network, "payer": _spell(claim.network, claim.from_address)},
+    )
+
+
 async def settle(
     tx: WriteTx,
     payment_id: int,
@@ -202,6 +214,8 @@ async def settle(
         },
     )
     payment = await _changed(tx, payment_id, changed, "settled")
+    if tx_hash is not None and before.nonce is not None:
+        await _refuse_claimed(tx, payment, tx_hash)
     details = {"tx_hash": payment.tx_hash, "block_number": block_number, "endpoint": payment.endpoint}
     await _tell(tx, "payment.settled", payment, details)
     return payment
@@ -414,6 +428,26 @@ async def _find_identity(tx: ReadTx, identity: Mapping[str, str | None]) -> int 
         """,
         identity,
     )
+
+
+async def _refuse_claimed(tx: ReadTx, payment: Payment, tx_hash: str) -> None:
+    """The payer claimed this transaction before: its money has bought what it buys."""
+    claim = await tx.value(
+        """
+        SELECT payment_id FROM payments.x402_payments
+        WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND from_address = %(payer)s
+          AND scheme = 'transfer' AND payment_id <> %(payment_id)s AND status <> 'failed'
+        LIMIT 1
+        """,
+        {
+            "network": payment.network,
+            "tx_hash": tx_hash,
+            "payer": payment.from_address,
+            "payment_id": payment.payment_id,
+        },
+    )
+    if claim is not None:
+        raise AlreadyCounted(claim)
 
 
 async def _refuse_other_owner(tx: ReadTx, payment: Payment, tx_hash: str) -> None:

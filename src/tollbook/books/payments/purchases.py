@@ -358,6 +358,9 @@ class Purchases:
                     return Purchase(settled, grant, answer)
         except PaymentNotInState:
             raise
+        except AlreadyCounted as counted:
+            await self._book_failure(opening, counted.reason)
+            raise
         except Exception as error:
             logger.exception("the settlement of %s is not booked", ids.show("pay", payment_id))
             raise await self._suspect(opening.payment, "settlement_not_booked", answer.transaction) from error
@@ -431,7 +434,7 @@ def _booking_attempts() -> AsyncRetrying:
     return AsyncRetrying(
         stop=stop_after_attempt(BOOKING_ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=0.05, max=BOOKING_WAIT_SECONDS_MAX),
-        retry=retry_if_not_exception_type(PaymentNotInState),
+        retry=retry_if_not_exception_type((PaymentNotInState, AlreadyCounted)),
         reraise=True,
     )
 
