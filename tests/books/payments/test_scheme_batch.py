@@ -81,7 +81,7 @@ async def test_row_o_parallel_requests_on_one_channel_are_all_served_and_each_is
 ) -> None:
     purse = schemes_chain.read_balance(payer.address)
     async with (
-        selling(make_app(0.05), seller, in_process, database_url, scheme="batch-settlement") as paywall,
+        selling(make_app(0.3), seller, in_process, database_url, scheme="batch-settlement") as paywall,
         shop_at(paywall, make_buyer(payer, schemes_chain.url)) as client,
     ):
         assert (await client.get("/ticks")).status_code == 200
@@ -96,27 +96,6 @@ async def test_row_o_parallel_requests_on_one_channel_are_all_served_and_each_is
         " WHERE settlement = 'settled' AND scheme = 'batch-settlement'",
     )
     assert booked == [(REQUESTS + 1, (REQUESTS + 1) * PRICE, 0)]
-
-
-async def test_row_o_holds_between_processes_that_share_nothing_but_the_database(
-    schemes_chain: LocalChain,
-    in_process: InProcessFacilitator,
-    payer: LocalAccount,
-    seller: LocalAccount,
-    database_url: str,
-) -> None:
-    buyer = make_buyer(payer, schemes_chain.url)
-    async with (
-        selling(make_app(0.05), seller, in_process, database_url, scheme="batch-settlement") as one,
-        selling(make_app(0.05), seller, in_process, database_url, scheme="batch-settlement") as other,
-        shop_at(one, buyer) as here,
-        shop_at(other, buyer) as there,
-    ):
-        assert (await here.get("/ticks")).status_code == 200
-        answers = await asyncio.gather(*(shop.get("/ticks") for shop in (here, there) * (REQUESTS // 2)))
-    assert [answer.status_code for answer in answers] == [200] * REQUESTS
-    [channel] = PostgresChannelStorage(database_url).list()
-    assert channel.charged_cumulative_amount == str((REQUESTS + 1) * PRICE)
 
 
 async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_signed(
