@@ -75,6 +75,7 @@ def make_app(shop: Shop) -> FastAPI:
         shop.runs.append(what)
         return {"what": what, "run": len(shop.runs)}
 
+    @app.post("/dear")
     @app.post("/once")
     async def post(request: Request) -> Response:
         shop.runs.append("post")
@@ -135,6 +136,7 @@ async def shop(
             "GET /stream": PaidRoute("$0.01"),
             "GET /turns": PaidRoute("$0.01"),
             "GET /upfront": PaidRoute("$0.01", settle="before"),
+            "POST /dear": PaidRoute("$0.01", settle="before"),
         },
         facilitator=shop.facilitator,
         database_url=database_url,
@@ -272,6 +274,23 @@ async def test_a_payment_is_bound_to_the_body_it_came_with(shop: Shop, payer: Lo
     assert (await ask(shop, "/once", header, "POST", content=b"b")).status_code == 409
     assert (await ask(shop, "/once", header, "POST", content=b"a" * 70_000)).content == first.content
     assert shop.runs == ["post"]
+
+
+async def test_a_request_that_broke_off_takes_no_payment_with_it(
+    shop: Shop, chain: LocalChain, payer: LocalAccount
+) -> None:
+    header = await sign(shop, "/dear", payer, "POST")
+    url = httpx.URL(shop.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST /dear HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\nPAYMENT-SIGNATURE: {header}\r\n\r\n"
+    writer.write(head.encode() + b"half")
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    writer.close()
+    await asyncio.sleep(0.5)
+    whole = await ask(shop, "/dear", header, "POST", content=b"half+half")
+    assert (whole.status_code, whole.content) == (200, b"half+half")
+    assert chain.read_balance(shop.seller) == PRICE
 
 
 async def test_the_payment_of_one_route_buys_no_other_of_the_same_price(

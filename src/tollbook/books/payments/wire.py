@@ -72,6 +72,16 @@ class PaymentMalformed(Refusal):
         )
 
 
+class RequestBroken(Refusal):
+    """The client went away before its request was whole: a payment would be bound to a part of it."""
+
+    reason = "request-broken"
+    status = 400
+
+    def __init__(self) -> None:
+        super().__init__("The request broke off before its end, and nothing was paid. Send it again, whole.")
+
+
 class HandlerFailed(Refusal):
     """The app raised after its payment was settled: the request is given back, the token is in the answer."""
 
@@ -88,13 +98,18 @@ def read_headers(scope: Scope) -> dict[bytes, bytes]:
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Receive]:
-    """Return the body, or its beginning where it is long, and a `receive` that gives it to the app."""
+    """Return the body, or its beginning where it is long, and a `receive` that gives it to the app.
+
+    Raises RequestBroken.
+    """
     if not any(name in headers for name in BODY_HEADERS):
         return b"", receive
     messages: deque[Message] = deque()
     size = 0
     while size < REQUEST_BYTES_MAX:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestBroken
         messages.append(message)
         size += len(message.get("body", b""))
         if not message.get("more_body", False):
