@@ -134,6 +134,14 @@ def test_by_usage_nobody_pays_before_the_handler(scheme: Any) -> None:
         compile_tolls({"GET /words": terms}, [Payee("base", "0x" + "11" * 20)])
 
 
+@pytest.mark.parametrize("scheme", ["upto", "batch-settlement"])
+def test_by_usage_a_payment_buys_one_request(scheme: Any) -> None:
+    """The others would come with its token, and nobody would charge what they use."""
+    terms = PaidRoute("$0.01", scheme=scheme, requests=2)
+    with pytest.raises(WrongPaywall, match="charged by itself"):
+        compile_tolls({"GET /words": terms}, [Payee("base", "0x" + "11" * 20)])
+
+
 @pytest.mark.parametrize(
     ("scheme", "transfer", "method"),
     [("exact", "eip3009", None), ("exact", "permit2", "permit2"), ("upto", "eip3009", "permit2")],

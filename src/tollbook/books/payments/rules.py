@@ -383,6 +383,10 @@ def _check_terms(key: str, toll: Toll) -> None:
         raise WrongPaywall(
             f"{key}: by the scheme {terms.scheme} one pays after the handler, by what was used."
         )
+    if terms.requests != 1 and terms.scheme != SCHEME_EXACT:
+        raise WrongPaywall(
+            f"{key}: by the scheme {terms.scheme} each request is charged by itself: leave `requests` at 1."
+        )
     if not 1 <= terms.requests <= REQUESTS_MAX:
         raise WrongPaywall(f"{key}: a payment buys 1 to {REQUESTS_MAX} requests, not {terms.requests}.")
     if not timedelta(0) < terms.lifetime <= LIFETIME_MAX:
