@@ -254,6 +254,22 @@ async def test_a_holder_that_is_never_heard_of_again_leaves_it_unknown(
     assert [(row["status"], row["facilitator"]) for row in await read(database)] == [("settled", "a")]
 
 
+async def test_who_was_taken_over_does_not_call_it_failed(database: Database) -> None:
+    payment, actor = await make_payment(), Actor([settled])
+    first = LedgeredFacilitator(database, {"a": Actor([UNREACHABLE])})
+    row = await first.take(*payment, timedelta(0))
+    actor.gate.clear()
+    second = asyncio.create_task(LedgeredFacilitator(database, {"a": actor}).settle(*payment))
+    while not actor.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    with pytest.raises(FacilitatorUnreachable):
+        await first.settle_taken(row, *payment)
+    assert [row["status"] for row in await read(database)] == ["unknown"]
+    actor.gate.set()
+    assert (await second).success
+    assert [row["status"] for row in await read(database)] == ["settled"]
+
+
 async def test_row_i_a_database_that_goes_away_after_the_money_moved_is_unknown(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

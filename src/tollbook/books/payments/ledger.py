@@ -108,7 +108,10 @@ async def find(tx: ReadTx, proof: Proof) -> Settlement | None:
 async def conclude(
     tx: WriteTx, row: Settlement, verdict: Verdict, answer: SettleResponse, *, now: datetime
 ) -> bool:
-    """Book the end of an open settlement ("settled" or "not settled"); whether it was open."""
+    """Book the end of an open settlement ("settled" or "not settled"); whether it was open.
+
+    That it is not settled counts from its holder alone: who took it over may be settling it.
+    """
     settled = verdict.outcome == "settled"
     changed = await tx.execute(
         """
@@ -119,9 +122,11 @@ async def conclude(
             tx_hash = coalesce(%(tx_hash)s, tx_hash), block_number = %(block_number)s,
             amount_moved = %(amount_moved)s, reason = %(reason)s, held_until = %(now)s, updated_at = %(now)s
         WHERE settlement_id = %(settlement_id)s AND status IN ('pending', 'unknown')
+          AND (%(settled)s OR holder = %(holder)s)
         """,
         {
             "settlement_id": row.settlement_id,
+            "holder": row.holder,
             "settled": settled,
             "answer": Jsonb(as_json(answer)),
             "tx_hash": verdict.tx_hash,
