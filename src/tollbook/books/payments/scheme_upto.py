@@ -19,7 +19,7 @@ USAGE_BYTES_MAX = 1024
 
 
 class UsageUnreadable(Refusal):
-    """The app said what was used in a way that cannot be charged. Nothing is charged: it is the app's fault."""
+    """The app said what was used in a way that cannot be charged. Nothing is: the fault is the app's."""
 
     reason: ClassVar[str] = "usage-unreadable"
     status: ClassVar[int] = 500
