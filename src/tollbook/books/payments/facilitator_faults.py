@@ -4,6 +4,7 @@ import re
 from typing import Any, cast
 
 from x402.mechanisms.evm.batch_settlement import types as batch
+from x402.mechanisms.evm.batch_settlement.facilitator.utils import validate_channel_config
 from x402.mechanisms.evm.constants import (
     ERR_ASSET_NOT_DEPLOYED_CONTRACT,
     ERR_AUTHORIZATION_VALUE_MISMATCH,
@@ -97,7 +98,7 @@ def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fa
             "asset and payTo are 0x addresses, and amount is minor units in decimal digits."
         )
     if requirements.scheme == SCHEME_BATCH:
-        return _find_batch_fault(payload.payload)
+        return _find_batch_fault(payload.payload, requirements)
     if is_permit2_payload(payload.payload):
         return _find_permit2_fault(payload.payload, requirements)
     if requirements.scheme == SCHEME_UPTO:
@@ -169,11 +170,18 @@ def _read_permit2(payload: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return fields, _as_dict(fields.get("permitted")), _as_dict(fields.get("witness"))
 
 
-def _find_batch_fault(payload: dict[str, Any]) -> Fault | None:
-    """The SDK reads these itself; what it cannot read, it must not be given."""
+def _find_batch_fault(payload: dict[str, Any], requirements: PaymentRequirements) -> Fault | None:
+    """The SDK reads these itself; what it cannot read, it must not be given.
+
+    Of a deposit that was sent before it looks no more at whose channel it is for, so that is done here.
+    """
     try:
         if batch.is_deposit_payload(payload):
+            config = batch.ChannelConfig.from_dict(payload["channelConfig"])
             batch.DepositPayload.from_dict(payload)
+            mismatch = validate_channel_config(config, payload["voucher"]["channelId"], requirements)
+            if mismatch is not None:
+                return mismatch, "The deposit is for another channel than is asked for."
         elif batch.is_enriched_refund_payload(payload):
             batch.EnrichedRefundPayload.from_dict(payload)
         elif batch.is_voucher_payload(payload) or batch.is_refund_payload(payload):

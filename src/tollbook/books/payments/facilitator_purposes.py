@@ -24,7 +24,9 @@ def identify(payload: PaymentPayload, requirements: PaymentRequirements, state: 
     """
     network, body = requirements.network, payload.payload
     if requirements.scheme == SCHEME_BATCH:
-        signed = body["deposit"] if is_deposit_payload(body) else body
+        # A deposit's authorization is good for one channel, whose id is the hash of all that it is.
+        is_deposit = is_deposit_payload(body)
+        signed = [body["deposit"], body["voucher"]["channelId"].lower()] if is_deposit else body
         return f"channel:{network}:{body['type']}:{_digest(signed)}{state}"
     if is_permit2_payload(body):
         permit = body["permit2Authorization"]
