@@ -89,17 +89,18 @@ class Node:
         Raises NodeUnreachable where nothing left, AnswerLost where a request's answer was lost.
         """
         said: list[Said] = []
-        start = 0
+        start, has_left = 0, False
         while start < len(asks):
             some = asks[start : start + self._batch_max]
             try:
                 answer = await self._ask_some(some)
             except NodeUnreachable:
-                if not said:
+                if not has_left:
                     raise
                 raise self.complain("it went away half-way") from None
+            has_left = True
             if answer is None:
-                self._batch_max = 1  # it knows no batches, and did nothing of this one
+                self._batch_max = 1  # it knows no batches; or who stands before it gave up on this one
                 continue
             said += answer
             start += len(some)
