@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -313,6 +314,23 @@ async def test_an_authorization_presented_for_another_recipient_is_a_conflict(da
     await ledgered.settle(payload, requirements)
     with pytest.raises(SettlementConflict):
         await ledgered.settle(payload, requirements.model_copy(update={"pay_to": "0x" + "44" * 20}))
+
+
+@pytest.mark.parametrize("line", [settled, UNKNOWN])
+async def test_another_authorization_with_the_same_nonce_is_a_conflict(database: Database, line: Any) -> None:
+    """A cheap payment that is settled, or perhaps, does not pay for a dear one."""
+    payer, nonce = Account.create(), "0x" + secrets.token_hex(32)
+    cheap, dear = [
+        (await sign(payer, each), each) for each in (require(ASSET, SELLER), require(ASSET, SELLER, 50_000))
+    ]
+    for payload, _ in (cheap, dear):
+        payload.payload["authorization"]["nonce"] = nonce
+    ledgered = LedgeredFacilitator(database, {"a": Actor([line, settled])})
+    with suppress(SettlementUnknown):
+        await ledgered.settle(*cheap)
+    with pytest.raises(SettlementConflict):
+        await ledgered.settle(*dear)
+    assert (await ledgered.settle(*cheap)).success
 
 
 async def test_one_that_is_down_is_left_alone_for_a_while(database: Database) -> None:

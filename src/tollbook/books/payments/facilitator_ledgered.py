@@ -16,7 +16,7 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
-from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING, SCHEME_EXACT
 from x402.schemas import (
     PaymentPayload,
     PaymentRequirements,
@@ -320,6 +320,8 @@ def _check_settled(row: Settlement | None, proof: Proof) -> Settlement:
     """Return a settlement that cannot be taken, where it is settled. Raises as take does."""
     if row is not None and (row.pay_to, row.scheme) != (proof.pay_to, proof.scheme):
         raise SettlementConflict
+    if row is not None and row.scheme == SCHEME_EXACT and row.amount != proof.amount:
+        raise SettlementConflict  # another authorization, signed with the same nonce
     if row is not None and row.status == "settled":
         return row
     hash_ = "" if row is None else row.tx_hash or ""

@@ -185,7 +185,8 @@ async def take(
             valid_before = excluded.valid_before
         WHERE (s.status = 'failed'
                OR (s.status IN ('pending', 'unknown') AND s.held_until <= %(now)s
-                   AND s.pay_to = excluded.pay_to AND s.scheme = excluded.scheme))
+                   AND s.pay_to = excluded.pay_to AND s.scheme = excluded.scheme
+                   AND (s.scheme <> 'exact' OR s.amount = excluded.amount)))
         RETURNING settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                   facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
                   valid_before, settled_at, confirmed_at
