@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -13,9 +14,11 @@ from eth_account.signers.local import LocalAccount
 
 from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
 from fixtures.rpc_proxy import Proxy, play_proxy
-from tollbook.core import lanes_network
+from tollbook.core import lanes_network, lanes_nonces, lanes_transactions
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes, NodeRefusedTransaction, NoGasMoney, Transaction
+from tollbook.core.lanes_keys import Fees
+from tollbook.core.lanes_transactions import Signed
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 SEND = "eth_sendRawTransaction"
@@ -185,6 +188,22 @@ async def test_a_purpose_that_a_dead_process_reserved_is_sent_and_holds_up_no_ot
         assert (await reserved).nonce == 0
         await mine(lanes, sent)
     assert [count_paid(own_chain, one) for one in (call, other)] == [1, 1]
+
+
+async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(database: Database) -> None:
+    call, slow, quick = make_call(), "0x" + "01" * 20, "0x" + "02" * 20
+    async with database.write() as tx:
+        for sender in (slow, quick):
+            await lanes_nonces.jump(tx, NETWORK, sender, 0, 0)
+    [taken] = await lanes_nonces.take_nonces(database, NETWORK, [slow], [call], only_gaps=False)
+    async with database.write() as tx:
+        await lanes_nonces.free_abandoned(tx, NETWORK, timedelta())
+    [again] = await lanes_nonces.take_nonces(database, NETWORK, [quick], [call], only_gaps=False)
+    assert (taken.nonce, again.nonce, again.taken) == (0, 0, True)
+    signed = Signed(
+        taken.transaction_id, call.purpose, slow, 0, "0x" + "ab" * 32, b"", b"", call.gas, Fees(1, 1)
+    )
+    assert await lanes_transactions.record_signed(database, [signed]) == set()
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -170,15 +170,17 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
             SET status = 'signed', hash = w.hash, hashes = ARRAY[w.hash], sealed_call = w.sealed_call,
                 gas = w.gas, fee_max = w.fee_max, tip_max = w.tip_max, sends = 1, sent_at = %(now)s
             FROM unnest(
-                %(ids)s::bigint[], %(nonces)s::bigint[], %(hashes)s::text[], %(sealed_calls)s::bytea[],
-                %(gases)s::bigint[], %(fees_max)s::bigint[], %(tips_max)s::bigint[]
-            ) AS w (transaction_id, nonce, hash, sealed_call, gas, fee_max, tip_max)
-            WHERE t.transaction_id = w.transaction_id AND t.status = 'reserved' AND t.nonce = w.nonce
+                %(ids)s::bigint[], %(senders)s::text[], %(nonces)s::bigint[], %(hashes)s::text[],
+                %(sealed_calls)s::bytea[], %(gases)s::bigint[], %(fees_max)s::bigint[], %(tips_max)s::bigint[]
+            ) AS w (transaction_id, sender, nonce, hash, sealed_call, gas, fee_max, tip_max)
+            WHERE t.transaction_id = w.transaction_id AND t.status = 'reserved'
+              AND t.sender = w.sender AND t.nonce = w.nonce
             RETURNING t.transaction_id
             """,
             {
                 "now": clock.now(),
                 "ids": [one.transaction_id for one in signed],
+                "senders": [one.sender for one in signed],
                 "nonces": [one.nonce for one in signed],
                 "hashes": [one.hash for one in signed],
                 "sealed_calls": [one.sealed_call for one in signed],
