@@ -6,6 +6,7 @@ the handler, and both ends of the answer; before and after. At the one it was to
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -207,6 +208,7 @@ def warm_up() -> None:
             await client.get("/free")
 
     asyncio.run(ask())
+    gc.freeze()  # no life's collector need touch, and so copy, what all share
 
 
 def begin(life: Life, listener: socket.socket) -> int:
