@@ -298,14 +298,18 @@ async def test_row_i_a_database_that_goes_away_after_the_money_moved_is_unknown(
     [
         {"transaction": "", "network": NETWORK},
         {"transaction": "0x" + "11" * 32, "network": "eip155:1"},
+        {"transaction": "0x" + "11" * 32, "network": NETWORK, "amount": "0.01"},
+        {"transaction": "0x" + "11" * 32, "network": NETWORK, "amount": "9999"},
+        {"transaction": "0x" + "11" * 32, "network": NETWORK, "amount": "9" * 79},
     ],
 )
-async def test_a_success_that_names_no_transaction_here_is_unknown(
+async def test_a_success_that_names_no_transaction_here_or_no_such_amount_is_unknown(
     database: Database, answer: dict[str, Any]
 ) -> None:
     ledgered = LedgeredFacilitator(database, {"a": Actor([lambda _: SettleResponse(success=True, **answer)])})
     with pytest.raises(SettlementUnknown):
         await ledgered.settle(*await make_payment())
+    assert [row["status"] for row in await read(database)] == ["unknown"]
 
 
 async def test_an_authorization_presented_for_another_recipient_is_a_conflict(database: Database) -> None:

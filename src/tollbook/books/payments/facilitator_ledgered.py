@@ -41,6 +41,7 @@ BOOKING_ATTEMPTS_MAX = 5
 BOOKING_WAIT_SECONDS_MAX = 2.0
 FAILURES_MAX = 5  # in a row; then a facilitator is left alone for
 RECOVERY_SECONDS = 15
+AMOUNT_DIGITS_MAX = 78  # of 256 bits
 SUPPORTED_KEPT = timedelta(minutes=5)
 
 logger = logging.getLogger(__name__)
@@ -199,15 +200,19 @@ class LedgeredFacilitator:
         if not answer.success:
             await self._close(row, Verdict("not settled", reason=answer.error_reason or "refused"))
             return answer
-        if answer.network != row.network or not (answer.transaction or _moves_nothing(row, answer)):
+        moved = _read_moved(row, answer)
+        if (
+            moved is None
+            or answer.network != row.network
+            or not (answer.transaction or _moves_nothing(row, answer))
+        ):
             nonsense = SettlementUnknown(
                 row.network,
                 answer.transaction,
                 "facilitator_answered_nonsense",
-                "it names no transaction here",
+                "it names no transaction here, or no amount that settles this",
             )
             raise await self._leave_open(row, nonsense)
-        moved = int(answer.amount) if answer.amount else row.amount
         verdict = Verdict("settled", tx_hash=answer.transaction or None, amount_moved=moved)
         return await self._close(row, verdict, answer)
 
@@ -328,6 +333,18 @@ def _check_settled(row: Settlement | None, proof: Proof) -> Settlement:
     raise SettlementInProgress(
         proof.network, hash_, ERR_SETTLEMENT_PENDING, "another request is settling it now"
     )
+
+
+def _read_moved(row: Settlement, answer: SettleResponse) -> int | None:
+    """What a facilitator says has moved: of the scheme exact all of it; None where that cannot be."""
+    if not answer.amount:
+        return row.amount
+    if not (
+        answer.amount.isascii() and answer.amount.isdecimal() and len(answer.amount) <= AMOUNT_DIGITS_MAX
+    ):
+        return None
+    moved = int(answer.amount)
+    return None if row.scheme == SCHEME_EXACT and moved < row.amount else moved
 
 
 def _moves_nothing(row: Settlement, answer: SettleResponse) -> bool:
