@@ -5,8 +5,10 @@ import logging
 import secrets
 
 import httpx
+import psycopg
 import pytest
 from eth_account.signers.local import LocalAccount
+from psycopg.conninfo import make_conninfo
 from x402.schemas import PaymentRequirements, SettleResponse
 
 from clients.pay import require, sign
@@ -64,6 +66,34 @@ async def test_a_lost_answer_to_a_broadcast_does_not_lose_the_payment(
         assert (again.success, again.transaction) == (True, unknown.value.transaction)
         assert chain.read_balance(seller.address) == 20_000
         await facilitator.aclose()
+
+
+async def test_books_that_cannot_be_read_after_the_broadcast_do_not_say_that_nothing_was_sent(
+    database_url: str,
+    chain: LocalChain,
+    operator: LocalAccount,
+    payer: LocalAccount,
+    requirements: PaymentRequirements,
+) -> None:
+    impatient = make_conninfo(database_url, options="-c statement_timeout=300")
+    facilitator = InProcessFacilitator(
+        {NETWORK: chain.url}, key_of(operator), impatient, receipt_seconds_max=1
+    )
+    payload = await sign(payer, requirements)
+    chain.call("evm_setAutomine", False)
+    try:
+        settling = asyncio.create_task(facilitator.settle(payload, requirements))
+        await see_pending(chain)
+        async with await psycopg.AsyncConnection.connect(database_url) as locked:
+            await locked.execute("LOCK TABLE core.transactions")
+            with pytest.raises(SettlementUnknown):
+                await settling
+            with pytest.raises(SettlementUnknown):
+                await facilitator.settle(payload, requirements)
+    finally:
+        chain.call("evm_setAutomine", True)
+        chain.call("evm_mine")
+    await facilitator.aclose()
 
 
 async def test_a_broadcast_with_an_unclear_answer_is_sent_again_by_itself(

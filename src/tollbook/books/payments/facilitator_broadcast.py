@@ -52,8 +52,8 @@ class Broadcast:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 found = await self._lanes.find(number(purpose, attempt))
-            except DatabaseUnreachable as error:
-                raise self.unknown("", str(error)) from error
+            except Exception as error:
+                raise self.unknown("", _say(error)) from error
             if found is None or found.status == "dropped":
                 return None, attempt
             if found.status == "reserved":
@@ -97,6 +97,9 @@ class Broadcast:
                 f"The facilitator could not send on {self.network}: {error.reason}. "
                 "It sent nothing; present the same payment again later."
             ) from None
+        except Exception as error:  # a statement that was refused, perhaps after the node had it
+            logger.exception("sending %s", call.purpose)
+            raise self.unknown("", _say(error)) from error
 
     async def see(self, transaction: Transaction) -> Receipt:
         """Return the transaction's receipt, once it is mined as deep as is wanted.
@@ -111,8 +114,10 @@ class Broadcast:
             return await asyncio.wait_for(waiting, self._receipt_seconds_max)
         except TimeoutError:
             raise self.unknown(transaction.hash, "it was not mined while we waited") from None
-        except (NodeFailed, DatabaseUnreachable) as error:
-            raise self.unknown(transaction.hash, str(error)) from None
+        except FacilitatorUnreachable:
+            raise
+        except Exception as error:  # whatever it is, the transaction is under way
+            raise self.unknown(transaction.hash, _say(error)) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -150,6 +155,11 @@ class Broadcast:
             return True
         newest = read_int(await self._node.ask("eth_blockNumber"))
         return newest - receipt.block_number + 1 >= self._confirmations
+
+
+def _say(error: Exception) -> str:
+    """What a caller may read of it."""
+    return str(error) if isinstance(error, (NodeFailed, DatabaseUnreachable)) else type(error).__name__
 
 
 def is_reverted(transaction: Transaction) -> bool:
