@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from dataclasses import replace
 
 import httpx
 import psycopg
@@ -32,8 +33,10 @@ from tollbook.books.payments.facilitator import (
     InProcessFacilitator,
     SettlementUnknown,
 )
+from tollbook.books.payments.facilitator_exact import Payment
 from tollbook.books.payments.facilitator_remote import RemoteFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
+from tollbook.core.chains import ADDRESS_PADDING, read_receipt
 from tollbook.core.local_chain import DEPLOYER, NETWORK, LocalChain
 
 # What is not known
@@ -272,6 +275,28 @@ async def test_of_two_payments_signed_with_one_nonce_only_the_one_that_moved_is_
         await in_process.settle(third, dearer)
     assert chain.read_balance(seller.address) == 10_000
     assert chain.read_balance(other.address) == 0
+
+
+async def test_a_token_that_takes_its_fee_first_does_not_make_a_payment_failed(
+    in_process: InProcessFacilitator,
+    chain: LocalChain,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    requirements: PaymentRequirements,
+) -> None:
+    payload = await sign(payer, requirements)
+    settled = await in_process.settle(payload, requirements)
+    receipt = read_receipt(chain.call("eth_getTransactionReceipt", settled.transaction))
+    used, moved = receipt.logs
+    collector = ADDRESS_PADDING + "fe" * 20
+    fee = replace(moved, topics=(*moved.topics[:2], collector), data="0x" + "01".rjust(64, "0"))
+    taxed = replace(receipt, logs=(used, fee, replace(moved, index=moved.index + 1)))
+    exact = in_process._roads[NETWORK].exact  # pyright: ignore[reportPrivateUsage]  # no such token is here
+    with pytest.raises(SettlementUnknown):
+        exact.read_outcome(Payment.read(payload, requirements), taxed)
+    assert not exact.read_outcome(
+        Payment.read(payload, requirements), replace(taxed, logs=(used, fee))
+    ).success
 
 
 async def test_two_payments_with_one_nonce_at_once_move_money_once(

@@ -27,7 +27,7 @@ from tollbook.books.payments.facilitator_eip3009 import Authorization
 from tollbook.books.payments.facilitator_faults import SURE_REASONS
 from tollbook.books.payments.facilitator_node import CallReverted, Node, NodeFailed, read_bytes, read_int
 from tollbook.books.payments.facilitator_purposes import ATTEMPTS_MAX, identify, number
-from tollbook.core.chains import ADDRESS_PADDING, AUTHORIZATION_USED_TOPIC, Receipt
+from tollbook.core.chains import ADDRESS_PADDING, AUTHORIZATION_USED_TOPIC, Receipt, decode_transfer
 from tollbook.core.lanes import Call, PurposeReused
 from tollbook.core.lanes_node import Ask
 
@@ -170,7 +170,11 @@ class Eip3009:
     def read_outcome(self, payment: Payment, receipt: Receipt) -> SettleResponse:
         """Return what the transaction that spent this nonce did here. Raises SettlementUnknown."""
         moved = eip3009.find_transfer(receipt.logs, payment.asset, payment.authorization)
-        if moved is not None and moved.receiver != payment.authorization.receiver:
+        payer, receiver = payment.authorization.payer, payment.authorization.receiver
+        transfers = [decode_transfer(log) for log in receipt.logs if log.address == payment.asset]
+        # A token may take a fee first: where the recipient got anything of this payer, it is not sure.
+        got = any(one is not None and (one.sender, one.receiver) == (payer, receiver) for one in transfers)
+        if moved is not None and not got:
             said = "Its payer spent the nonce on another payment."
             return payment.fail(ERR_NONCE_ALREADY_USED, said)
         if moved is None or (moved.sender, moved.amount) != payment.authorization.giving:

@@ -308,8 +308,9 @@ class Schemes:
             return result  # upto: nothing to move
         result = result.model_copy(update={"transaction": receipt.transaction_hash})  # of the bump that won
         if is_eip3009_payload(payload.payload) and requirements.scheme == SCHEME_EXACT:
-            self._exact.read_outcome(Payment.read(payload, requirements), receipt)
-        elif (wanted := _find_wanted(payload, requirements)) is not None:
+            outcome = self._exact.read_outcome(Payment.read(payload, requirements), receipt)
+            return result if outcome.success else outcome
+        if (wanted := _find_wanted(payload, requirements)) is not None:
             moved = [decode_transfer(log) for log in receipt.logs]
             if not any(transfer is not None and wanted.fits(transfer) for transfer in moved):
                 why = "it was mined, but not with the transfer that was asked for"
