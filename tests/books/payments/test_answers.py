@@ -56,6 +56,7 @@ class Moody:
         self.real = real
         self.verify, self.supported, self.aclose = real.verify, real.supported, real.aclose
         self.lose = 0
+        self.transaction = ""  # instead of the real one
         self.settles = 0
 
     async def settle(self, payload: Any, requirements: Any) -> Any:
@@ -64,7 +65,7 @@ class Moody:
         if self.lose:
             self.lose -= 1
             raise SettlementUnknown(NETWORK, "", "settlement_pending", "its answer is lost")
-        return answer
+        return answer.model_copy(update={"transaction": self.transaction}) if self.transaction else answer
 
 
 def make_app(shop: Shop) -> FastAPI:
@@ -256,6 +257,14 @@ async def test_row_h_a_lost_answer_of_the_facilitator_is_no_fresh_402(
     rows = "SELECT p.settlement, s.status FROM payments.x402_payments p, payments.x402_settlements s"
     assert shop.query(rows) == [("settled", "settled")]
     assert shop.query("SELECT count(*) FROM payments.x402_usage") == [(1,)]
+
+
+async def test_who_paid_is_served_whatever_a_facilitator_calls_his_transaction(
+    shop: Shop, payer: LocalAccount
+) -> None:
+    shop.facilitator.transaction = "operation 7"
+    assert (await ask(shop, "/once/rain", await sign(shop, "/once/rain", payer))).status_code == 200
+    assert shop.query("SELECT settlement, tx_hash FROM payments.x402_payments") == [("settled", None)]
 
 
 async def test_a_payment_buys_no_other_request(shop: Shop, payer: LocalAccount) -> None:

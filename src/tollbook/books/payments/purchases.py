@@ -35,6 +35,7 @@ from tollbook.books.payments.payments import Offer, Payment
 from tollbook.books.payments.rules import SOLANA_LIFETIME, Option, Toll, read_proof
 from tollbook.books.payments.tokens import Grant
 from tollbook.core import clock, ids, telemetry
+from tollbook.core.chains import MalformedHash, is_solana, normalize_hash
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
 
@@ -394,11 +395,22 @@ async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> 
     if payment.status != "pending":
         return payment
     # A deposit's transaction fills a channel: it is not what moved this request's charge.
-    transaction = "" if payment.scheme == SCHEME_BATCH_SETTLEMENT else answer.transaction
+    transaction = None if payment.scheme == SCHEME_BATCH_SETTLEMENT else _read_hash(payment, answer)
     return await payments.settle(
-        tx, payment_id, tx_hash=transaction or None, block_number=None, confirmations=None,
+        tx, payment_id, tx_hash=transaction, block_number=None, confirmations=None,
         now=clock.now(), amount=_read_charged(payment.scheme, answer),
     )  # fmt: skip
+
+
+def _read_hash(payment: Payment, answer: SettleResponse) -> str | None:
+    """The transaction, where it can be one: the payer has paid, however a facilitator calls that."""
+    if is_solana(payment.network) or not answer.transaction:
+        return answer.transaction or None
+    try:
+        return normalize_hash(answer.transaction)
+    except MalformedHash:
+        logger.warning("the facilitator named no transaction hash for %s", payments.show(payment.payment_id))
+        return None
 
 
 def _read_charged(scheme: str, answer: SettleResponse) -> int | None:

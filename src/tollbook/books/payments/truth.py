@@ -24,6 +24,7 @@ from tollbook.core.chains import (
     Chain,
     ChainRefused,
     Log,
+    MalformedHash,
     Receipt,
     decode_authorization_used,
     decode_transfer,
@@ -89,9 +90,11 @@ async def _judge(chain: Chain, row: Settlement) -> Verdict | None:
 
 async def _read_known(chain: Chain, row: Settlement) -> Verdict | None:
     """The verdict of the transaction that the books name, where that transaction is this payment."""
-    if row.tx_hash is None:
-        return None
-    receipt = await chain.get_transaction_receipt(row.tx_hash)
+    try:
+        tx_hash = normalize_hash(row.tx_hash or "")
+    except MalformedHash:
+        return None  # none, or what a facilitator took for one: no node would answer
+    receipt = await chain.get_transaction_receipt(tx_hash)
     if receipt is None or not receipt.succeeded or not await _carries(chain, row, receipt):
         return None
     moved = measure(row, receipt.logs)
