@@ -26,7 +26,7 @@ from x402.mechanisms.evm.constants import (
     SCHEME_EXACT,
     SCHEME_UPTO,
 )
-from x402.mechanisms.evm.types import is_permit2_payload, is_upto_permit2_payload
+from x402.mechanisms.evm.types import is_eip3009_payload, is_permit2_payload, is_upto_permit2_payload
 from x402.schemas import PaymentPayload, PaymentRequirements
 
 X402_VERSION = 2
@@ -100,6 +100,8 @@ def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fa
     if requirements.scheme == SCHEME_BATCH:
         return _find_batch_fault(payload.payload, requirements)
     if is_permit2_payload(payload.payload):
+        if is_eip3009_payload(payload.payload):  # else one would pay, and the other be looked for
+            return ERR_INVALID_PAYLOAD, "Pay by EIP-3009 or by Permit2, not by both."
         return _find_permit2_fault(payload.payload, requirements)
     if requirements.scheme == SCHEME_UPTO:
         return ERR_INVALID_PAYLOAD, "The scheme upto is paid by a Permit2 authorization."

@@ -58,6 +58,7 @@ CONTRACTS = {
     SCHEME_UPTO: (PERMIT2_ADDRESS, X402_UPTO_PERMIT2_PROXY_ADDRESS),
     SCHEME_BATCH: (BATCH_SETTLEMENT_ADDRESS,),
 }
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)  # what the SDK stumbles with over a payload
 _NONCE_BITMAP = keccak(b"nonceBitmap(address,uint256)")[:4]
 _RECEIVERS = keccak(b"receivers(address,address)")[:4]
 
@@ -199,7 +200,7 @@ class Schemes:
         scheme = self._make(requirements.scheme, attempt, None)
         try:
             result = await self._verifying.run(lambda: scheme.verify(payload, requirements))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             if attempt.failure is not None:
                 raise
             said = f"The SDK cannot read it ({type(error).__name__})."
@@ -228,7 +229,10 @@ class Schemes:
             result = await self._settling.run(lambda: scheme.settle(payload, requirements))
         except Exception as error:
             if not attempt.transaction:
-                raise
+                if attempt.failure is not None or not isinstance(error, UNREADABLE):
+                    raise
+                said = f"The SDK cannot read it ({type(error).__name__})."
+                return _fail(requirements, said, reason=ERR_INVALID_PAYLOAD)
             logger.exception("settling %s on %s", attempt.transaction, requirements.network)
             raise self._broadcast.unknown(attempt.transaction, type(error).__name__) from None
         if result.success:
@@ -247,8 +251,8 @@ class Schemes:
 
     def _choose_operator(self, payload: PaymentPayload) -> str:
         """Return who must send it: the payer of an upto payment names the facilitator's account."""
-        if is_permit2_payload(payload.payload):
-            named = payload.payload["permit2Authorization"]["witness"].get("facilitator", "").lower()
+        if payload.accepted.scheme == SCHEME_UPTO:
+            named = payload.payload["permit2Authorization"]["witness"]["facilitator"].lower()
             if named in self._readers:
                 return named
         return next(iter(self._readers))
@@ -346,7 +350,7 @@ class Schemes:
         return result
 
     async def _is_permit_used(self, payload: PaymentPayload) -> bool:
-        if not is_permit2_payload(payload.payload):
+        if payload.accepted.scheme == SCHEME_BATCH or not is_permit2_payload(payload.payload):
             return False
         permit = payload.payload["permit2Authorization"]
         word, bit = divmod(int(permit["nonce"]), 256)
@@ -379,10 +383,15 @@ def _is_resumable(payload: PaymentPayload) -> bool:
     return payload.accepted.scheme != SCHEME_BATCH or is_deposit_payload(payload.payload)
 
 
-def _fail(requirements: PaymentRequirements, message: str, transaction: str = "") -> SettleResponse:
+def _fail(
+    requirements: PaymentRequirements,
+    message: str,
+    transaction: str = "",
+    reason: str = ERR_TRANSACTION_FAILED,
+) -> SettleResponse:
     return SettleResponse(
         success=False,
-        error_reason=ERR_TRANSACTION_FAILED,
+        error_reason=reason,
         error_message=message,
         transaction=transaction,
         network=requirements.network,
