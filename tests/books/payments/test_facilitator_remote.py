@@ -48,6 +48,17 @@ def failed(reason: str | None, transaction: str = "") -> dict[str, Any]:
     return {"success": False, "errorReason": reason, "transaction": transaction, "network": NETWORK}
 
 
+async def test_what_a_facilitator_says_of_its_node_is_not_for_buyers() -> None:
+    said = "HTTPConnectionPool(host='node.example', port=443): Max retries exceeded with url: /v2/s3cretKey "
+    said += "(https://me:s3cretKey@node.example) ?key=s3cretKey " + "x" * 10_000
+    answer = await answer_settle(200, failed("invalid_scheme") | {"errorMessage": said})
+    assert isinstance(answer, SettleResponse)
+    assert answer.error_message is not None
+    assert "s3cretKey" not in answer.error_message
+    assert answer.error_message.startswith("HTTPConnectionPool")
+    assert len(answer.error_message) == facilitator_remote.MESSAGE_LETTERS_MAX
+
+
 @pytest.mark.parametrize(
     ("status", "body", "outcome"),
     [

@@ -39,6 +39,7 @@ CONNECT_SECONDS_MAX = 5.0
 VERIFY_SECONDS_MAX = 15.0
 SETTLE_SECONDS_MAX = 90.0
 ANSWER_BYTES_MAX = 1024 * 1024
+MESSAGE_LETTERS_MAX = 300
 
 # A facilitator elsewhere that sent nothing and gives one of these has failed too: it looked at the chain.
 _SURE_REASONS_HERE = SURE_REASONS | {
@@ -53,6 +54,9 @@ _SURE_REASONS_HERE = SURE_REASONS | {
 }
 # Answers to a request that was refused before it was looked at.
 _SURE_STATUSES = {400, 401, 403, 404, 405, 413, 415, 422, 429}
+
+_MESSAGES = ("invalid_message", "error_message")
+_MARKS_OF_URLS = "/@?"
 
 _Answer = TypeVar("_Answer", VerifyResponse, SettleResponse, SupportedResponse)
 
@@ -186,9 +190,18 @@ def _make_body(payload: PaymentPayload, requirements: PaymentRequirements) -> di
 def _read(model: type[_Answer], response: httpx.Response) -> _Answer | None:
     """Return the x402 answer in a response, whatever its status: some answer a refusal with 400."""
     try:
-        return model.model_validate_json(response.content, strict=True)
+        answer = model.model_validate_json(response.content, strict=True)
     except ValidationError:
         return None
+    return answer.model_copy(
+        update={name: _hush(text) for name in _MESSAGES if (text := getattr(answer, name, None)) is not None}
+    )
+
+
+def _hush(text: str) -> str:
+    """A facilitator's sentence for buyers. Many put their node's whole error in it, whose URL holds a key."""
+    words = ("…" if any(mark in word for mark in _MARKS_OF_URLS) else word for word in text.split())
+    return " ".join(words)[:MESSAGE_LETTERS_MAX]
 
 
 def _says_unreachable(response: httpx.Response) -> bool:
