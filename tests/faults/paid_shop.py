@@ -220,6 +220,12 @@ def begin(life: Life, listener: socket.socket) -> int:
     return pid
 
 
+def end(alive: list[int]) -> None:
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def main() -> None:
     """Serve lives until there are no more orders, each of which ends the lives before."""
     warm_up()
@@ -228,11 +234,10 @@ def main() -> None:
     alive: list[int] = []
     for line in sys.stdin:
         order = json.loads(line)
-        for pid in alive:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        end(alive)
         alive = [begin(Life(**order["life"]), listener) for listener in listeners[: order["processes"]]]
         tell("done")
+    end(alive)
 
 
 if __name__ == "__main__":
