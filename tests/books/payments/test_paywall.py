@@ -28,6 +28,7 @@ from tollbook.books.payments.facilitator import InProcessFacilitator
 from tollbook.books.payments.facilitator_server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core.chains import Token
+from tollbook.core.errors import DatabaseUnreachable
 from tollbook.core.local_chain import NETWORK, TOKEN_NAME, TOKEN_VERSION, LocalChain
 
 REQUESTS = 5
@@ -421,6 +422,33 @@ async def test_an_unreachable_database_lets_nobody_in(token: str, seller: LocalA
     assert answer.status_code == 503
     assert answer.json()["type"] == "urn:tollbook:problem:database-unreachable"
     assert shop.runs == []
+
+
+async def test_requests_that_wait_for_the_books_together_are_refused_together(
+    token: str, seller: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after another, each would wait as long as the database is waited for."""
+    opened = 0
+
+    async def open_books(_: Paywall) -> None:
+        nonlocal opened
+        opened += 1
+        await asyncio.sleep(0.2)
+        raise DatabaseUnreachable("it is down")
+
+    monkeypatch.setattr(Paywall, "_open_books", open_books)
+    paywall = Paywall(
+        make_app(Shop("", "", seller.address, token)),
+        payees=[Payee(NETWORK, seller.address)],
+        routes={"GET /weather/{city}": PaidRoute("$0.01")},
+        facilitator="http://127.0.0.1:9",
+        database_url="postgresql://127.0.0.1:9/nowhere",
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url="http://shop") as client:
+        together = await asyncio.gather(*(client.get("/weather/rome") for _ in range(5)))
+        later = await client.get("/weather/rome")
+    assert {answer.status_code for answer in (*together, later)} == {503}
+    assert opened == 2
 
 
 @pytest.mark.parametrize("fall", ["raise", "answer"])

@@ -85,6 +85,7 @@ class Paywall:
         self._answers_kept = answers_kept
         self._books: Books | None = None
         self._opening = asyncio.Lock()
+        self._failure: Refusal | None = None  # of the last attempt to open the books
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,9 +130,16 @@ class Paywall:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # test clients begin a new loop for each request
             self._loop, self._opening, self._books = loop, asyncio.Lock(), None
+        seen = self._failure
         async with self._opening:
             if self._books is None:
-                self._books = await self._open_books()
+                if self._failure is not None and self._failure is not seen:  # it failed while we waited
+                    raise self._failure.with_traceback(None)
+                try:
+                    self._books = await self._open_books()
+                except Refusal as refusal:
+                    self._failure = refusal
+                    raise
                 # Requests that wait for their commit outlive the collector's young generation, and each full
                 # collection then walked every imported library: a third of the rate (bench/paid_http.py).
                 gc.freeze()
