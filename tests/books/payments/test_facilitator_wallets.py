@@ -21,6 +21,8 @@ from tollbook.core.local_chain import DEPLOYER, LocalChain
 
 ARTIFACTS = Path(__file__).parents[2] / "fixtures" / "contracts"
 PURSE = 100_000
+# Counts down from 100,000, which costs 2.6 million gas, and then says yes to any signature.
+BURNER = "0x620186a05b6001900380600457631626ba7e60e01b60005260206000f3"
 
 
 def place(chain: LocalChain, contract: str) -> str:
@@ -102,3 +104,17 @@ async def test_a_smart_wallets_empty_purse_is_named(
     wanted = wallet.require(seller).model_copy(update={"amount": str(PURSE + 1)})
     refused = await in_process.settle(wallet.sign(wanted), wanted)
     assert refused.error_reason == "invalid_exact_evm_insufficient_balance"
+
+
+async def test_a_wallet_that_burns_gas_is_given_no_more_than_a_payment_needs(
+    in_process: InProcessFacilitator,
+    schemes_chain: LocalChain,
+    wallet: Wallet,
+    seller: LocalAccount,
+) -> None:
+    schemes_chain.call("anvil_setCode", wallet.address, BURNER)
+    wanted = wallet.require(seller)
+    burnt = await in_process.settle(wallet.sign(wanted), wanted)
+    assert not burnt.success
+    sent = schemes_chain.call("eth_getTransactionByHash", burnt.transaction)
+    assert int(sent["gas"], 16) <= 500_000

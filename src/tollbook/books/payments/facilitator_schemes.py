@@ -37,7 +37,13 @@ from x402.schemas import (
     VerifyResponse,
 )
 
-from tollbook.books.payments.facilitator_broadcast import CLOSED, Broadcast, is_reverted
+from tollbook.books.payments.facilitator_broadcast import (
+    CLOSED,
+    GAS_LIMIT,
+    GAS_LIMIT_MAX,
+    Broadcast,
+    is_reverted,
+)
 from tollbook.books.payments.facilitator_errors import FacilitatorUnreachable, SettlementUnknown
 from tollbook.books.payments.facilitator_exact import Eip3009, Payment
 from tollbook.books.payments.facilitator_faults import (
@@ -126,20 +132,28 @@ class Sending:
     """How an Attempt of one settlement sends: each step once, under the settlement's own purpose."""
 
     def __init__(
-        self, broadcast: Broadcast, purpose: str, attempt: int, operator: str, *, pinned: bool
+        self,
+        broadcast: Broadcast,
+        purpose: str,
+        attempt: int,
+        operator: str,
+        *,
+        pinned: bool,
+        gas_max: int,
     ) -> None:
         self._broadcast = broadcast
         self._purpose = purpose
         self._attempt = attempt
         self._operator = operator
         self._pinned = pinned
+        self._gas_max = gas_max
         self.sent: dict[str, Transaction] = {}
 
     async def send(self, to: str, data: bytes, step: str) -> str:
         """See the adapter's Sender. A wallet's deployment is a step of its own, with attempts of its own."""
         first = self._attempt if not step else 1
         sender = self._operator if self._pinned else None
-        gas = await self._broadcast.estimate_gas(self._operator, to, data)
+        gas = min(await self._broadcast.estimate_gas(self._operator, to, data), self._gas_max)
         for attempt in range(first, ATTEMPTS_MAX + 1):
             purpose = number(self._purpose + step, attempt)
             call = Call(self._broadcast.network, purpose, to, data, gas, sender=sender)
@@ -219,7 +233,9 @@ class Schemes:
             return _fail(requirements, "Every attempt was mined and reverted.")
         operator = self._choose_operator(payload)
         pinned = requirements.scheme == SCHEME_UPTO
-        sending = Sending(self._broadcast, purpose, number_, operator, pinned=pinned)
+        # A payer's wallet is a contract of his, and burns what it is given; sellers' claims need more.
+        gas_max = GAS_LIMIT if _is_resumable(payload) else GAS_LIMIT_MAX
+        sending = Sending(self._broadcast, purpose, number_, operator, pinned=pinned, gas_max=gas_max)
         attempt = self._attempt(operator, sending)
         if standing is not None:
             sending.sent[standing.hash] = standing
