@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,7 @@ from eth_account.signers.local import LocalAccount
 
 from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
 from fixtures.rpc_proxy import Proxy, play_proxy
-from tollbook.core import lanes_network, lanes_nonces, lanes_transactions
+from tollbook.core import clock, lanes_network, lanes_nonces, lanes_transactions
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes, NodeRefusedTransaction, NoGasMoney, Transaction
 from tollbook.core.lanes_keys import Fees
@@ -204,6 +205,37 @@ async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(databas
         taken.transaction_id, call.purpose, slow, 0, "0x" + "ab" * 32, b"", b"", call.gas, Fees(1, 1)
     )
     assert await lanes_transactions.record_signed(database, [signed]) == set()
+
+
+async def test_a_key_with_more_than_a_sweep_takes_does_not_hide_another_ones(database: Database) -> None:
+    gone, here = "0x" + "01" * 20, "0x" + "02" * 20
+    for sender, count in ((gone, 3), (here, 1)):
+        async with database.write() as tx:
+            await lanes_nonces.jump(tx, NETWORK, sender, 0, 0)
+        calls = [make_call() for _ in range(count)]
+        taken = await lanes_nonces.take_nonces(database, NETWORK, [sender], calls, only_gaps=False)
+        await lanes_transactions.record_signed(
+            database,
+            [
+                Signed(
+                    one.transaction_id,
+                    one.purpose,
+                    sender,
+                    one.nonce or 0,
+                    "0x" + secrets.token_hex(32),
+                    b"",
+                    b"",
+                    1,
+                    Fees(1, 1),
+                )
+                for one in taken
+            ],
+        )
+    async with database.read() as tx:
+        found = await lanes_transactions.find_unfinished(
+            tx, NETWORK, mined=False, sent_before=clock.now(), limit=2
+        )
+    assert [(one.sender, one.nonce) for one in found] == [(gone, 0), (here, 0)]
 
 
 @pytest.mark.parametrize("seed", range(3))

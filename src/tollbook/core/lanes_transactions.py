@@ -350,7 +350,10 @@ async def find_fingerprint(tx: ReadTx, purpose: str) -> bytes | None:
 async def find_unfinished(
     tx: ReadTx, network: str, *, mined: bool, sent_before: datetime, limit: int, purpose: str | None = None
 ) -> list[Unfinished]:
-    """What is mined and not final, or else what is signed or sent; left alone for a while, in nonce order."""
+    """What is mined and not final, or else what is signed or sent; left alone for a while, in nonce order.
+
+    Every sender's lowest nonces come first: one that is stuck, or whose key is gone, holds up no other.
+    """
     return await tx.all(
         """
         SELECT transaction_id, purpose, fingerprint, network, sender, nonce, status, hash, hashes, sends, gas,
@@ -360,7 +363,7 @@ async def find_unfinished(
           AND (CASE WHEN %(mined)s THEN status = 'mined' ELSE status IN ('signed', 'sent') END)
           AND confirmed_at IS NULL AND status <> 'dropped'
           AND sent_at <= %(sent_before)s AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
-        ORDER BY sender, nonce
+        ORDER BY row_number() OVER (PARTITION BY sender ORDER BY nonce), sender
         LIMIT %(limit)s
         """,
         {"network": network, "mined": mined, "sent_before": sent_before, "limit": limit, "purpose": purpose},
