@@ -52,6 +52,17 @@ async def read_stats(shop: Shop) -> tuple[object, object]:
     return hours, int(day)
 
 
+async def test_what_the_chain_took_back_is_not_sent_back_too(shop: Shop, desk: RefundDesk) -> None:
+    bought, before = await shop.buy(), shop.chain.read_balance(shop.payer.address)
+    async with shop.database.write() as tx:
+        asked = await refunds.request(tx, bought.payment_id, amount=None, reason=None, now=clock.now())
+        await payments.reverse(tx, bought.payment_id, "orphaned for good", now=clock.now())
+    refund = await desk.carry_out(asked.refund_id)
+    assert (refund.status, refund.tx_hash) == ("failed", None)
+    assert "reversed" in (refund.error or "")
+    assert shop.chain.read_balance(shop.payer.address) == before
+
+
 async def test_a_whole_refund_pays_the_payer_and_ends_the_payment(shop: Shop, desk: RefundDesk) -> None:
     bought = await shop.buy()
     before = shop.chain.read_balance(shop.payer.address)

@@ -19,7 +19,7 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock
 from tollbook.core.chains import Chain, ChainRefused, UnknownNetwork, decode_transfer, is_solana
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Call, Lanes, Transaction
 
@@ -83,7 +83,8 @@ class RefundDesk:
         purse = await self._find_purse(refund)
         async with self.database.write() as tx:
             if purse is not None:
-                await refunds.mark_sent(tx, refund.refund_id, now=clock.now())
+                if not await refunds.mark_sent(tx, refund.refund_id, now=clock.now()):
+                    await _drop_if_unpaid(tx, refund)
                 return
             failed = await refunds.fail(
                 tx, refund.refund_id, RefundPurseEmpty.reason, was="requested", now=clock.now()
@@ -194,6 +195,14 @@ async def open_desk(database: Database, settings: PaymentsSettings) -> AsyncGene
             network: await stack.enter_async_context(Chain(network, url)) for network, url in urls.items()
         }
         yield RefundDesk(database, lanes, chains)
+
+
+async def _drop_if_unpaid(tx: WriteTx, refund: Refund) -> None:
+    """Give up a refund whose payment the chain took back; not one that somebody else has begun to send."""
+    payment = await payments.get(tx, refund.payment_id)
+    if payment.settlement != "settled":
+        why = f"the payment is {payment.settlement}: there is nothing to send back"
+        await refunds.fail(tx, refund.refund_id, why, was="requested", now=clock.now())
 
 
 def _encode_transfer(refund: Refund) -> bytes:

@@ -124,11 +124,16 @@ async def request(
 
 
 async def mark_sent(tx: WriteTx, refund_id: int, *, now: datetime) -> bool:
-    """Enter that its transaction is written down to be sent; whether it was waiting for that."""
+    """Enter that its transaction is written down to be sent; whether it was waiting for that.
+
+    Not where the chain took the payment itself back meanwhile.
+    """
     changed = await tx.execute(
         """
-        UPDATE payments.x402_refunds SET status = 'sent', sent_at = %(now)s
-        WHERE refund_id = %(refund_id)s AND status = 'requested'
+        UPDATE payments.x402_refunds AS r SET status = 'sent', sent_at = %(now)s
+        WHERE r.refund_id = %(refund_id)s AND r.status = 'requested' AND EXISTS (
+            SELECT FROM payments.x402_payments AS p
+            WHERE p.payment_id = r.payment_id AND p.settlement = 'settled')
         """,
         {"refund_id": refund_id, "now": now},
     )
