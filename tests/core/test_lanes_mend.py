@@ -18,7 +18,9 @@ from fixtures.rpc_proxy import Proxy, play_proxy
 from tollbook.core import clock, lanes_network, lanes_nonces, lanes_transactions
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes, NodeRefusedTransaction, NoGasMoney, Transaction
+from tollbook.core.lanes_fees import FEE_PER_GAS_MAX, FeePolicy
 from tollbook.core.lanes_keys import Fees
+from tollbook.core.lanes_node import Node
 from tollbook.core.lanes_transactions import Signed
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
@@ -332,6 +334,14 @@ async def test_no_fee_above_the_cap_is_offered(
         assert int(offered["maxFeePerGas"], 16) == cap
         mended = await lanes.mend()
         assert (mended.bumped, mended.above_cap) == (0, 1)
+
+
+async def test_a_chain_that_stands_still_is_not_offered_ever_more() -> None:
+    policy, wanted = FeePolicy(Node(NETWORK, "http://127.0.0.1:9"), FEE_PER_GAS_MAX), Fees(1_000, 10)
+    offered: list[Fees] = [wanted]
+    while len(offered) < 100 and (more := policy.bump(offered[-1], wanted)) is not None:
+        offered.append(more)
+    assert 5_000 < offered[-1].fee_max <= 10_000
 
 
 async def test_a_nonce_that_was_used_elsewhere_is_given_up_when_that_is_final(

@@ -15,6 +15,7 @@ KEEP_SECONDS = 2.0  # about a block of the networks x402 is paid in
 TIP_MIN = 1_000_000  # wei: a thousandth of a gwei, which rollups take
 BASE_FEE_HEADROOM = 2  # the base fee rises by an eighth a block at most: five full blocks' worth
 BUMP_NUMERATOR, BUMP_DENOMINATOR = 9, 8  # +12.5 %, more than any node asks for a replacement
+BUMPED_MAX = 10  # times what is asked now: where that moves nothing, it is not the fee that holds it up
 
 
 class FeesAboveCap(Refusal):
@@ -54,9 +55,14 @@ class FeePolicy:
         return self._base_fee
 
     def bump(self, old: Fees, wanted: Fees) -> Fees | None:
-        """Fees that replace the old ones in every node's eyes; None where that is above the cap."""
+        """Fees that replace the old ones in every node's eyes.
+
+        None where that is above the cap, or far above what is asked: a chain that stands still for an hour
+        takes what it was offered by then.
+        """
         fee_max = max(_raise(old.fee_max), wanted.fee_max)
-        if fee_max > self._cap:
+        tip_suffices = (old.tip_max or 0) >= (wanted.tip_max or 0)
+        if fee_max > self._cap or (tip_suffices and fee_max > wanted.fee_max * BUMPED_MAX):
             return None
         if old.tip_max is None:
             return Fees(fee_max, None)

@@ -26,10 +26,11 @@ class Mended:
     """How many of each a sweep found or did.
 
     `abandoned`: reserved by a process that ended, nonces freed. `mined`: found in blocks. `resent`: handed to
-    the node again. `bumped`: with higher fees. `above_cap`: stuck, and the fee cap forbids more. `reissued`:
-    displaced by a stranger's transaction, sent under a new nonce. `dropped`: displaced, and not sent again.
-    `filled`: gaps closed. `confirmed`: deep enough. `orphaned`: their block disappeared. `unclear`: the node
-    cannot tell what became of them. `no_gas_money`: refused since the account is empty.
+    the node again. `bumped`: with higher fees. `above_cap`: stuck, and the fee cap forbids more, or ten times
+    of what is asked is offered. `reissued`: displaced by a stranger's transaction, sent under a new nonce.
+    `dropped`: displaced, and not sent again. `filled`: gaps closed. `confirmed`: deep enough. `orphaned`:
+    their block disappeared. `unclear`: the node cannot tell what became of them. `no_gas_money`: refused
+    since the account is empty.
     """
 
     abandoned: int = 0
