@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from eth_account.signers.local import LocalAccount
+from eth_utils.address import to_checksum_address
 
 from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
 from fixtures.rpc_proxy import Proxy, play_proxy
@@ -362,6 +363,24 @@ async def test_a_nonce_that_was_used_elsewhere_is_given_up_when_that_is_final(
         assert (await lanes.mend()).reissued == 1
         again = await mine(lanes, sent)
         assert (again.transaction_id, again.nonce) == (sent.transaction_id, 1)
+    assert count_paid(own_chain, call) == 1
+
+
+async def test_a_replacement_that_a_restored_database_forgot_is_found_and_not_paid_again(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    own_chain.call("evm_setAutomine", False)
+    call = make_call()
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **NOW) as lanes:
+        sent = await lanes.submit(call)
+        bump = {"to": to_checksum_address(call.to), "value": 1, "gas": call.gas}
+        forgotten = send_elsewhere(own_chain, operator, 0, **bump)
+        own_chain.call("evm_mine")
+        own_chain.call("evm_setAutomine", True)
+        for _ in range(2):
+            await lanes.mend()
+        found = await find(lanes, call)
+        assert (found.transaction_id, found.status, found.hash) == (sent.transaction_id, "mined", forgotten)
     assert count_paid(own_chain, call) == 1
 
 

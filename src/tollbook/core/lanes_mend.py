@@ -11,7 +11,7 @@ from tollbook.core import clock, lanes_nonces, lanes_transactions
 from tollbook.core.lanes_fees import FeesAboveCap
 from tollbook.core.lanes_network import NetworkLanes
 from tollbook.core.lanes_node import Ask
-from tollbook.core.lanes_outcomes import Outcome, find_holder, find_known, find_mined
+from tollbook.core.lanes_outcomes import Outcome, find_call, find_holder, find_known, find_mined
 from tollbook.core.lanes_transactions import GAS_MIN, Call, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
@@ -142,7 +142,11 @@ class _Sweep:
         if not self._is_deep(holder[1]):
             return
         call = self._lanes.read_call(row)
+        is_ours = await find_call(self._node, holder[0]) == (call.to, call.value, call.data)
         async with self._lanes.database.write() as tx:
+            if is_ours:  # bumped by one whose books were lost since: the next sweep finds it by this hash
+                await lanes_transactions.record_resend(tx, row, holder[0], row.fees)
+                return
             if not await lanes_transactions.drop(tx, row.transaction_id, row.sends):
                 return
         logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder[0])

@@ -118,6 +118,16 @@ async def find_holder(node: Node, sender: str, nonce: int) -> tuple[str, int] | 
     return await _find_in_block(node, high, sender, nonce)
 
 
+async def find_call(node: Node, transaction_hash: str) -> tuple[str, int, bytes]:
+    """Receiver, value and call data of a transaction in a block. Raises ChainUnreachable."""
+    answer = await node.ask("eth_getTransactionByHash", transaction_hash)
+    try:
+        data = bytes.fromhex(str(answer["input"]).removeprefix("0x"))
+        return str(answer["to"]).lower(), int(answer["value"], 16), data
+    except (TypeError, KeyError, ValueError):
+        raise node.complain("a transaction was nonsense") from None
+
+
 async def _count(node: Node, sender: str, block: int) -> int | None:
     if block < 0:
         return 0
