@@ -19,7 +19,7 @@ from x402.schemas import PaymentPayload
 
 from clients.pay import make_x402_client
 from fixtures.serve import serve
-from tollbook.books.payments import answers
+from tollbook.books.payments import answers, payments
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.purchases import ANSWERS_KEPT, RERUNS_MAX
@@ -257,6 +257,24 @@ async def test_row_h_a_lost_answer_of_the_facilitator_is_no_fresh_402(
     rows = "SELECT p.settlement, s.status FROM payments.x402_payments p, payments.x402_settlements s"
     assert shop.query(rows) == [("settled", "settled")]
     assert shop.query("SELECT count(*) FROM payments.x402_usage") == [(1,)]
+
+
+@pytest.mark.parametrize("is_cleaned_up", [False, True])
+async def test_who_comes_late_for_what_was_unknown_is_served(
+    shop: Shop, payer: LocalAccount, database: Database, is_cleaned_up: bool
+) -> None:
+    shop.facilitator.lose = 1
+    header = await sign(shop, "/once/rain", payer)
+    assert (await ask(shop, "/once/rain", header)).status_code == 503
+    [(payment_id,)] = shop.query("SELECT payment_id FROM payments.x402_payments")
+    async with database.write() as tx:  # as the reconciler books it, two days ago
+        await payments.settle(
+            tx, payment_id, tx_hash=None, block_number=1, confirmations=1, now=clock.now() - timedelta(days=2)
+        )
+        if is_cleaned_up:
+            assert await tx.value("SELECT payments.cleanup_expired_x402_payments()") == 1
+    assert (await ask(shop, "/once/rain", header)).status_code == 200
+    assert shop.query("SELECT status, requests_used FROM payments.x402_payments") == [("used", 1)]
 
 
 async def test_who_paid_is_served_whatever_a_facilitator_calls_his_transaction(

@@ -9,6 +9,7 @@ What may follow what (status, and beside it the settlement):
     verified            -> used                  the last request is taken (usage.Meter)
     used                -> verified              a failed request gave its quota back (usage.Meter)
     verified, used      -> expired               cleanup_expired_x402_payments()
+    verified, expired   -> verified              renew: its payer was never served
     verified, used, expired (settled) -> expired (refunded)   refunds: all of it went back
     verified, used, expired (settled) -> expired (reversed)   reverse: the chain took it back for good
 
@@ -218,6 +219,26 @@ async def settle(
         await _refuse_claimed(tx, payment, tx_hash)
     details = {"tx_hash": payment.tx_hash, "block_number": block_number, "endpoint": payment.endpoint}
     await _tell(tx, "payment.settled", payment, details)
+    return payment
+
+
+async def renew(tx: WriteTx, payment_id: int, *, now: datetime) -> Payment:
+    """Begin the lifetime of a settled payment anew where it ended before anything was bought with it.
+
+    Its payer was told that the settlement is unknown, and comes late for what he paid.
+    """
+    changed = await tx.execute(
+        """
+        UPDATE payments.x402_payments
+        SET status = 'verified', expires_at = %(now)s::timestamptz + lifetime, updated_at = %(now)s
+        WHERE payment_id = %(payment_id)s AND status IN ('verified', 'expired') AND settlement = 'settled'
+          AND requests_used = 0 AND expires_at <= %(now)s
+        """,
+        {"payment_id": payment_id, "now": now},
+    )
+    payment = await get(tx, payment_id)
+    if changed:
+        await _tell(tx, "payment.renewed", payment, {"expires_at": str(payment.expires_at)})
     return payment
 
 

@@ -393,7 +393,7 @@ async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> 
     """Book it, unless the reconciler, or one who was cut off before he could answer, has done so."""
     payment = await payments.get(tx, payment_id)
     if payment.status != "pending":
-        return payment
+        return await payments.renew(tx, payment_id, now=clock.now())
     # A deposit's transaction fills a channel: it is not what moved this request's charge.
     transaction = None if payment.scheme == SCHEME_BATCH_SETTLEMENT else _read_hash(payment, answer)
     return await payments.settle(
