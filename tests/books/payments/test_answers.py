@@ -23,6 +23,7 @@ from tollbook.books.payments import answers, payments
 from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.purchases import ANSWERS_KEPT, RERUNS_MAX
+from tollbook.books.payments.wire import read_body
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
@@ -301,6 +302,16 @@ async def test_a_payment_is_bound_to_the_body_it_came_with(shop: Shop, payer: Lo
     assert (await ask(shop, "/once", header, "POST", content=b"b")).status_code == 409
     assert (await ask(shop, "/once", header, "POST", content=b"a" * 70_000)).content == first.content
     assert shop.runs == ["post"]
+
+
+@pytest.mark.parametrize(("version", "bound_to"), [("1.1", b""), ("2", b"body"), ("3", b"body")])
+async def test_a_body_needs_no_header_from_http_2_on(version: str, bound_to: bytes) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"body", "more_body": False}
+
+    body, again = await read_body({}, {"type": "http", "http_version": version}, receive)
+    assert body == bound_to
+    assert (await again())["body"] == b"body"
 
 
 async def test_a_request_that_broke_off_takes_no_payment_with_it(

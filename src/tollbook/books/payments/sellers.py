@@ -76,7 +76,7 @@ async def make_seller(
         if scope["method"] == "HEAD":  # the goods are in a body that HEAD does not have
             raise PaymentRefused("invalid_payment_requirements", "No payment is taken for HEAD: ask by GET.")
         signed, option = _read_payment(toll, header)
-        body, receive = await read_body(headers, receive)
+        body, receive = await read_body(headers, scope, receive)
         target = (scope.get("raw_path") or scope["path"].encode()) + b"?" + scope.get("query_string", b"")
         request_hash = answers.hash_request(scope["method"], target, body)
         asked = Asked(header, request_hash, answers.has_secret(signed))

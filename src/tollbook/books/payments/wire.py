@@ -97,12 +97,13 @@ def read_headers(scope: Scope) -> dict[bytes, bytes]:
     return {name: value for name, value in scope["headers"] if name in wanted}
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive) -> tuple[bytes, Receive]:
+async def read_body(headers: Mapping[bytes, bytes], scope: Scope, receive: Receive) -> tuple[bytes, Receive]:
     """Return the body, or its beginning where it is long, and a `receive` that gives it to the app.
 
-    Raises RequestBroken.
+    From HTTP/2 on a body needs no header. Raises RequestBroken.
     """
-    if not any(name in headers for name in BODY_HEADERS):
+    is_framed = scope.get("http_version", "1.1") >= "2"
+    if not is_framed and not any(name in headers for name in BODY_HEADERS):
         return b"", receive
     messages: deque[Message] = deque()
     size = 0
