@@ -10,10 +10,11 @@ from x402.schemas import PaymentPayload, PaymentRequired
 
 from clients.bare_sdk import PRICE, make_buyer
 from clients.pay import require, sign
+from fixtures.facilitator import key_of
 from fixtures.schemes import approve_permit2
 from tollbook.books.payments.facilitator import InProcessFacilitator, SettlementUnknown
 from tollbook.books.payments.scheme_batch import Channels
-from tollbook.core.local_chain import TOKEN_ADDRESS, LocalChain
+from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
 ODD: list[Any] = [
     None,
@@ -100,3 +101,24 @@ async def test_a_settled_payment_inside_one_that_cannot_settle_does_not_pay_agai
     both = new.model_copy(update={"payload": old.payload | new.payload})
     assert not (await in_process.settle(both, wanted)).success
     assert schemes_chain.read_balance(seller.address) == PRICE
+
+
+async def test_claims_that_a_deposit_drags_along_are_nobodys_claims(
+    in_process: InProcessFacilitator,
+    schemes_chain: LocalChain,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    operator: LocalAccount,
+    database_url: str,
+) -> None:
+    channels = Channels(database_url, in_process, await in_process.supported())
+    wanted = channels.complete(require(TOKEN_ADDRESS, seller.address, PRICE, scheme="batch-settlement"))
+    payment = await make_buyer(payer).create_payment_payload(PaymentRequired(accepts=[wanted]))
+    assert isinstance(payment, PaymentPayload)
+    choosy = InProcessFacilitator(
+        {NETWORK: schemes_chain.url}, key_of(operator), database_url, recipients=[seller.address]
+    )
+    for claims in (5, [5], [{"voucher": {}}]):
+        odd = payment.model_copy(update={"payload": payment.payload | {"claims": claims}})
+        assert (await choosy.verify(odd, wanted)).is_valid
+    await choosy.aclose()

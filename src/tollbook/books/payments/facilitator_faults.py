@@ -112,8 +112,9 @@ def find_receivers(payload: PaymentPayload, requirements: PaymentRequirements) -
     """Return whom a payment without fault would pay, in lower case, wherever its payload names them."""
     body = payload.payload
     places = [body, _as_dict(body.get("channelConfig"))]
-    if requirements.scheme == SCHEME_BATCH:
-        places += [claim["voucher"]["channel"] for claim in body.get("claims") or ()]
+    claims = batch.is_claim_payload(body) or batch.is_enriched_refund_payload(body)
+    if requirements.scheme == SCHEME_BATCH and claims:
+        places += [claim["voucher"]["channel"] for claim in body["claims"]]
     named = [place.get("receiver") for place in places]
     return {name.lower() for name in (requirements.pay_to, *named) if isinstance(name, str)}
 
