@@ -218,16 +218,18 @@ def read_answer(record: Record, asked: Asked) -> Answer:
     return Answer(status, pairs, body, whole=record.status == "kept")
 
 
-async def count_answered(tx: ReadTx, payment_id: int) -> int:
-    """How many requests of a payment were answered, those that the app failed aside."""
+async def count_answered(tx: ReadTx, payment_id: int, most: int) -> int:
+    """How many requests of a payment were answered, up to `most`; those that the app failed aside."""
     return cast(
         int,
         await tx.value(
             """
-            SELECT count(*) FROM payments.x402_usage
-            WHERE payment_id = %(payment_id)s AND status_code < %(failed)s
+            SELECT count(*) FROM (
+                SELECT FROM payments.x402_usage
+                WHERE payment_id = %(payment_id)s AND status_code < %(failed)s LIMIT %(most)s
+            ) AS answered
             """,
-            {"payment_id": payment_id, "failed": FAILED_FROM},
+            {"payment_id": payment_id, "failed": FAILED_FROM, "most": most},
         ),
     )
 

@@ -66,8 +66,8 @@ class PaidRoute:
 
     `price` in dollars ("$0.01") of a dollar token. It buys `requests` requests within `lifetime`, the one
     that carries the payment included. `settle` says when the money moves: "after" the handler has begun a
-    good answer and before its first byte leaves (a refusal or failure costs nothing), or "before" the
-    handler runs (for handlers that are dear to run).
+    good answer and before its first byte leaves (a refusal, redirect or failure costs nothing), or "before"
+    the handler runs: for handlers that are dear to run, or that hand the goods over by a redirect.
 
     With the `scheme` "exact" the price is charged. With "upto" (Permit2) and "batch-settlement" (channels:
     one deposit, many small charges) it is the most that is charged: the handler says what was used with the

@@ -269,7 +269,9 @@ class _Copy:
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], message["headers"]
             return None
-        if message["type"] != "http.response.body":  # sent from a file, or with trailers: not ours to copy
+        if message["type"] == "http.response.pathsend":  # the server sends a file, and nothing follows
+            return Answer(self._status, self._headers, b"", whole=False)
+        if message["type"] != "http.response.body":  # trailers, pushes: not ours to copy
             self._whole = False
             return None
         body = message.get("body", b"")
