@@ -132,7 +132,14 @@ async def _refuse_paid(tx: WriteTx, offer: Offer, receipt: Receipt) -> None:
     It may have used several of his authorizations. Settlements that are being booked are waited for; those
     that come after see this claim.
     """
-    await payments.wait_for_pending(tx, offer)
+    await tx.execute(
+        """
+        SELECT FROM payments.x402_payments
+        WHERE network = %(network)s AND from_address = %(payer)s AND status = 'pending'
+        ORDER BY payment_id FOR NO KEY UPDATE
+        """,
+        {"network": offer.network, "payer": offer.from_address},
+    )
     for nonce in _find_nonces(receipt, offer.asset, offer.from_address) or [None]:
         same = replace(offer, nonce=nonce, tx_hash=receipt.transaction_hash)
         await payments.refuse_counted(tx, same)

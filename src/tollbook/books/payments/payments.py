@@ -161,18 +161,6 @@ async def refuse_counted(tx: ReadTx, offer: Offer) -> None:
         raise AlreadyCounted(taken_by)
 
 
-async def wait_for_pending(tx: WriteTx, claim: Offer) -> None:
-    """Wait for what is being booked for the claim's payer; what is booked after waits for the claim."""
-    await tx.execute(
-        """
-        SELECT FROM payments.x402_payments
-        WHERE network = %(network)s AND from_address = %(payer)s AND status = 'pending'
-        ORDER BY payment_id FOR NO KEY UPDATE
-        """,
-        {"network": claim.network, "payer": _spell(claim.network, claim.from_address)},
-    )
-
-
 async def settle(
     tx: WriteTx,
     payment_id: int,
