@@ -66,6 +66,7 @@ async def test_the_description_is_openapi_31_and_names_every_route(client: httpx
     assert {
         "/v1/payments",
         "/v1/payments/{pay_id}",
+        "/v1/payments/{pay_id}/refunds",
         "/v1/payments/stats",
         "/v1/payments/top-payers",
         "/v1/payments/endpoints",

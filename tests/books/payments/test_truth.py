@@ -94,7 +94,6 @@ async def test_what_really_moved_counts_not_what_was_written_down(
         {"network": "eip155:1"},
         {"scheme": "batch-settlement"},
         {"asset": "0x" + "11" * 20},
-        {"asset": DEPLOYER, "nonce": "permit2:5"},
     ],
 )
 async def test_what_cannot_be_judged_is_not_judged(
