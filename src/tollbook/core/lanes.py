@@ -25,6 +25,7 @@ from tollbook.core.lanes_receipts import Receipts
 from tollbook.core.lanes_transactions import Call, CallMalformed, PurposeReused, Transaction
 
 __all__ = [
+    "FEE_PER_GAS_MAX",
     "Call",
     "CallMalformed",
     "FeesAboveCap",

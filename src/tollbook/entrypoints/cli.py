@@ -18,6 +18,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 PORT_DEFAULT = 8402
 FACILITATOR_PORT_DEFAULT = 8404
+FACILITATOR_GWEI_MAX = 500
 CONFIRMATIONS_MAX = 1000
 BOOKS = ("payments",)
 
@@ -139,6 +140,13 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
     is_flag=True,
     help="Sign refunds of channels for sellers. Only where nobody but sellers reaches this facilitator.",
 )
+@click.option(
+    "--gwei-max",
+    default=FACILITATOR_GWEI_MAX,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="More than this is not offered for a unit of gas, whatever the node says.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=FACILITATOR_PORT_DEFAULT, show_default=True, type=click.IntRange(1, 65535))
 @storage_options
@@ -150,6 +158,7 @@ def facilitator(
     confirmations: tuple[str, ...],
     *,
     sign_refunds: bool,
+    gwei_max: int,
     settings: "Settings",
     host: str,
     port: int,
@@ -159,7 +168,10 @@ def facilitator(
     from tollbook.entrypoints.facilitator import Wish, run_facilitator
 
     urls, depths = read_rpc_urls(rpc), read_confirmations(confirmations)
-    run_facilitator(Wish(settings, urls, key_files, recipients, depths, sign_refunds, host, port, as_json))
+    wei_max = gwei_max * 10**9
+    run_facilitator(
+        Wish(settings, urls, key_files, recipients, depths, sign_refunds, wei_max, host, port, as_json)
+    )
 
 
 def read_rpc_urls(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Wish:
     recipients: Sequence[str]
     confirmations: Mapping[str, int]
     signs_refunds: bool
+    fee_per_gas_max: int
     host: str
     port: int
     as_json: bool
@@ -44,7 +45,12 @@ def run_facilitator(wish: Wish) -> None:
 
         async def run() -> None:
             facilitator = InProcessFacilitator(
-                wish.rpc_urls, keys, url, confirmations=wish.confirmations, recipients=wish.recipients
+                wish.rpc_urls,
+                keys,
+                url,
+                confirmations=wish.confirmations,
+                recipients=wish.recipients,
+                fee_per_gas_max=wish.fee_per_gas_max,
             )
             try:
                 await facilitator.open()

@@ -49,7 +49,7 @@ from tollbook.books.payments.facilitator_signer import check_operator_key
 from tollbook.core.chains import is_solana, normalize_address
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
-from tollbook.core.lanes import Lanes
+from tollbook.core.lanes import FEE_PER_GAS_MAX, Lanes
 
 __all__ = [
     "ERR_UNEXPECTED_SETTLE",
@@ -114,6 +114,7 @@ class InProcessFacilitator:
     else opens and closes. Any number of processes may share keys and database: a payment is broadcast once,
     and settling it again gives the same answer. `confirmations` is the depth, by network, at which
     a settlement is answered (1: the block that includes it). With `recipients`, nobody else is paid.
+    More than `fee_per_gas_max` wei is not offered for a unit of gas.
     It opens by itself when it is first used; use it from one event loop, and close it.
     """
 
@@ -126,6 +127,7 @@ class InProcessFacilitator:
         receipt_seconds_max: float = RECEIPT_SECONDS_MAX,
         confirmations: Mapping[str, int] | None = None,
         recipients: Sequence[str] = (),
+        fee_per_gas_max: int = FEE_PER_GAS_MAX,
     ) -> None:
         keys = [private_keys] if isinstance(private_keys, str) else private_keys
         self._accounts: list[LocalAccount] = [Account.from_key(check_operator_key(key)) for key in keys]
@@ -133,6 +135,7 @@ class InProcessFacilitator:
         self._database = database
         self._receipt_seconds_max = receipt_seconds_max
         self._confirmations = dict(confirmations or {})
+        self._fee_per_gas_max = fee_per_gas_max
         self._recipients = {normalize_address(recipient) for recipient in recipients}
         self._roads: dict[str, _Road] = {}
         self._closing = AsyncExitStack()
@@ -155,7 +158,7 @@ class InProcessFacilitator:
                 if isinstance(database, str):
                     database = await stack.enter_async_context(Database(database, application=APPLICATION))
                 keys = ["0x" + account.key.hex() for account in self._accounts]
-                lanes = Lanes(database, self._rpc_urls, keys)
+                lanes = Lanes(database, self._rpc_urls, keys, fee_per_gas_max=self._fee_per_gas_max)
                 stack.push_async_callback(lanes.aclose)
                 threads = Threads("verify", VERIFY_THREADS_MAX), Threads("settle", SETTLE_THREADS_MAX)
                 roads = {network: self._pave(network, lanes, *threads) for network in self._rpc_urls}
