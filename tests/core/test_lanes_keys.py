@@ -8,7 +8,7 @@ from eth_utils.address import to_checksum_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollbook.core.lanes_keys import Draft, Fees, Key, SigningKeyUnusable
+from tollbook.core.lanes.keys import Draft, Fees, Key, SigningKeyUnusable
 from tollbook.core.sealing import SealBroken
 
 words = st.integers(0, 2**256 - 1)

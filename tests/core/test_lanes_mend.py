@@ -16,13 +16,22 @@ from eth_utils.address import to_checksum_address
 
 from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
 from fixtures.rpc_proxy import Proxy, play_proxy
-from tollbook.core import clock, lanes_network, lanes_nonces, lanes_transactions
+from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.lanes import Call, Lanes, NodeRefusedTransaction, NoGasMoney, Transaction
-from tollbook.core.lanes_fees import FEE_PER_GAS_MAX, FeePolicy
-from tollbook.core.lanes_keys import Fees
-from tollbook.core.lanes_node import Node
-from tollbook.core.lanes_transactions import Signed
+from tollbook.core.lanes import (
+    Call,
+    Lanes,
+    NodeRefusedTransaction,
+    NoGasMoney,
+    Transaction,
+    nonces,
+    transactions,
+)
+from tollbook.core.lanes import network as lanes_network
+from tollbook.core.lanes.fees import FEE_PER_GAS_MAX, FeePolicy
+from tollbook.core.lanes.keys import Fees
+from tollbook.core.lanes.node import Node
+from tollbook.core.lanes.transactions import Signed
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 SEND = "eth_sendRawTransaction"
@@ -32,10 +41,11 @@ NOW = {"lost_seconds": 0.0}
 # Ends itself without a trace where the n-th statement or request of a submit would begin.
 KILLED = """
 import asyncio, os, signal, sys
-from tollbook.core import lanes_network, lanes_transactions
+from tollbook.core.lanes import network as lanes_network
+from tollbook.core.lanes import transactions
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes
-from tollbook.core.lanes_node import Node
+from tollbook.core.lanes.node import Node
 
 url, rpc, key, purpose, to, moment = sys.argv[1:]
 
@@ -54,7 +64,7 @@ async def main():
         return said
     Node.ask_all = ask
     if moment == "before signing":
-        lanes_transactions.record_signed = die
+        transactions.record_signed = die
     async with Database(url) as database, Lanes(database, {"eip155:31337": rpc}, [key]) as lanes:
         await lanes.submit(Call("eip155:31337", purpose, to, b"", 30_000, 1))
 
@@ -198,26 +208,26 @@ async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(databas
     call, slow, quick = make_call(), "0x" + "01" * 20, "0x" + "02" * 20
     async with database.write() as tx:
         for sender in (slow, quick):
-            await lanes_nonces.jump(tx, NETWORK, sender, 0, 0)
-    [taken] = await lanes_nonces.take_nonces(database, NETWORK, [slow], [call], only_gaps=False)
+            await nonces.jump(tx, NETWORK, sender, 0, 0)
+    [taken] = await nonces.take_nonces(database, NETWORK, [slow], [call], only_gaps=False)
     async with database.write() as tx:
-        await lanes_nonces.free_abandoned(tx, NETWORK, timedelta())
-    [again] = await lanes_nonces.take_nonces(database, NETWORK, [quick], [call], only_gaps=False)
+        await nonces.free_abandoned(tx, NETWORK, timedelta())
+    [again] = await nonces.take_nonces(database, NETWORK, [quick], [call], only_gaps=False)
     assert (taken.nonce, again.nonce, again.taken) == (0, 0, True)
     signed = Signed(
         taken.transaction_id, call.purpose, slow, 0, "0x" + "ab" * 32, b"", b"", call.gas, Fees(1, 1)
     )
-    assert await lanes_transactions.record_signed(database, [signed]) == set()
+    assert await transactions.record_signed(database, [signed]) == set()
 
 
 async def test_a_key_with_more_than_a_sweep_takes_does_not_hide_another_ones(database: Database) -> None:
     gone, here = "0x" + "01" * 20, "0x" + "02" * 20
     for sender, count in ((gone, 3), (here, 1)):
         async with database.write() as tx:
-            await lanes_nonces.jump(tx, NETWORK, sender, 0, 0)
+            await nonces.jump(tx, NETWORK, sender, 0, 0)
         calls = [make_call() for _ in range(count)]
-        taken = await lanes_nonces.take_nonces(database, NETWORK, [sender], calls, only_gaps=False)
-        await lanes_transactions.record_signed(
+        taken = await nonces.take_nonces(database, NETWORK, [sender], calls, only_gaps=False)
+        await transactions.record_signed(
             database,
             [
                 Signed(
@@ -235,9 +245,7 @@ async def test_a_key_with_more_than_a_sweep_takes_does_not_hide_another_ones(dat
             ],
         )
     async with database.read() as tx:
-        found = await lanes_transactions.find_unfinished(
-            tx, NETWORK, mined=False, sent_before=clock.now(), limit=2
-        )
+        found = await transactions.find_unfinished(tx, NETWORK, mined=False, sent_before=clock.now(), limit=2)
     assert [(one.sender, one.nonce) for one in found] == [(gone, 0), (here, 0)]
 
 

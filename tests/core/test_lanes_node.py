@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tollbook.core.lanes_node import AnswerLost, Ask, Node
+from tollbook.core.lanes.node import AnswerLost, Ask, Node
 from tollbook.core.local_chain import NETWORK
 
 NO_BATCHES = b'{"jsonrpc": "2.0", "id": null, "error": {"code": -32000, "message": "upstream timed out"}}'

@@ -28,7 +28,7 @@ from fastapi import FastAPI
 from psycopg.pq import TransactionStatus
 
 from fixtures.running import find_children
-from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core import clock
 from tollbook.core.local_chain import NETWORK

@@ -11,7 +11,7 @@ from x402.schemas import PaymentPayload, PaymentRequirements
 
 from clients.pay import sign
 from fixtures.facilitator import key_of, settle_in_another_process
-from tollbook.books.payments.facilitator import InProcessFacilitator, SettlementUnknown
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator, SettlementUnknown
 from tollbook.core.local_chain import NETWORK, LocalChain
 
 PAYMENTS = 8

@@ -13,8 +13,8 @@ from faults.paid_shop import ANY, REQUESTS, move_clock
 from fixtures.chain import PURSE
 from fixtures.lanes import key_of
 from fixtures.paid_shop import ORDER_SECONDS_MAX, Shop, open_shop, sign
-from tollbook.books.payments.movements import ChainWatcher
-from tollbook.books.payments.reconciler import Reconciler
+from tollbook.books.payments.reconciler.movements import ChainWatcher
+from tollbook.books.payments.reconciler.reconcile import Reconciler
 from tollbook.books.payments.rules import Payee
 from tollbook.books.payments.truth import ChainTruth
 from tollbook.core import clock

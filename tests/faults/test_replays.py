@@ -20,8 +20,8 @@ from x402.schemas import (
 from clients import pay
 from fixtures.chain import PURSE
 from fixtures.paid_shop import Shop, sign
-from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
-from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
+from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
+from tollbook.books.payments.facilitator.ledgered import LedgeredFacilitator
 from tollbook.books.payments.ledger import Settlement, Verdict
 from tollbook.books.payments.truth import ChainTruth
 from tollbook.core.chains import ADDRESS_PADDING, TRANSFER_TOPIC, Chain, ChainUnreachable

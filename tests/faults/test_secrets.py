@@ -26,8 +26,8 @@ from clients.pay import make_x402_client
 from fixtures.facilitator import DEAD, key_of
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.serve import serve
-from tollbook.books.payments.facilitator import Facilitator, InProcessFacilitator
-from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
+from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock, database, keys, telemetry

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from tollbook.books.payments.differences import Kind
+from tollbook.books.payments.reconciler.differences import Kind
 
 ROOT = Path(__file__).parents[2]
 MIGRATION = ROOT / "src/tollbook/books/payments/migrations/0004_reconciliation.up.sql"

@@ -23,8 +23,8 @@ from x402.http.utils import decode_payment_response_header
 from x402.mechanisms.evm.exact import register_exact_evm_client  # pyright: ignore[reportUnknownVariableType]
 from x402.mechanisms.evm.signers import EthAccountSigner
 
-from tollbook.books.payments.facilitator import InProcessFacilitator
-from tollbook.books.payments.facilitator_server import facilitator_app
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+from tollbook.books.payments.facilitator.server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.wire import REMAINING_HEADER, TOKEN_HEADER
 from tollbook.core.errors import Refusal

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tollbook.books.payments.facilitator import InProcessFacilitator
-from tollbook.books.payments.facilitator_server import facilitator_app
-from tollbook.books.payments.facilitator_signer import read_operator_key
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+from tollbook.books.payments.facilitator.server import facilitator_app
+from tollbook.books.payments.facilitator.signer import read_operator_key
 from tollbook.core.commands import open_database
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import migrations, serving

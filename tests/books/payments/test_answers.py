@@ -20,7 +20,7 @@ from x402.schemas import PaymentPayload
 from clients.pay import make_x402_client
 from fixtures.serve import serve
 from tollbook.books.payments import answers, payments
-from tollbook.books.payments.facilitator import Facilitator, SettlementUnknown
+from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.purchases import ANSWERS_KEPT, RERUNS_MAX
 from tollbook.books.payments.wire import read_body

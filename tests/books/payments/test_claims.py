@@ -28,7 +28,7 @@ from tollbook.books.payments.claims import (
     claim_message,
 )
 from tollbook.books.payments.errors import AlreadyCounted
-from tollbook.books.payments.facilitator import InProcessFacilitator
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.rules import PaidRoute, Payee, Tolls, compile_tolls
 from tollbook.core import chains, clock
 from tollbook.core.chains import Chain, ChainUnreachable, MalformedHash, UnknownNetwork, find_network

@@ -10,8 +10,8 @@ from x402.schemas import PaymentPayload, PaymentRequired, PaymentRequirements
 
 from clients.bare_sdk import PRICE, make_buyer
 from clients.pay import require
-from tollbook.books.payments.facilitator import InProcessFacilitator
-from tollbook.books.payments.scheme_batch import Channels
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+from tollbook.books.payments.schemes.batch import Channels
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
 OTHER = "0x" + "0b" * 20

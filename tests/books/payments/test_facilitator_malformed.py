@@ -12,8 +12,8 @@ from clients.bare_sdk import PRICE, make_buyer
 from clients.pay import require, sign
 from fixtures.facilitator import key_of
 from fixtures.schemes import approve_permit2
-from tollbook.books.payments.facilitator import InProcessFacilitator, SettlementUnknown
-from tollbook.books.payments.scheme_batch import Channels
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator, SettlementUnknown
+from tollbook.books.payments.schemes.batch import Channels
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
 ODD: list[Any] = [

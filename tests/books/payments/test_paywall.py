@@ -24,8 +24,8 @@ from x402.schemas import PaymentRequirements
 
 from clients.pay import pay_with_node, paying_client, sign
 from fixtures.serve import serve
-from tollbook.books.payments.facilitator import InProcessFacilitator
-from tollbook.books.payments.facilitator_server import facilitator_app
+from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+from tollbook.books.payments.facilitator.server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core.chains import Token
 from tollbook.core.errors import DatabaseUnreachable

@@ -6,9 +6,9 @@ from typing import get_args
 import click
 
 from tollbook.books.payments import analytics, jobs, payments, tokens
-from tollbook.books.payments.cli_channels import channels_group
-from tollbook.books.payments.cli_reconcile import COMMANDS
 from tollbook.books.payments.payments import Payment, Status
+from tollbook.books.payments.reconciler.cli import COMMANDS
+from tollbook.books.payments.schemes.cli import channels_group
 from tollbook.core import clock
 from tollbook.core.chains import find_network, normalize_address
 from tollbook.core.commands import Id, answer, ask, json_option, storage_options

@@ -2,7 +2,9 @@
 
 from typing import cast
 
-from tollbook.books.payments import analytics, answers, channels, partitions, reconciler, refund_desk
+from tollbook.books.payments import analytics, answers, partitions, refund_desk
+from tollbook.books.payments.reconciler import reconcile as reconciler
+from tollbook.books.payments.schemes import channels
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job

@@ -15,18 +15,18 @@ from datetime import timedelta
 from psycopg.errors import InsufficientPrivilege
 
 from tollbook.books.payments import partitions
-from tollbook.books.payments.facilitator import Facilitator
-from tollbook.books.payments.facilitator_ledgered import LedgeredFacilitator
-from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.facilitator.in_process import Facilitator
+from tollbook.books.payments.facilitator.ledgered import LedgeredFacilitator
+from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.purchases import ANSWERS_KEPT, Purchases
 from tollbook.books.payments.rules import PaidRoute, Payee, Toll, compile_tolls
-from tollbook.books.payments.scheme_terms import Terms
-from tollbook.books.payments.scheme_upto import take_usage
+from tollbook.books.payments.schemes.terms import Terms
+from tollbook.books.payments.schemes.upto import take_usage
 from tollbook.books.payments.sellers import Books, Seller, make_seller
 from tollbook.books.payments.settings import PaymentsSettings
-from tollbook.books.payments.solana_node import SolanaNode
+from tollbook.books.payments.solana.node import SolanaNode
+from tollbook.books.payments.solana.truth import SolanaTruth
 from tollbook.books.payments.truth import ChainTruth
-from tollbook.books.payments.truth_solana import SolanaTruth
 from tollbook.books.payments.usage import Meter
 from tollbook.books.payments.wire import (
     App,

@@ -22,17 +22,22 @@ from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEME
 from x402.mechanisms.evm.constants import SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
-from tollbook.books.payments import answers, payments, solana_payment, tokens
+from tollbook.books.payments import answers, payments, tokens
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
-from tollbook.books.payments.facilitator import FacilitatorUnreachable, SettlementUnknown, find_fault
-from tollbook.books.payments.facilitator_ledgered import (
+from tollbook.books.payments.facilitator.in_process import (
+    FacilitatorUnreachable,
+    SettlementUnknown,
+    find_fault,
+)
+from tollbook.books.payments.facilitator.ledgered import (
     LedgeredFacilitator,
     SettlementConflict,
     SettlementInProgress,
 )
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.books.payments.rules import SOLANA_LIFETIME, Option, Toll, read_proof
+from tollbook.books.payments.solana import payment as solana_payment
 from tollbook.books.payments.tokens import Grant
 from tollbook.core import clock, ids, telemetry
 from tollbook.core.chains import MalformedHash, is_solana, normalize_hash

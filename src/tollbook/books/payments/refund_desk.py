@@ -14,7 +14,7 @@ from eth_abi.abi import encode
 from eth_utils.abi import function_signature_to_4byte_selector
 
 from tollbook.books.payments import payments, refunds
-from tollbook.books.payments.facilitator_signer import read_operator_key
+from tollbook.books.payments.facilitator.signer import read_operator_key
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock

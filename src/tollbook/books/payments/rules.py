@@ -20,7 +20,7 @@ from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload
 from x402.mechanisms.evm.constants import SCHEME_EXACT, SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements
 
-from tollbook.books.payments.solana_payment import read_payment as read_solana_payment
+from tollbook.books.payments.solana.payment import read_payment as read_solana_payment
 from tollbook.core.chains import Network, Token, find_network, is_solana, normalize_address_on
 
 SIGNATURE_HEADER_BYTES_MAX = (

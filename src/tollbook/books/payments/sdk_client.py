@@ -23,18 +23,18 @@ from x402.schemas import (
     VerifyResponse,
 )
 
-from tollbook.books.payments.facilitator import (
+from tollbook.books.payments.facilitator.in_process import (
     Facilitator,
     FacilitatorUnreachable,
     SettlementUnknown,
     find_fault,
 )
-from tollbook.books.payments.facilitator_ledgered import (
+from tollbook.books.payments.facilitator.ledgered import (
     LedgeredFacilitator,
     SettlementConflict,
     SettlementInProgress,
 )
-from tollbook.books.payments.facilitator_remote import RemoteFacilitator
+from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.ledger import Settlement, Truth, find
 from tollbook.books.payments.rules import Proof, read_proof
 from tollbook.core.database import Database

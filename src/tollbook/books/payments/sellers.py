@@ -14,8 +14,8 @@ from tollbook.books.payments import answers, tokens
 from tollbook.books.payments.answers import BODY_BYTES_MAX, Answer, Asked, Headers
 from tollbook.books.payments.purchases import Opening, PaymentRefused, Purchase, Purchases, finish
 from tollbook.books.payments.rules import MalformedPayment, Option, Toll, decode_payment, match_option
-from tollbook.books.payments.scheme_terms import Terms
-from tollbook.books.payments.scheme_upto import UsageUnreadable, read_usage
+from tollbook.books.payments.schemes.terms import Terms
+from tollbook.books.payments.schemes.upto import UsageUnreadable, read_usage
 from tollbook.books.payments.usage import Admission, Meter
 from tollbook.books.payments.wire import (
     SERVER_ERROR,

@@ -1,0 +1,1 @@
+"""Facilitators: who checks signed payments and moves the money, in this process or elsewhere."""

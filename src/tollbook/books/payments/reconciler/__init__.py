@@ -1,0 +1,1 @@
+"""The reconciler: the books against the chains, and the chains against the books."""

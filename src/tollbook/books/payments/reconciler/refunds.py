@@ -1,0 +1,102 @@
+"""The reconciler's look at refunds: what is on its way for too long, and what never arrived."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from tollbook.books.payments import refunds
+from tollbook.books.payments.reconciler.differences import Finding, Kind
+from tollbook.books.payments.reconciler.run import Run
+from tollbook.books.payments.refunds import Refund
+from tollbook.core.database import ReadTx
+
+ON_ITS_WAY_MAX = timedelta(minutes=10)
+RECENT = timedelta(hours=24)  # how far back is looked without `since`
+
+
+@dataclass(frozen=True, slots=True)
+class _Unequal:
+    payment_id: int
+    network: str
+    asset: str
+    booked: Decimal
+    moved: Decimal
+
+
+async def look_at_refunds(run: Run) -> None:
+    """Name the refunds that are late, and hold those that are done against the chain."""
+    async with run.database.read() as tx:
+        waiting = await refunds.find_open(tx)
+        done = await refunds.page_done(tx, since=run.since or run.now - RECENT)
+    async with run.database.write() as tx:
+        for refund in waiting:
+            if refund.requested_at <= run.now - ON_ITS_WAY_MAX:
+                note = f"It was {refund.status}, and not heard of since. The worker goes on with it."
+                await run.note(tx, _tell(refund, "refund_unknown", note))
+        for payment in await _find_unequal(tx, run.since or run.now - RECENT):
+            await run.note(tx, _tell_payment(payment))
+    await run.each(done, lambda refund: refund.network, lambda refund: _look(run, refund))
+
+
+async def _find_unequal(tx: ReadTx, since: datetime) -> list[_Unequal]:
+    """Payments that say more or less went back than their refunds do."""
+    return await tx.all(
+        """
+        SELECT p.payment_id, p.network, p.asset, p.refunded_amount AS booked,
+               coalesce(sum(r.amount), 0) AS moved
+        FROM payments.x402_payments AS p
+        LEFT JOIN payments.x402_refunds AS r ON r.payment_id = p.payment_id AND r.status = 'done'
+        WHERE p.settled_at >= %(since)s AND p.settlement IN ('settled', 'refunded')
+        GROUP BY p.payment_id HAVING p.refunded_amount <> coalesce(sum(r.amount), 0)
+        LIMIT %(limit)s
+        """,
+        {"since": since, "limit": refunds.PAGE_MAX},
+        into=_Unequal,
+    )
+
+
+def _tell_payment(row: _Unequal) -> Finding:
+    return Finding(
+        "refund_not_landed",
+        f"payment:{row.payment_id}",
+        row.network,
+        f"The payment says that {row.booked} went back, its refunds say {row.moved}.",
+        asset=row.asset,
+        payment_id=row.payment_id,
+        amount_booked=int(row.booked),
+        amount_moved=int(row.moved),
+    )
+
+
+async def _look(run: Run, refund: Refund) -> None:
+    watcher = run.watchers.get(refund.network)
+    if watcher is None or refund.tx_hash is None:
+        return
+    moved = sum(
+        movement.amount
+        for movement in await watcher.read_transaction(refund.network, refund.tx_hash) or []
+        if (movement.asset, movement.payer, movement.pay_to)
+        == (refund.asset, refund.from_address, refund.to_address)
+    )
+    if moved == refund.amount:
+        return
+    note = (
+        f"The books sent back {refund.amount}; its transaction moved {moved}. Send what is missing by hand."
+    )
+    async with run.database.write() as tx:
+        await run.note(tx, _tell(refund, "refund_not_landed", note, moved))
+
+
+def _tell(refund: Refund, kind: Kind, note: str, moved: int | None = None) -> Finding:
+    return Finding(
+        kind,
+        f"refund:{refund.refund_id}",
+        refund.network,
+        note,
+        asset=refund.asset,
+        tx_hash=refund.tx_hash,
+        payment_id=refund.payment_id,
+        refund_id=refund.refund_id,
+        amount_booked=refund.amount,
+        amount_moved=moved,
+    )

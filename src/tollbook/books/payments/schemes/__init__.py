@@ -1,0 +1,1 @@
+"""The schemes beside exact: usage (upto) and channels (batch-settlement)."""

@@ -1,0 +1,1 @@
+"""The exact scheme on Solana."""

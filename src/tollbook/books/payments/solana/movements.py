@@ -1,0 +1,88 @@
+"""Money as Solana saw it move to our recipients, whatever the books say: read from token balances."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from tollbook.books.payments.reconciler.movements import Movement
+from tollbook.books.payments.solana.node import Landing, Sighting, SolanaNode
+from tollbook.books.payments.solana.truth import find_accounts
+
+SLOT_SECONDS_MIN = 0.3  # 0.4 by design; where the cluster stood still there are fewer in the same time
+PAGES_MAX = 1_000  # of one account's history in one look
+
+
+@dataclass(frozen=True, slots=True)
+class SolanaWatcher:
+    """The watcher of Solana's networks, by CAIP-2 network. Positions are slots; see movements.Watcher."""
+
+    nodes: Mapping[str, SolanaNode]
+
+    async def find_final(self, network: str) -> int:
+        """See Watcher."""
+        return (await self.nodes[network].get_final()).slot
+
+    async def find_position(self, network: str, moment: datetime) -> int:
+        """See Watcher: a slot that is surely not after the moment, if not the last of them."""
+        final = await self.nodes[network].get_final()
+        seconds = ((await self.nodes[network].get_time(final.slot)) - moment).total_seconds()
+        return max(final.slot - max(math.ceil(seconds / SLOT_SECONDS_MIN), 0), 0)
+
+    async def find_movements(
+        self, network: str, assets: Sequence[str], recipients: Sequence[str], first: int, last: int
+    ) -> list[Movement]:
+        """See Watcher."""
+        node = self.nodes[network]
+        found: dict[str, Movement] = {}
+        for asset in assets:
+            for recipient in recipients:
+                for account in find_accounts(recipient, asset):
+                    for sighting in await _find_sightings(node, account, first, last):
+                        for movement in await self._read(network, sighting.signature):
+                            if (movement.asset, movement.pay_to) == (asset, recipient):
+                                found[f"{sighting.signature}:{asset}:{recipient}:{movement.payer}"] = movement
+        return list(found.values())
+
+    async def read_transaction(self, network: str, tx_hash: str) -> list[Movement] | None:
+        """See Watcher."""
+        landing = await self.nodes[network].find_landing(tx_hash, "confirmed")
+        if landing is None or landing.error is not None:
+            return None
+        return _list_movements(network, tx_hash, landing)
+
+    async def find_nonces(self, movement: Movement) -> list[str]:
+        """See Watcher: the message itself is what was authorized."""
+        landing = await self.nodes[movement.network].find_landing(movement.tx_hash, "confirmed")
+        return [] if landing is None else [landing.message_hash]
+
+    async def _read(self, network: str, signature: str) -> list[Movement]:
+        return await self.read_transaction(network, signature) or []
+
+
+async def _find_sightings(node: SolanaNode, account: str, first: int, last: int) -> list[Sighting]:
+    """The transactions of an account that succeeded, from slot `first` to `last`."""
+    found: list[Sighting] = []
+    before: str | None = None
+    for _ in range(PAGES_MAX):
+        page = await node.find_signatures(account, before)
+        found += [each for each in page if each.succeeded and first <= each.slot <= last]
+        if not page or page[-1].slot < first:
+            return found
+        before = page[-1].signature
+    return node.complain("getSignaturesForAddress", ValueError("more history than can be read at once"))
+
+
+def _list_movements(network: str, tx_hash: str, landing: Landing) -> list[Movement]:
+    """One movement a token and recipient. Its payer is who lost most of the token; a mint's own, nobody."""
+    movements: list[Movement] = []
+    for mint in {mint for _, mint in landing.moved}:
+        changes = {account: moved for (account, of), moved in landing.moved.items() if of == mint}
+        poorest = min(changes, key=changes.__getitem__)
+        payer = landing.owners[poorest] if changes[poorest] < 0 else mint
+        movements += [
+            Movement(network, mint, payer, landing.owners[account], tx_hash, landing.slot, moved)
+            for account, moved in changes.items()
+            if moved > 0
+        ]
+    return movements

@@ -1,0 +1,218 @@
+"""A Solana node as a facilitator asks it: would this land, send it, what became of it, is its time over."""
+
+import base64
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+from solders.transaction import VersionedTransaction
+
+from tollbook.books.payments.solana.payment import hash_message
+from tollbook.core.chains import JsonRpc
+
+Commitment = Literal["processed", "confirmed", "finalized"]
+LEVELS: tuple[Commitment, ...] = ("processed", "confirmed", "finalized")
+ERR_EXPIRED = "transaction_expired"  # why one that never landed is a failure
+CAIP_REFERENCE_CHARS = 32  # of the genesis hash, in Solana's CAIP-2 ids
+NODE_LAG_BLOCKS = 150  # a healthy node may be that far behind another, which knew the payer's block hash
+SIGNATURES_MAX = 1000  # that a node gives at once
+NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest block: its slot, and the last height at which a block hash known by now is valid."""
+
+    slot: int
+    last_valid_height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The newest block that no fork can take back."""
+
+    slot: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A transaction in a block: `error` is the chain's own, None where it succeeded."""
+
+    slot: int
+    commitment: Commitment
+    error: object
+
+    def reaches(self, wanted: Commitment) -> bool:
+        """Whether the cluster agrees on it as much as is wanted."""
+        return LEVELS.index(self.commitment) >= LEVELS.index(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A transaction in an account's history; `time` in Unix seconds, None where the node does not know."""
+
+    signature: str
+    slot: int
+    succeeded: bool
+    time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """What a transaction did: its fee in lamports, and by how much each token account changed.
+
+    `moved` maps (token account, mint) to minor units, less than nothing for the one that paid; `owners` says
+    whose the token accounts are.
+    """
+
+    message_hash: str
+    slot: int
+    error: object
+    fee_lamports: int
+    moved: Mapping[tuple[str, str], int]
+    owners: Mapping[str, str]
+
+
+class SolanaNode(JsonRpc):
+    """A Solana network's node. Its answers raise ChainUnreachable or ChainRefused as JsonRpc.ask does."""
+
+    _checked = False
+
+    async def check_network(self) -> None:
+        """Refuse a node of another network, once it answers. Raises ChainUnreachable."""
+        if not self._checked:
+            told = str(await self.ask("getGenesisHash"))[:CAIP_REFERENCE_CHARS]
+            if f"solana:{told}" != self.network:
+                self.complain("getGenesisHash", ValueError(f"it is a node of solana:{told}"))
+            self._checked = True
+
+    async def simulate(self, transaction: str) -> object:
+        """Return the error with which a transaction (base64) would land now, or None.
+
+        Its signatures are not looked at, so that it can be sent here before the fee payer has signed.
+        """
+        options = {"encoding": "base64", "sigVerify": False, "commitment": "confirmed"}
+        answer = await self.ask("simulateTransaction", transaction, options)
+        try:
+            return answer["value"]["err"]
+        except NONSENSE as error:
+            self.complain("simulateTransaction", error)
+
+    async def get_head(self) -> Head:
+        """Return the newest block, whether or not the cluster agrees on it yet."""
+        answer = await self.ask("getLatestBlockhash", {"commitment": "processed"})
+        try:
+            return Head(int(answer["context"]["slot"]), int(answer["value"]["lastValidBlockHeight"]))
+        except NONSENSE as error:
+            self.complain("getLatestBlockhash", error)
+
+    async def get_final(self) -> Final:
+        """Return the newest final block."""
+        answer = await self.ask("getEpochInfo", {"commitment": "finalized"})
+        try:
+            return Final(int(answer["absoluteSlot"]), int(answer["blockHeight"]))
+        except NONSENSE as error:
+            self.complain("getEpochInfo", error)
+
+    async def get_first_slot(self) -> int:
+        """Return the first slot that the node still remembers."""
+        answer = await self.ask("getFirstAvailableBlock")
+        try:
+            return int(answer)
+        except NONSENSE as error:
+            self.complain("getFirstAvailableBlock", error)
+
+    async def send(self, transaction: str) -> None:
+        """Broadcast a signed transaction (base64), once. Whatever it raises, the transaction may land."""
+        options = {"encoding": "base64", "skipPreflight": True}
+        await self.ask("sendTransaction", transaction, options, attempts_max=1)
+
+    async def find_status(self, signature: str, *, history: bool = False) -> tuple[Status | None, int]:
+        """Return a transaction's status, None where it is in no block, and the slot as of which this holds.
+
+        Without `history` the node looks at its last blocks only.
+        """
+        options = {"searchTransactionHistory": history}
+        answer = await self.ask("getSignatureStatuses", [signature], options)
+        try:
+            told, slot = answer["value"][0], int(answer["context"]["slot"])
+            if told is None:
+                return None, slot
+            commitment = cast(Commitment, told["confirmationStatus"] or "processed")
+            LEVELS.index(commitment)
+            return Status(int(told["slot"]), commitment, told["err"]), slot
+        except NONSENSE as error:
+            self.complain("getSignatureStatuses", error)
+
+    async def find_landing(self, signature: str, commitment: Commitment) -> Landing | None:
+        """Return what a transaction did, None where the node does not have it at that commitment."""
+        options = {"encoding": "base64", "commitment": commitment, "maxSupportedTransactionVersion": 0}
+        answer = await self.ask("getTransaction", signature, options)
+        if answer is None:
+            return None
+        try:
+            return _read_landing(answer)
+        except NONSENSE as error:
+            self.complain("getTransaction", error)
+
+    async def get_time(self, slot: int) -> datetime:
+        """Return when the cluster says that a block was made."""
+        answer = await self.ask("getBlockTime", slot)
+        try:
+            return datetime.fromtimestamp(answer, UTC)
+        except NONSENSE as error:
+            self.complain("getBlockTime", error)
+
+    async def find_signatures(self, account: str, before: str | None = None) -> list[Sighting]:
+        """Return the newest transactions that name an account, newest first; at most SIGNATURES_MAX.
+
+        With `before`, those that are older than this one.
+        """
+        options: dict[str, object] = {"limit": SIGNATURES_MAX, "commitment": "confirmed"}
+        answer = await self.ask(
+            "getSignaturesForAddress", account, options | ({"before": before} if before else {})
+        )
+        try:
+            return [
+                Sighting(str(each["signature"]), int(each["slot"]), each["err"] is None, each["blockTime"])
+                for each in answer
+            ]
+        except NONSENSE as error:
+            self.complain("getSignaturesForAddress", error)
+
+    async def is_over(self, signature: str, last_valid_height: int, signed_slot: int) -> bool:
+        """Whether it is sure that a transaction is in no block and never will be.
+
+        Sure is it when a final block is past the last height that could hold it, when the node, asked as of
+        that block or later, finds it nowhere, and when its memory reaches back to when it was signed.
+        """
+        await self.check_network()
+        final = await self.get_final()
+        if final.height <= last_valid_height + NODE_LAG_BLOCKS:
+            return False
+        status, as_of_slot = await self.find_status(signature, history=True)
+        if status is not None or as_of_slot < final.slot:
+            return False
+        return await self.get_first_slot() <= signed_slot
+
+
+def _read_landing(answer: dict[str, Any]) -> Landing:
+    meta = answer["meta"]
+    message = VersionedTransaction.from_bytes(base64.b64decode(answer["transaction"][0])).message
+    loaded: dict[str, list[str]] = meta.get("loadedAddresses") or {"writable": [], "readonly": []}
+    keys: list[str] = [
+        *(str(key) for key in message.account_keys),
+        *loaded["writable"],
+        *loaded["readonly"],
+    ]
+    moved: Counter[tuple[str, str]] = Counter()
+    owners: dict[str, str] = {}
+    for sign, balances in ((-1, meta["preTokenBalances"]), (1, meta["postTokenBalances"])):
+        for balance in cast(list[dict[str, Any]], balances):
+            account = keys[int(balance["accountIndex"])], str(balance["mint"])
+            moved[account] += sign * int(balance["uiTokenAmount"]["amount"])
+            owners[account[0]] = str(balance["owner"])
+    return Landing(hash_message(message), int(answer["slot"]), meta["err"], int(meta["fee"]), moved, owners)

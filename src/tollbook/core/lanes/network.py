@@ -1,0 +1,358 @@
+"""The lanes of one network: calls are given nonces, signed, written down, and handed to the node."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import ClassVar
+
+from tollbook.core import clock
+from tollbook.core.chains import ChainUnreachable
+from tollbook.core.database import Database
+from tollbook.core.errors import Refusal
+from tollbook.core.lanes import nonces, transactions
+from tollbook.core.lanes.fees import FeePolicy, FeesAboveCap
+from tollbook.core.lanes.keys import Draft, Fees, Key
+from tollbook.core.lanes.node import AnswerLost, Ask, Node, NodeUnreachable, Said
+from tollbook.core.lanes.nonces import Taken
+from tollbook.core.lanes.outcomes import (
+    NodeRefusedTransaction,
+    NoGasMoney,
+    NonceContested,
+    Outcome,
+    find_holder,
+    find_known,
+    read_outcome,
+)
+from tollbook.core.lanes.transactions import Call, PurposeReused, Signed, Transaction, Unfinished
+
+ISSUE_ATTEMPTS_MAX = 8  # each under new nonces, where others took the last ones or an account was empty
+EMPTY_SECONDS = 5.0  # an account without gas money is passed over for so long, where there are others
+RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is taken for dead
+
+logger = logging.getLogger(__name__)
+
+Issued = dict[str, Transaction | Exception]
+
+
+class StillReserved(Refusal):
+    """Another process has reserved a nonce for it, and has not signed it yet."""
+
+    reason: ClassVar[str] = "still-reserved"
+    status: ClassVar[int] = 503
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """It was not sent and needs another nonce; `refusal` is what to say where there is none to be had."""
+
+    refusal: Refusal
+
+
+_Answers = dict[str, Transaction | Exception | _Again]
+
+
+class NetworkLanes:
+    """One network's lanes: a node, the keys, and the nonces in the database."""
+
+    def __init__(
+        self, database: Database, node: Node, keys: Mapping[str, Key], fees: FeePolicy, confirmations: int
+    ) -> None:
+        self.database = database
+        self.node = node
+        self.keys = keys
+        self.fees = fees
+        self.confirmations = confirmations
+        self.chain_id = int(node.network.partition(":")[2])
+        self._opening = asyncio.Lock()
+        self._open = False
+        self._empty_until: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def issue(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool = False) -> Issued:
+        """Send each call once; by purpose, its transaction or why there is none.
+
+        Calls that pin a sender all pin the same one.
+        """
+        issued: Issued = {}
+        waiting = list(calls)
+        for _ in range(ISSUE_ATTEMPTS_MAX):
+            answers = await self._issue_or_name(waiting, lost_seconds, only_gaps=only_gaps)
+            issued |= {key: one.refusal if isinstance(one, _Again) else one for key, one in answers.items()}
+            waiting = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
+            if not waiting:
+                break
+        return issued
+
+    async def _issue_or_name(
+        self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool
+    ) -> _Answers:
+        try:
+            return await self._issue_once(calls, lost_seconds, only_gaps=only_gaps)
+        except (ChainUnreachable, FeesAboveCap) as refusal:
+            # Nothing new was sent. But a purpose that was sent before must not look as if it never was.
+            return {call.purpose: await self._find_sent(call, lost_seconds) or refusal for call in calls}
+        except Exception as error:  # what came of an earlier attempt must not be lost with this one
+            return dict.fromkeys((call.purpose for call in calls), error)
+
+    async def _find_sent(self, call: Call, lost_seconds: float) -> Transaction | Exception | None:
+        try:
+            async with self.database.statement() as tx:
+                rows = await transactions.find(tx, purposes=[call.purpose])
+            if not rows or rows[0].status == "dropped":
+                return None
+            answer = await self._adopt(call, lost_seconds)
+        except Exception as error:  # not even this is known now
+            return error
+        return None if isinstance(answer, _Again) else answer
+
+    async def look(self) -> list[tuple[str, int]]:
+        """How many transactions of each key are in blocks; the lanes never fall behind that.
+
+        Raises ChainUnreachable; also where the node is of another chain.
+        """
+        tags = ("latest", "pending")
+        counts = [Ask("eth_getTransactionCount", (key, tag)) for key in self.keys for tag in tags]
+        said = await self.node.ask_all([Ask("eth_chainId"), *counts])
+        if self.node.read_int("eth_chainId", said[0].result) != self.chain_id:
+            raise self.node.complain("it is the node of another chain")
+        numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said[1:]]
+        async with self.database.write() as tx:
+            for key, used, pending in zip(self.keys, numbers[::2], numbers[1::2], strict=True):
+                await nonces.jump(tx, self.node.network, key, used, pending)
+        return list(zip(self.keys, numbers[::2], strict=True))
+
+    async def _issue_once(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool) -> _Answers:
+        fees = await self.fees.choose()
+        async with self._opening:
+            if not self._open:
+                await self.look()
+                self._open = True
+        senders = [calls[0].sender] if calls[0].sender else self._list_solvent()
+        rows = await nonces.take_nonces(self.database, self.node.network, senders, calls, only_gaps=only_gaps)
+        by_purpose = {call.purpose: call for call in calls}
+        answers: _Answers = {}
+        if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
+            answers |= await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce))
+        for row in rows:
+            if not row.taken:
+                answers[row.purpose] = await self._adopt(by_purpose[row.purpose], lost_seconds)
+        return answers
+
+    def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
+        assert row.sender is not None
+        assert row.nonce is not None
+        key = self.keys[row.sender]
+        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, call.gas, fees, call.to, call.value, call.data))
+        sealed = key.seal_call(row.transaction_id, call.to, call.value, call.data)
+        return Signed(
+            row.transaction_id, call.purpose, row.sender, row.nonce, hash_, raw, sealed, call.gas, fees
+        )
+
+    async def _send_new(self, by_purpose: Mapping[str, Call], new: Sequence[Signed]) -> _Answers:
+        """Write the signatures down, then hand them to the node: never the other way round."""
+        ours = await transactions.record_signed(self.database, new)
+        sending = [one for one in new if one.transaction_id in ours]
+        said = await self.broadcast(sending)
+        outcomes = [read_outcome(answer) for answer in said]
+        taken = [one for one, outcome in zip(sending, outcomes, strict=True) if outcome is Outcome.TAKEN]
+        if sent := {one.transaction_id: one.hash for one in taken}:
+            self._spawn(transactions.record_sent(self.database, sent))
+        # What is not ours was reserved for so long that it was taken for abandoned.
+        answers: _Answers = {one.purpose: self._contest() for one in new}
+        for one, outcome, answer in zip(sending, outcomes, said, strict=True):
+            answers[one.purpose] = await self._conclude(by_purpose[one.purpose], one, outcome, answer)
+        return answers
+
+    async def broadcast(self, sending: Sequence[Signed]) -> list[Said]:
+        """What the node says to each; UNCLEAR ones where its answer was lost.
+
+        Raises NodeUnreachable after freeing them all: nothing was sent.
+        """
+        try:
+            return await self.node.ask_all(
+                [Ask("eth_sendRawTransaction", ("0x" + one.raw.hex(),)) for one in sending]
+            )
+        except NodeUnreachable:
+            await self._free([one.transaction_id for one in sending])
+            raise
+        except AnswerLost:
+            return [Said(error="no answer")] * len(sending)
+
+    async def _conclude(
+        self, call: Call, one: Signed, outcome: Outcome, said: Said
+    ) -> Transaction | Exception | _Again:
+        match outcome:
+            case Outcome.TAKEN:
+                return self._describe(one, "sent")
+            case Outcome.UNCLEAR:
+                return self._describe(one, "signed")
+            case Outcome.NO_GAS_MONEY | Outcome.NOT_TAKEN:
+                if not await self._free([one.transaction_id]):
+                    return self._describe(one, "signed")  # another process handed it out meanwhile
+                if outcome is Outcome.NO_GAS_MONEY:
+                    return self._pass_on(call, one.sender)
+                self.fees.forget()
+                return NodeRefusedTransaction(
+                    f"The node of {self.node.network} did not take {one.purpose}: {said.error}. "
+                    "Nothing was sent. Try again later."
+                )
+            case Outcome.KNOWN | Outcome.NONCE_TOO_LOW | Outcome.OCCUPIED:
+                return await self._look_into(one, outcome)
+
+    async def _look_into(self, one: Signed, outcome: Outcome) -> Transaction | _Again:
+        """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one."""
+        try:
+            if await find_known(self.node, [one.hash]):
+                await transactions.record_sent(self.database, {one.transaction_id: one.hash})
+                return self._describe(one, "sent")
+            if outcome is Outcome.KNOWN:
+                return self._describe(one, "signed")
+            if outcome is Outcome.NONCE_TOO_LOW:
+                holder = await find_holder(self.node, one.sender, one.nonce)
+                if holder is None or holder[0] == one.hash:
+                    return self._describe(one, "signed")
+        except ChainUnreachable:
+            return self._describe(one, "signed")
+        async with self.database.write() as tx:
+            dropped = await transactions.drop(tx, one.transaction_id, sends=1)
+        self._open = False  # the lane has fallen behind: look at the chain before the next nonce
+        return self._contest() if dropped else self._describe(one, "signed")
+
+    def _list_solvent(self) -> list[str]:
+        """The accounts that were not found empty just now; all of them where there are none."""
+        now = time.monotonic()
+        return [one for one in self.keys if self._empty_until.get(one, now) <= now] or list(self.keys)
+
+    def _pass_on(self, call: Call, sender: str) -> NoGasMoney | _Again:
+        """This account is empty. Another one may not be."""
+        self._empty_until[sender] = time.monotonic() + EMPTY_SECONDS
+        refusal = self.name_empty(sender)
+        others = call.sender is None and len(self._list_solvent()) < len(self.keys)
+        return _Again(refusal) if others else refusal
+
+    def _contest(self) -> _Again:
+        return _Again(
+            NonceContested(
+                f"Transactions from elsewhere keep taking the nonces of the operator's key on "
+                f"{self.node.network}. Nothing was sent. Give Tollbook a key of its own, then try again."
+            )
+        )
+
+    async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Exception | _Again:
+        """The transaction that has this purpose already; handed to the node again if it may be lost."""
+        async with self.database.read() as tx:
+            fingerprint = await transactions.find_fingerprint(tx, call.purpose)
+            (transaction,) = await transactions.find(tx, purposes=[call.purpose])
+        if fingerprint != call.fingerprint or call.sender not in (None, transaction.sender):
+            return PurposeReused(
+                f"{call.purpose} is the purpose of another transaction. "
+                "Give each call a purpose of its own. Nothing was sent."
+            )
+        match transaction.status:
+            case "signed":
+                return await self._find_lost(transaction, lost_seconds)
+            case "dropped":
+                return self._contest()
+            case "reserved":
+                await self.free_abandoned()
+                return StillReserved(f"Another process is about to send {call.purpose}. Ask for it again.")
+            case _:
+                return transaction
+
+    async def _find_lost(self, transaction: Transaction, lost_seconds: float) -> Transaction:
+        before = clock.now() - timedelta(seconds=lost_seconds)
+        async with self.database.read() as tx:
+            rows = await transactions.find_unfinished(
+                tx, self.node.network, mined=False, sent_before=before, limit=1, purpose=transaction.purpose
+            )
+        if rows and await self.resend(rows[0], rows[0].fees) is Outcome.TAKEN:
+            return replace(transaction, status="sent")
+        return transaction
+
+    async def resend(self, row: Unfinished, fees: Fees) -> Outcome:
+        """Hand a transaction to the node again, with the same fees or higher ones.
+
+        A refusal is told, and changes nothing: what was sent before may have arrived.
+        """
+        key = self.keys.get(row.sender)
+        if key is None:
+            return Outcome.UNCLEAR
+        call = self.read_call(row)
+        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, row.gas, fees, call.to, call.value, call.data))
+        async with self.database.write() as tx:
+            if not await transactions.record_resend(tx, row, hash_, fees):
+                return Outcome.UNCLEAR
+        try:
+            said = await self.node.ask_all([Ask("eth_sendRawTransaction", ("0x" + raw.hex(),))])
+            outcome = read_outcome(said[0])
+            if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
+                outcome = Outcome.TAKEN
+        except ChainUnreachable:
+            return Outcome.UNCLEAR
+        if outcome is Outcome.TAKEN:
+            await transactions.record_sent(self.database, {row.transaction_id: hash_})
+        return outcome
+
+    def read_call(self, row: Unfinished) -> Call:
+        """What it is to do, as it was asked for, pinned to the key it was signed with."""
+        to, value, data = self.keys[row.sender].open_call(row.transaction_id, row.sealed_call)
+        return Call(row.network, row.purpose, to, data, row.gas, value, row.sender)
+
+    def name_empty(self, sender: str) -> NoGasMoney:
+        """Which account is to be funded."""
+        return NoGasMoney(
+            f"The operator's account {sender} cannot pay for gas on {self.node.network}. Nothing was sent. "
+            "Send it some of the network's coin; it goes on by itself.",
+            account=sender,
+            network=self.node.network,
+        )
+
+    async def free_abandoned(self) -> int:
+        """Free what was reserved and never signed; how many there were."""
+        async with self.database.write() as tx:
+            return await nonces.free_abandoned(tx, self.node.network, timedelta(seconds=RESERVED_SECONDS_MAX))
+
+    async def _free(self, transaction_ids: Sequence[int]) -> set[int]:
+        async with self.database.write() as tx:
+            return await nonces.free(tx, transaction_ids)
+
+    def _describe(self, one: Signed, status: str) -> Transaction:
+        now = clock.now()
+        return Transaction(
+            transaction_id=one.transaction_id,
+            purpose=one.purpose,
+            network=self.node.network,
+            sender=one.sender,
+            nonce=one.nonce,
+            status=status,
+            hash=one.hash,
+            hashes=[one.hash],
+            succeeded=None,
+            block_number=None,
+            block_hash=None,
+            gas_used=None,
+            fee_paid=None,
+            created_at=now,
+            sent_at=now,
+            mined_at=None,
+            confirmed_at=None,
+        )
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Do it beside the answer, which need not wait for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("a sent transaction was not marked as such (%s)", type(error).__name__)
+
+    async def aclose(self) -> None:
+        """Finish what is being written down, and close the connections to the node."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.node.aclose()

@@ -1,0 +1,147 @@
+"""Nonces: handed out by one statement, given back where they surely were not used, never behind the chain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from tollbook.core import clock, ids
+from tollbook.core.database import Database, WriteTx
+from tollbook.core.lanes.transactions import Call
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A purpose's row after nonces were taken; `taken` when it was given its nonce just now."""
+
+    purpose: str
+    transaction_id: int
+    sender: str | None
+    nonce: int | None
+    taken: bool
+
+
+async def take_nonces(
+    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
+) -> list[Taken]:
+    """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
+    calls = sorted(calls, key=lambda call: call.purpose)
+    # One statement that is its own transaction: the lane's row is locked for no round trip to this process.
+    async with database.statement() as tx:
+        return await tx.all(
+            """
+            SELECT purpose, transaction_id, sender, nonce, taken
+            FROM core.take_nonces(
+                %(network)s, %(senders)s::text[], %(ids)s::bigint[], %(purposes)s::text[],
+                %(fingerprints)s::bytea[], %(now)s, %(only_gaps)s
+            )
+            """,
+            {
+                "network": network,
+                "senders": list(senders),
+                "ids": [ids.make() for _ in calls],
+                "purposes": [call.purpose for call in calls],
+                "fingerprints": [call.fingerprint for call in calls],
+                "now": clock.now(),
+                "only_gaps": only_gaps,
+            },
+            into=Taken,
+        )
+
+
+async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> set[int]:
+    """No node took these: drop them, and give their nonces to the next calls.
+
+    Returns those that were dropped: not the ones that somebody handed to a node once more.
+    """
+    rows = await tx.dicts(
+        """
+        WITH dropped AS (
+            UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
+            WHERE transaction_id = ANY (%(ids)s) AND status = 'signed' AND sends = 1
+            RETURNING transaction_id, network, sender, nonce
+        ), gaps AS (
+            INSERT INTO core.lane_gaps (network, sender, nonce)
+            SELECT d.network, d.sender, d.nonce FROM dropped d
+            ON CONFLICT (network, sender, nonce) DO NOTHING
+        )
+        SELECT transaction_id FROM dropped
+        """,
+        {"ids": list(transaction_ids)},
+    )
+    return {row["transaction_id"] for row in rows}
+
+
+async def free_abandoned(tx: WriteTx, network: str, older_than: timedelta) -> int:
+    """Drop what was reserved by a process that never signed it, and free the nonces."""
+    return await tx.execute(
+        """
+        WITH dropped AS (
+            UPDATE core.transactions SET status = 'dropped'
+            WHERE network = %(network)s AND status = 'reserved' AND created_at < %(before)s
+            RETURNING network, sender, nonce
+        )
+        INSERT INTO core.lane_gaps (network, sender, nonce)
+        SELECT d.network, d.sender, d.nonce FROM dropped d
+        ON CONFLICT (network, sender, nonce) DO NOTHING
+        """,
+        {"network": network, "before": clock.now() - older_than},
+    )
+
+
+async def jump(tx: WriteTx, network: str, sender: str, used: int, pending: int) -> None:
+    """The chain has `used` transactions of this sender, `pending` with those that wait: never fall behind.
+
+    It makes the lane where there is none yet.
+    """
+    await tx.execute(
+        """
+        INSERT INTO core.lanes AS l (network, sender, next_nonce)
+        VALUES (%(network)s, %(sender)s, %(next_nonce)s)
+        ON CONFLICT (network, sender) DO UPDATE SET next_nonce = excluded.next_nonce
+            WHERE l.next_nonce < excluded.next_nonce
+        """,
+        {"network": network, "sender": sender, "next_nonce": max(used, pending)},
+    )
+    await tx.execute(
+        "DELETE FROM core.lane_gaps WHERE network = %(network)s AND sender = %(sender)s AND nonce < %(used)s",
+        {"network": network, "sender": sender, "used": used},
+    )
+
+
+async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
+    """Free the nonces from `used` on that nobody holds although later ones wait; how many are free now."""
+    params = {"network": network, "sender": sender, "used": used, "limit": limit}
+    await tx.value(  # no nonce is taken meanwhile
+        """
+        SELECT next_nonce FROM core.lanes WHERE network = %(network)s AND sender = %(sender)s
+        FOR NO KEY UPDATE
+        """,
+        params,
+    )
+    await tx.execute(
+        """
+        INSERT INTO core.lane_gaps (network, sender, nonce)
+        SELECT %(network)s, %(sender)s, n
+        FROM generate_series(%(used)s::bigint, (
+            SELECT max(t.nonce) - 1 FROM core.transactions t
+            WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
+        )) AS n
+        WHERE NOT EXISTS (
+            SELECT FROM core.transactions h
+            WHERE h.network = %(network)s AND h.sender = %(sender)s AND h.nonce = n AND h.status <> 'dropped'
+        )
+        LIMIT %(limit)s
+        ON CONFLICT (network, sender, nonce) DO NOTHING
+        """,
+        params,
+    )
+    return await tx.value(
+        """
+        SELECT count(*) FROM core.lane_gaps g
+        WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce < (
+            SELECT max(t.nonce) FROM core.transactions t
+            WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
+        )
+        """,
+        params,
+    )

@@ -1,0 +1,293 @@
+"""Purchases by channel, through the paywall: usage, refusals, copies, refunds, requests that were cut off."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from eth_account.signers.local import LocalAccount
+from fastapi import FastAPI, Response
+from x402.http.middleware.fastapi import set_settlement_overrides
+from x402.http.utils import (
+    decode_payment_response_header,
+    decode_payment_signature_header,
+    encode_payment_signature_header,
+)
+from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme as BatchClient
+from x402.mechanisms.evm.batch_settlement.server.storage import Channel
+from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
+
+from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
+from fixtures.schemes import query, selling
+from fixtures.serve import serve
+from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
+from tollbook.books.payments.schemes.channel_purchases import ChannelPurchases
+from tollbook.books.payments.schemes.channels import claim, find_owners
+from tollbook.core.database import Database
+from tollbook.core.local_chain import NETWORK, LocalChain
+from tollbook.core.stores import PostgresChannelStorage
+
+SCHEME = "batch-settlement"
+SHOP = "http://shop"
+
+
+def make_app(runs: list[str]) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/ticks")
+    async def ticks(response: Response, used: str | None = None, status: int = 200) -> str:
+        runs.append("tick")
+        response.status_code = status
+        if used is not None:
+            set_settlement_overrides(response, {"amount": used})
+        return "tick"
+
+    return app
+
+
+def read_channel(database_url: str) -> Channel:
+    [channel] = PostgresChannelStorage(database_url).list()
+    return channel
+
+
+def read_booked(database_url: str) -> list[tuple[Any, ...]]:
+    return query(
+        database_url, "SELECT amount::int, settlement FROM payments.x402_payments ORDER BY payment_id"
+    )
+
+
+def let_time_pass(database_url: str) -> None:
+    """Whatever a dead process held is held no more."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE payments.x402_answers SET held_until = now() - interval '1 s'")
+        connection.execute("UPDATE payments.x402_settlements SET held_until = now() - interval '1 s'")
+        connection.execute("UPDATE stores.channels SET pending_expires_at = 0 WHERE pending_id IS NOT NULL")
+        connection.execute("DELETE FROM stores.channel_turns")
+
+
+async def test_each_request_is_charged_and_booked_at_what_it_used(
+    schemes_chain: LocalChain,
+    facilitator: Facilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    async with (
+        selling(make_app([]), seller, facilitator, database_url, scheme=SCHEME) as paywall,
+        shop_at(paywall, make_buyer(payer)) as client,
+    ):
+        answers = [
+            await client.get("/ticks", params={"used": used} if used else {})
+            for used in ("250", None, "0", "50%", None)
+        ]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    charged = [250, PRICE, 0, 500, PRICE]
+    assert read_booked(database_url) == [(amount, "settled") for amount in charged]
+    settlements = [decode_payment_response_header(answer.headers["PAYMENT-RESPONSE"]) for answer in answers]
+    assert [one.extra and one.extra["chargedAmount"] for one in settlements] == [
+        str(each) for each in charged
+    ]
+    assert read_channel(database_url).charged_cumulative_amount == str(sum(charged))
+    assert schemes_chain.read_balance(seller.address) == 0
+    await claim(PostgresChannelStorage(database_url), facilitator, NETWORK)
+    assert schemes_chain.read_balance(seller.address) == sum(charged)
+
+
+async def test_a_request_that_is_refused_by_the_app_is_charged_nothing_and_frees_the_channel(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    async with (
+        selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall,
+        shop_at(paywall, make_buyer(payer)) as client,
+    ):
+        for status in (200, 404, 500, 200):
+            assert (await client.get("/ticks", params={"status": status})).status_code == status
+        assert (await client.get("/ticks", params={"used": "1001"})).status_code == 500
+        assert (await client.get("/ticks")).status_code == 200
+    assert read_channel(database_url).charged_cumulative_amount == str(3 * PRICE)
+    assert [outcome for _, outcome in read_booked(database_url)].count("settled") == 3
+
+
+async def test_copies_of_a_request_run_once_are_charged_once_and_answered_alike(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    runs: list[str] = []
+    async with selling(make_app(runs), seller, in_process, database_url, scheme=SCHEME) as paywall:
+        buyer = make_buyer(payer)
+        async with shop_at(paywall, buyer) as client:
+            assert (await client.get("/ticks")).status_code == 200
+        header = {"PAYMENT-SIGNATURE": await sign_for(paywall, "/ticks", buyer)}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client:
+            copies = await asyncio.gather(*(client.get("/ticks", headers=header) for _ in range(5)))
+            again = await client.get("/ticks", headers=header)
+            elsewhere = await client.get("/ticks?used=0", headers=header)
+    assert [answer.status_code for answer in (*copies, again)] == [200] * 6
+    assert len({answer.headers["PAYMENT-RESPONSE"] for answer in (*copies, again)}) == 1
+    assert elsewhere.status_code == 409
+    assert len(runs) == 2
+    assert read_channel(database_url).charged_cumulative_amount == str(2 * PRICE)
+
+
+async def test_a_channel_can_be_filled_by_permit2(
+    in_process: InProcessFacilitator,
+    permit2_payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+    schemes_chain: LocalChain,
+) -> None:
+    async with (
+        selling(make_app([]), seller, in_process, database_url, "permit2", scheme=SCHEME) as paywall,
+        shop_at(paywall, make_buyer(permit2_payer)) as client,
+    ):
+        for _ in range(2):
+            assert (await client.get("/ticks")).status_code == 200
+    channel = read_channel(database_url)
+    assert (channel.charged_cumulative_amount, channel.balance) == (str(2 * PRICE), str(10 * PRICE))
+
+
+async def test_a_payer_gets_back_what_is_left_in_his_channel_and_the_seller_what_was_charged(
+    database: Database,
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    purse = schemes_chain.read_balance(payer.address)
+    runs: list[str] = []
+    buyer = make_buyer(payer, schemes_chain.url)
+    batch = BatchClient(EthAccountSignerWithRPC(payer, schemes_chain.url))
+    async with selling(make_app(runs), seller, in_process, database_url, scheme=SCHEME) as paywall:
+        async with shop_at(paywall, buyer) as client:
+            for _ in range(3):
+                assert (await client.get("/ticks")).status_code == 200
+        async with serve(paywall) as url:
+            refund = await asyncio.to_thread(batch.refund, f"{url}/ticks")
+    assert refund.success, refund
+    assert refund.amount == str(7 * PRICE)
+    assert schemes_chain.read_balance(payer.address) == purse - 3 * PRICE
+    assert len(runs) == 3
+    assert len(read_booked(database_url)) == 3
+    async with database.read() as tx:
+        owners = await find_owners(tx, NETWORK)
+    assert PostgresChannelStorage(database_url).list() == []
+    [swept] = await claim(PostgresChannelStorage(database_url), in_process, NETWORK, owners)
+    assert (swept.vouchers, swept.problem) == (0, None)
+    assert schemes_chain.read_balance(seller.address) == 3 * PRICE
+
+
+@pytest.mark.parametrize("moment", ["before the charge", "after the charge"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_is_presented_again(
+    moment: str,
+    first: bool,
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a kill would: nothing after that moment is done, and what was in memory is gone."""
+
+    class Killed(BaseException):
+        pass
+
+    buyer = make_buyer(payer)
+    if not first:
+        async with (
+            selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall,
+            shop_at(paywall, buyer) as client,
+        ):
+            assert (await client.get("/ticks")).status_code == 200
+
+    charge = ChannelPurchases._ask
+
+    async def killed(self: ChannelPurchases, *arguments: Any) -> Any:
+        if moment == "after the charge":
+            await charge(self, *arguments)
+        raise Killed
+
+    async def dead(*_: Any) -> None:
+        raise Killed
+
+    async def present(**header: str) -> httpx.Response:
+        """One request, and its seller's whole life: what is in memory dies with him."""
+        async with selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall:
+            header = header or {"PAYMENT-SIGNATURE": await sign_for(paywall, "/ticks", buyer)}
+            signed.append(header["PAYMENT-SIGNATURE"])
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client:
+                return await client.get("/ticks", headers=header)
+
+    signed: list[str] = []
+    with monkeypatch.context() as dying:
+        dying.setattr(ChannelPurchases, "_ask", killed)
+        dying.setattr(ChannelPurchases, "release", dead)
+        dying.setattr(ChannelPurchases, "let_go", dead)
+        with pytest.raises(Killed):
+            await present()
+    let_time_pass(database_url)
+    answer = await present(**{"PAYMENT-SIGNATURE": signed[0]})
+    assert answer.status_code == 200, answer.text
+    charges = 1 if first else 2
+    assert read_channel(database_url).charged_cumulative_amount == str(charges * PRICE)
+    assert read_booked(database_url) == [(PRICE, "settled")] * charges
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"voucher": {"signature": "0x" + "11" * 65}},
+        {"voucher": {"signature": "0x"}},
+        {"voucher": {"signature": 7}},
+        {"voucher": {"maxClaimableAmount": str(2**128)}},
+        {"voucher": {"maxClaimableAmount": "-1"}},
+        {"voucher": {"maxClaimableAmount": str(5 * PRICE)}},
+        {"voucher": {"channelId": "0x" + "00" * 32}},
+        {"channelConfig": {"payer": "nobody"}},
+        {"channelConfig": {"withdrawDelay": 1}},
+        {"channelConfig": None},
+        {"type": "refund"},
+        {"type": "claim", "claims": []},
+        {"type": "settle"},
+    ],
+    ids=str,
+)
+async def test_what_the_payer_did_not_sign_so_is_refused_and_touches_no_channel(
+    change: dict[str, Any],
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    runs: list[str] = []
+    buyer = make_buyer(payer)
+    async with selling(make_app(runs), seller, in_process, database_url, scheme=SCHEME) as paywall:
+        async with shop_at(paywall, buyer) as client:
+            assert (await client.get("/ticks")).status_code == 200
+            before = read_channel(database_url)
+        payment = decode_payment_signature_header(await sign_for(paywall, "/ticks", buyer))
+        for name, value in change.items():
+            inner = payment.payload.get(name)
+            payment.payload[name] = inner | value if isinstance(inner, dict) and value is not None else value
+        header = {"PAYMENT-SIGNATURE": encode_payment_signature_header(payment)}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client:
+            answer = await client.get("/ticks", headers=header)
+    assert answer.status_code == 402, answer.text
+    assert runs == ["tick"]
+    after = read_channel(database_url)
+    assert (after.charged_cumulative_amount, after.balance) == (
+        before.charged_cumulative_amount,
+        before.balance,
+    )
+    assert after.pending_request is None
