@@ -506,3 +506,30 @@ def dump_data(url: str) -> str:
     with psycopg.connect(url) as connection:
         rows = connection.execute("SELECT t::text FROM core.transactions t").fetchall()
     return "\n".join(row[0] for row in rows)
+
+
+async def test_a_late_refusal_frees_nothing_that_was_issued_anew(database: Database) -> None:
+    call, key = make_call(), "0x" + "01" * 20
+    async with database.write() as tx:
+        await nonces.jump(tx, NETWORK, key, 0, 0)
+
+    async def sign() -> Signed:
+        [taken] = await nonces.take_nonces(database, NETWORK, [key], [call], only_gaps=False)
+        assert taken.nonce is not None
+        hash_ = "0x" + secrets.token_hex(32)
+        signed = Signed(
+            taken.transaction_id, call.purpose, key, taken.nonce, hash_, b"", b"", call.gas, Fees(1, 1)
+        )
+        assert await transactions.record_signed(database, [signed]) == {taken.transaction_id}
+        return signed
+
+    first = await sign()
+    async with database.write() as tx:  # a stranger has its nonce
+        assert await transactions.drop(tx, first.transaction_id, first.hash, sends=1)
+        await nonces.jump(tx, NETWORK, key, 1, 1)
+    again = await sign()
+    assert again.transaction_id == first.transaction_id
+    async with database.write() as tx:
+        assert await nonces.free(tx, {first.transaction_id: first.hash}) == set()
+        assert not await transactions.drop(tx, first.transaction_id, first.hash, sends=1)
+        assert await nonces.free(tx, {again.transaction_id: again.hash}) == {again.transaction_id}

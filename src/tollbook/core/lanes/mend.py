@@ -148,7 +148,7 @@ class _Sweep:
             if is_ours:  # bumped by one whose books were lost since: the next sweep finds it by this hash
                 await transactions.record_resend(tx, row, holder[0], row.fees)
                 return
-            if not await transactions.drop(tx, row.transaction_id, row.sends):
+            if not await transactions.drop(tx, row.transaction_id, row.hash, row.sends):
                 return
         logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder[0])
         if row.purpose.startswith(FILLER):

@@ -176,7 +176,7 @@ class NetworkLanes:
                 [Ask("eth_sendRawTransaction", ("0x" + one.raw.hex(),)) for one in sending]
             )
         except NodeUnreachable:
-            await self._free([one.transaction_id for one in sending])
+            await self._free(sending)
             raise
         except AnswerLost:
             return [Said(error="no answer")] * len(sending)
@@ -190,7 +190,7 @@ class NetworkLanes:
             case Outcome.UNCLEAR:
                 return self._describe(one, "signed")
             case Outcome.NO_GAS_MONEY | Outcome.NOT_TAKEN:
-                if not await self._free([one.transaction_id]):
+                if not await self._free([one]):
                     return self._describe(one, "signed")  # another process handed it out meanwhile
                 if outcome is Outcome.NO_GAS_MONEY:
                     return self._pass_on(call, one.sender)
@@ -217,7 +217,7 @@ class NetworkLanes:
         except ChainUnreachable:
             return self._describe(one, "signed")
         async with self.database.write() as tx:
-            dropped = await transactions.drop(tx, one.transaction_id, sends=1)
+            dropped = await transactions.drop(tx, one.transaction_id, one.hash, sends=1)
         self._open = False  # the lane has fallen behind: look at the chain before the next nonce
         return self._contest() if dropped else self._describe(one, "signed")
 
@@ -315,9 +315,9 @@ class NetworkLanes:
         async with self.database.write() as tx:
             return await nonces.free_abandoned(tx, self.node.network, timedelta(seconds=RESERVED_SECONDS_MAX))
 
-    async def _free(self, transaction_ids: Sequence[int]) -> set[int]:
+    async def _free(self, refused: Sequence[Signed]) -> set[int]:
         async with self.database.write() as tx:
-            return await nonces.free(tx, transaction_ids)
+            return await nonces.free(tx, {one.transaction_id: one.hash for one in refused})
 
     def _describe(self, one: Signed, status: str) -> Transaction:
         now = clock.now()

@@ -1,6 +1,6 @@
 """Nonces: handed out by one statement, given back where they surely were not used, never behind the chain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -48,16 +48,18 @@ async def take_nonces(
         )
 
 
-async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> set[int]:
-    """No node took these: drop them, and give their nonces to the next calls.
+async def free(tx: WriteTx, refused: Mapping[int, str]) -> set[int]:
+    """No node took these, by id and hash: drop them, and give their nonces to the next calls.
 
-    Returns those that were dropped: not the ones that somebody handed to a node once more.
+    Returns those that were dropped: not the ones that somebody handed to a node once more, nor those that
+    were dropped and issued anew meanwhile, which are other transactions by now.
     """
     rows = await tx.dicts(
         """
         WITH dropped AS (
             UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
-            WHERE transaction_id = ANY (%(ids)s) AND status = 'signed' AND sends = 1
+            WHERE transaction_id = ANY (%(ids)s) AND hash = ANY (%(hashes)s)
+              AND status = 'signed' AND sends = 1
             RETURNING transaction_id, network, sender, nonce
         ), gaps AS (
             INSERT INTO core.lane_gaps (network, sender, nonce)
@@ -66,7 +68,7 @@ async def free(tx: WriteTx, transaction_ids: Sequence[int]) -> set[int]:
         )
         SELECT transaction_id FROM dropped
         """,
-        {"ids": list(transaction_ids)},
+        {"ids": list(refused), "hashes": list(refused.values())},
     )
     return {row["transaction_id"] for row in rows}
 

@@ -235,15 +235,19 @@ async def record_resend(tx: WriteTx, row: Unfinished, new_hash: str, fees: Fees)
     )
 
 
-async def drop(tx: WriteTx, transaction_id: int, sends: int) -> bool:
-    """Its nonce is another's, so it can never be mined: drop it; False where somebody sent it meanwhile."""
+async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool:
+    """Its nonce is another's, so it can never be mined: drop it; False where somebody sent it meanwhile.
+
+    By its hash: one that was dropped and issued anew has the same id and is another transaction.
+    """
     return bool(
         await tx.execute(
             """
             UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
-            WHERE transaction_id = %(transaction_id)s AND status IN ('signed', 'sent') AND sends = %(sends)s
+            WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
+              AND status IN ('signed', 'sent') AND sends = %(sends)s
             """,
-            {"transaction_id": transaction_id, "sends": sends},
+            {"transaction_id": transaction_id, "hash": hash_, "sends": sends},
         )
     )
 

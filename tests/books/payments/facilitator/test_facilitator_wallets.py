@@ -19,7 +19,7 @@ from fixtures.facilitator import sign_with_nonce
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
 from tollbook.core.local_chain import DEPLOYER, LocalChain
 
-ARTIFACTS = Path(__file__).parents[2] / "fixtures" / "contracts"
+ARTIFACTS = Path(__file__).parents[3] / "fixtures" / "contracts"
 PURSE = 100_000
 # Counts down from 100,000, which costs 2.6 million gas, and then says yes to any signature.
 BURNER = "0x620186a05b6001900380600457631626ba7e60e01b60005260206000f3"
