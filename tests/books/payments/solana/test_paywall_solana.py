@@ -36,8 +36,8 @@ from tollbook.core.local_chain import LocalChain
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 
 REQUESTS = 5
-PAY_MJS = Path(__file__).parents[2] / "clients" / "pay_solana.mjs"
-HAS_NODE_CLIENT = (Path(__file__).parents[3] / "node_modules" / "@x402" / "svm").exists()
+PAY_MJS = Path(__file__).parents[3] / "clients" / "pay_solana.mjs"
+HAS_NODE_CLIENT = (Path(__file__).parents[4] / "node_modules" / "@x402" / "svm").exists()
 NODE_SECONDS_MAX = 60
 
 
