@@ -285,7 +285,7 @@ async def _take(
             ) AS asked
             LEFT JOIN LATERAL (
                 SELECT p.payment_id, p.endpoint, p.status, p.expires_at, p.requests_allocated,
-                       p.requests_used, p.refund_asked > 0 AND p.refund_asked = p.amount AS goes_back
+                       p.requests_used, p.goes_back
                 FROM payments.x402_payments AS p WHERE p.payment_id = asked.payment_id
                 FOR NO KEY UPDATE
             ) AS locked ON true

@@ -51,5 +51,6 @@ ALTER TABLE payments.x402_payments
             ELSE settlement = 'settled'
         END
     ),
+    DROP COLUMN goes_back,
     DROP COLUMN refund_asked,
     DROP COLUMN refunded_amount;
