@@ -22,7 +22,6 @@ from x402.mechanisms.evm.constants import (
     ERR_UNSUPPORTED_SCHEME,
     ERR_UPTO_FACILITATOR_MISMATCH,
     ERR_UPTO_SETTLEMENT_EXCEEDS_AMOUNT,
-    ERR_VALID_AFTER_FUTURE,
     SCHEME_EXACT,
     SCHEME_UPTO,
 )
@@ -48,7 +47,8 @@ _WORD = re.compile(r"0x[0-9a-fA-F]{64}")
 _SIGNATURE = re.compile(r"0x(?:[0-9a-fA-F]{2}){65,4096}")  # longer than 65 bytes: smart wallets
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}")  # one spelling for each number
 
-# Refusals of what a payment says itself: they hold whatever the chain's state, now and ever.
+# Refusals of what a payment says itself: they hold whatever the chain's state, now and ever. Times are none
+# of them: by another process's clock the payment may have been good, and be settled.
 SURE_REASONS = {
     ERR_ASSET_NOT_DEPLOYED_CONTRACT,
     ERR_AUTHORIZATION_VALUE_MISMATCH,
@@ -66,7 +66,6 @@ SURE_REASONS = {
     ERR_UNSUPPORTED_SCHEME,
     ERR_UPTO_FACILITATOR_MISMATCH,
     ERR_UPTO_SETTLEMENT_EXCEEDS_AMOUNT,
-    ERR_VALID_AFTER_FUTURE,
     ERR_INVALID_NETWORK,
     ERR_INVALID_PAYLOAD,
     ERR_INVALID_REQUIREMENTS,
