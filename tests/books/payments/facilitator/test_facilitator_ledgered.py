@@ -348,6 +348,11 @@ async def test_one_that_is_down_is_left_alone_for_a_while(database: Database) ->
     with pytest.raises(FacilitatorUnreachable):
         await ledgered.settle(*await make_payment())
     assert down.asked == asked
+    payload, requirements = await make_payment()
+    elsewhere = requirements.model_copy(update={"network": "eip155:84532"})
+    with pytest.raises(FacilitatorUnreachable):  # of another network it is asked
+        await ledgered.settle(payload, elsewhere)
+    assert down.asked > asked
     assert {row["status"] for row in await read(database)} == {"failed"}
 
 

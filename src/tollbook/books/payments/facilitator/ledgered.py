@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -45,6 +46,7 @@ BOOKING_ATTEMPTS_MAX = 5
 BOOKING_WAIT_SECONDS_MAX = 2.0
 FAILURES_MAX = 5  # in a row; then a facilitator is left alone for
 RECOVERY_SECONDS = 15
+SUPPORTED = "supported"
 AMOUNT_DIGITS_MAX = 78  # of 256 bits
 SUPPORTED_KEPT = timedelta(minutes=5)
 
@@ -87,7 +89,7 @@ class LedgeredFacilitator:
 
     async def verify(self, payload: PaymentPayload, requirements: PaymentRequirements) -> VerifyResponse:
         """Return whether the payment would settle now, by the first facilitator that answers."""
-        _, answer = await self._ask_first(lambda at: at.verify(payload, requirements))
+        _, answer = await self._ask_first(lambda at: at.verify(payload, requirements), requirements.network)
         return answer
 
     async def supported(self) -> SupportedResponse:
@@ -97,7 +99,7 @@ class LedgeredFacilitator:
         """
         if self._supported is None or clock.now() >= self._supported_until:
             try:
-                name, self._supported = await self._ask_first(lambda at: at.supported())
+                name, self._supported = await self._ask_first(lambda at: at.supported(), SUPPORTED)
                 await self._remember_supported(name, self._supported)
             except FacilitatorUnreachable:
                 self._supported = self._supported or await self._recall_supported()
@@ -168,7 +170,9 @@ class LedgeredFacilitator:
                     await ledger.move(tx, row, name)
 
         try:
-            _, answer = await self._ask_first(lambda at: at.settle(payload, requirements), on_paper)
+            _, answer = await self._ask_first(
+                lambda at: at.settle(payload, requirements), row.network, on_paper
+            )
         except FacilitatorUnreachable as error:
             await self._close(row, Verdict("not settled", reason=error.reason))
             raise
@@ -188,7 +192,7 @@ class LedgeredFacilitator:
             gone = FacilitatorUnreachable(f"the facilitator {row.facilitator} is not configured any more")
             raise await self._leave_open(row, gone)
         try:
-            answer = await desk.ask(lambda: desk.facilitator.settle(payload, requirements))
+            answer = await desk.ask(lambda: desk.facilitator.settle(payload, requirements), row.network)
         except Exception as error:  # unreachable or unknown: the first time may have moved it
             raise await self._leave_open(row, error) from error
         if not answer.success:
@@ -262,17 +266,18 @@ class LedgeredFacilitator:
     async def _ask_first(
         self,
         question: Callable[[Facilitator], Awaitable[_Answer]],
+        about: str,
         before: Callable[[str], Awaitable[None]] | None = None,
     ) -> tuple[str, _Answer]:
         """Return the first answer and whose it is. Raises FacilitatorUnreachable where nobody answers."""
         last = FacilitatorUnreachable("No facilitator can be asked now.")
         for desk in self._desks.values():
-            if desk.breaker.opened:
+            if desk.breakers[about].opened:
                 continue
             if before is not None:
                 await before(desk.name)
             try:
-                return desk.name, await desk.ask(lambda at=desk.facilitator: question(at))
+                return desk.name, await desk.ask(lambda at=desk.facilitator: question(at), about)
             except FacilitatorUnreachable as error:
                 last = error
         raise last
@@ -307,10 +312,16 @@ class _Desk:
     def __init__(self, name: str, facilitator: Facilitator) -> None:
         self.name = name
         self.facilitator = facilitator
-        self.breaker = CircuitBreaker(FAILURES_MAX, RECOVERY_SECONDS, FacilitatorUnreachable, name)
+        # One for each network: that one's node is down closes no other.
+        self.breakers = defaultdict[str, CircuitBreaker](
+            lambda: CircuitBreaker(FAILURES_MAX, RECOVERY_SECONDS, FacilitatorUnreachable, name)
+        )
 
-    async def ask(self, question: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Return its answer. FacilitatorUnreachable means that nothing was done, so it is asked again."""
+    async def ask(self, question: Callable[[], Awaitable[_Answer]], about: str) -> _Answer:
+        """Return its answer. FacilitatorUnreachable means that nothing was done, so it is asked again.
+
+        `about` is the network, or SUPPORTED.
+        """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(ASK_ATTEMPTS_MAX),
             wait=wait_random_exponential(multiplier=0.1, max=ASK_WAIT_SECONDS_MAX),
@@ -321,7 +332,7 @@ class _Desk:
         async def ask() -> _Answer:
             return await question()
 
-        with self.breaker:
+        with self.breakers[about]:
             return await retrying(ask)
 
 
