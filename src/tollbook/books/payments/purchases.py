@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, TypeVar
@@ -297,9 +296,12 @@ class Purchases:
         """Hold the request while its app is at it; until cancelled."""
         while True:
             await asyncio.sleep(answers.RENEW_SECONDS)
-            with suppress(Exception):  # whatever it was: the next one may succeed
+            payment_id = opening.payment.payment_id
+            try:
                 async with self.database.write() as tx:
-                    await answers.renew(tx, opening.payment.payment_id, opening.holder, now=clock.now())
+                    await answers.renew(tx, payment_id, opening.holder, now=clock.now())
+            except Exception as error:  # whatever it was: the next one may succeed
+                logger.warning("payment %s is not held on (%s)", payment_id, type(error).__name__)
 
     async def settle(
         self, opening: Opening, signed: PaymentPayload, option: Option, amount: int | None = None

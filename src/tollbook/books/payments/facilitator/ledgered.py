@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from datetime import timedelta
 from typing import ClassVar, TypeVar
 
@@ -155,9 +154,11 @@ class LedgeredFacilitator:
         """Hold the settlement while a facilitator is at it; until cancelled."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            with suppress(Exception):  # whatever it was: the next one may succeed
+            try:
                 async with self._database.write() as tx:
                     await ledger.renew(tx, row, clock.now())
+            except Exception as error:  # whatever it was: the next one may succeed
+                logger.warning("settlement %s is not held on (%s)", row.settlement_id, type(error).__name__)
 
     async def _begin(
         self, row: Settlement, payload: PaymentPayload, requirements: PaymentRequirements
