@@ -39,7 +39,7 @@ package: setup
 		>"$$(build/fresh/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent.pth"
 	cd build && fresh/bin/python -I -c 'import sys, tollbook; assert tollbook.__file__.startswith(sys.prefix), tollbook'
 	cd build && fresh/bin/tollbook --help >/dev/null
-	cd build && fresh/bin/python -I -c "from tollbook.entrypoints.migrations import find_folders as f; from tollbook.migrate.files import read; assert len(read(f())) > 2"
+	cd build && fresh/bin/python -I -c "from tollbook.entrypoints.migrations import find_folders as f; from tollbook.migrate.formats import read; assert len(read(f())) > 2"
 	@echo "The wheel installs and runs: $$(ls build/dist/*.whl)"
 
 bench: setup

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 
 from tollbook.migrate import backup as backups
-from tollbook.migrate import execution, files, history, objects, preflight
+from tollbook.migrate import execution, formats, history, objects, preflight
 from tollbook.migrate.backup import Backup
 from tollbook.migrate.errors import LockHeld, MigrateError, Problem, StatementFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
@@ -63,7 +63,7 @@ def apply(
     url: str,
     folders: Sequence[Folder],
     *,
-    to: tuple[str, int] | None = None,
+    to: tuple[str, str] | None = None,
     backup: bool = True,
     backup_dir: Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
@@ -75,11 +75,11 @@ def apply(
     A database that holds tables is backed up first. A migration that fails is rolled back and ends the
     run; those before it stay. Raises MigrateError.
     """
-    migrations = files.read(folders)
+    migrations = formats.read(folders)
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         database = name_target(read_url(url))
         standing = preflight.compare(migrations, folders, history.read(conn))
-        pending = cut(standing.pending, folders, to)
+        pending = cut(migrations, standing.pending, to)
         interrupted = history.find_interrupted(conn)
         tell_interrupted(interrupted, [one.id for one in pending], listen)
         ready = check(conn, standing, pending)
@@ -105,16 +105,15 @@ def apply(
 
 
 def cut(
-    pending: Sequence[Migration], folders: Sequence[Folder], to: tuple[str, int] | None
+    migrations: Sequence[Migration], pending: Sequence[Migration], to: tuple[str, str] | None
 ) -> list[Migration]:
     """Return the pending migrations up to and with a (folder, version); folders after it are left out."""
     if to is None:
         return list(pending)
-    order = {folder.name: place for place, folder in enumerate(folders)}
-    if to[0] not in order:
-        raise WrongUsage(f"There is no folder {to[0]} here; there are: {', '.join(order)}.")
-    last = (order[to[0]], to[1])
-    return [one for one in pending if (order[one.folder], one.version) <= last]
+    places = {(one.folder, one.version): place for place, one in enumerate(migrations)}
+    if to not in places:
+        raise WrongUsage(f"There is no migration {to[0]}/{to[1]}; `tollbook migrate status` lists them.")
+    return [one for one in pending if places[one.folder, one.version] <= places[to]]
 
 
 def check(conn: Connection, standing: Standing, pending: Sequence[Migration]) -> list[Prepared]:

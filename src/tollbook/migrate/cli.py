@@ -24,7 +24,6 @@ EXIT_DRIFT = 3
 EXIT_INTERRUPTED = 130
 LOCK_TIMEOUT_DEFAULT = "5s"
 UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
-TARGET = re.compile(r"(?:(?P<folder>[A-Za-z0-9][A-Za-z0-9_-]*)/)?(?P<version>[0-9]+)(?:_.*)?")
 
 DefaultFolders = Callable[[], list[Folder]]
 DefaultUrl = Callable[[], str]
@@ -74,17 +73,22 @@ class Call:
         """The address of --database-url or DATABASE_URL, or the default, asked for only now."""
         return self.given_url or os.environ.get("DATABASE_URL") or self.default_url()
 
-    def target(self, text: str | None) -> tuple[str, int] | None:
-        """Read --to: VERSION where there is one folder, else FOLDER/VERSION."""
+    def target(self, text: str | None) -> tuple[str, str] | None:
+        """Read --to: a version or label, or FOLDER/VERSION where there are several folders."""
+        from tollbook.migrate import formats
+
         if text is None:
             return None
-        match = TARGET.fullmatch(text)
-        names = [folder.name for folder in self.folders]
-        if match is None or (match["folder"] is None and len(names) != 1):
+        folders = self.folders
+        names = [folder.name for folder in folders]
+        folder, slash, version = text.partition("/")
+        if not slash and len(names) == 1:
+            folder, version = names[0], text
+        if folder not in names or not version:
             raise WrongUsage(
                 f"--to {text}: write FOLDER/VERSION, with one of the folders {', '.join(names)}."
             )
-        return match["folder"] or names[0], int(match["version"])
+        return folder, formats.find_version(folders, folder, version)
 
     def answer(self, value: Any, show: Callable[[Any], None]) -> None:
         """Print a result, as JSON or in words."""
@@ -358,10 +362,12 @@ def _show_restored(done: Any) -> None:
 @click.argument("name")
 def new(call: Call, name: str) -> None:
     """Create the next numbered pair of files."""
+    from tollbook.migrate.formats import native
+
     folders = call.folders
     if len(folders) != 1:
         raise WrongUsage("Say in which folder: tollbook migrate new NAME --dir PATH")
-    made = files.create_pair(folders[0], name)
+    made = native.create_pair(folders[0], name)
     call.answer({"files": [str(path) for path in made]}, lambda made: click.echo("\n".join(made["files"])))
 
 

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -35,7 +34,7 @@ CREATE TABLE IF NOT EXISTS tollbook_migrate.runs (
 CREATE TABLE IF NOT EXISTS tollbook_migrate.history (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     folder text NOT NULL,
-    version numeric NOT NULL,
+    version text NOT NULL,
     name text NOT NULL,
     checksum text NOT NULL,
     run_id uuid NOT NULL REFERENCES tollbook_migrate.runs,
@@ -60,7 +59,7 @@ class Applied:
 
     id: int
     folder: str
-    version: int
+    version: str
     label: str
     checksum: str
     applied_at: datetime
@@ -123,7 +122,7 @@ def read(conn: Connection) -> list[Applied]:
 def _read_row(row: tuple[Any, ...]) -> Applied:
     number, folder, version, name, checksum, at, duration, by, down, promised, removed = row
     made, gone = (tuple(unpack(packed) for packed in kept) for kept in (promised, removed))
-    return Applied(number, folder, int(version), name, checksum, at, duration, by, down, made, gone)
+    return Applied(number, folder, version, name, checksum, at, duration, by, down, made, gone)
 
 
 def find_interrupted(conn: Connection) -> list[Interruption]:
@@ -187,7 +186,7 @@ def add_and_commit(
     """Record a migration and commit it, both in one round trip; if either fails neither has happened."""
     values = {
         "folder": migration.folder,
-        "version": Decimal(migration.version),
+        "version": migration.version,
         "name": migration.label,
         "checksum": migration.up.checksum,
         "run": run,

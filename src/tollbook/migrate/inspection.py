@@ -6,7 +6,7 @@ from datetime import datetime
 
 from psycopg import sql
 
-from tollbook.migrate import files, history, objects, preflight, presence
+from tollbook.migrate import formats, history, objects, preflight, presence
 from tollbook.migrate.files import Folder
 from tollbook.migrate.history import Applied
 from tollbook.migrate.objects import Count, Promise
@@ -89,7 +89,7 @@ class Verification:
 
 def status(url: str, folders: Sequence[Folder]) -> Status:
     """Return the state of every migration, applied ones in their order. Raises MigrateError."""
-    migrations = files.read(folders)
+    migrations = formats.read(folders)
     with connected(url) as conn:
         standing = preflight.compare(migrations, folders, history.read(conn))
     return _describe(name_target(read_url(url)), standing)
@@ -116,7 +116,7 @@ def verify(url: str, folders: Sequence[Folder]) -> Verification:
 
     All from one moment. Raises MigrateError.
     """
-    migrations = files.read(folders)
+    migrations = formats.read(folders)
     with connected(url) as conn:
         conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         applied = history.read(conn)

@@ -1,6 +1,6 @@
 """Everything that can be known to stand in the way before a run changes anything, all named at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tollbook.migrate import history, presence, promises, statements
@@ -24,6 +24,7 @@ class Standing:
     edited: tuple[Migration, ...]
     missing: tuple[Applied, ...]  # applied, but the file is gone
     elsewhere: tuple[Applied, ...]  # applied under the name of a folder that was not given
+    late: tuple[tuple[Migration, Applied], ...]  # pending, but ordered before one that is applied
 
 
 def compare(
@@ -42,7 +43,21 @@ def compare(
         ),
         missing=tuple(one for key, one in by_key.items() if key not in files),
         elsewhere=tuple(one for one in applied if one.folder not in names),
+        late=tuple(_find_late(migrations, by_key)),
     )
+
+
+def _find_late(
+    migrations: Sequence[Migration], applied: Mapping[tuple[str, str], Applied]
+) -> Iterator[tuple[Migration, Applied]]:
+    """Give the pending migrations that stand before an applied one of their folder, with the last such."""
+    newest: dict[str, Applied] = {}
+    for one in reversed(migrations):
+        done = applied.get((one.folder, one.version))
+        if done is not None:
+            newest.setdefault(one.folder, done)
+        elif one.folder in newest and not one.repeatable:
+            yield one, newest[one.folder]
 
 
 def check_history(standing: Standing) -> list[Problem]:
@@ -63,15 +78,13 @@ def check_history(standing: Standing) -> list[Problem]:
         )
         for one in standing.missing
     ]
-    newest = {one.folder: one for one in sorted(standing.applied, key=lambda one: one.version)}
     problems += [
         Problem(
-            f"{one.id} is numbered below {newest[one.folder].label}, which is applied already.",
-            f"Give it a number above {newest[one.folder].version}, in all of its files.",
+            f"{one.id} comes before {newest.name}, which is applied already.",
+            "Give it a later number, in all of its files.",
             Place(str(one.up.path)),
         )
-        for one in standing.pending
-        if one.folder in newest and one.version < newest[one.folder].version
+        for one, newest in standing.late
     ]
     return problems + _find_renamed_folder(standing)
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tollbook.migrate import catalog, execution, files, history, objects, preflight
+from tollbook.migrate import catalog, execution, formats, history, objects, preflight
 from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
     check,
@@ -55,7 +55,7 @@ def plan(
     url: str,
     folders: Sequence[Folder],
     *,
-    to: tuple[str, int] | None = None,
+    to: tuple[str, str] | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
@@ -64,10 +64,10 @@ def plan(
 
     Nothing is left behind, save that sequences which the migrations' own rows advanced stay advanced.
     """
-    migrations = files.read(folders)
+    migrations = formats.read(folders)
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         standing = preflight.compare(migrations, folders, history.read(conn))
-        pending = cut(standing.pending, folders, to)
+        pending = cut(migrations, standing.pending, to)
         ready = check(conn, standing, pending)
         names = tuple(one.id for one in pending)
         steps: list[PlannedStep] = []

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
-from tollbook.migrate import execution, files, history, objects, preflight, presence, promises, statements
+from tollbook.migrate import execution, formats, history, objects, preflight, presence, promises, statements
 from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
     ApplyResult,
@@ -51,7 +51,7 @@ def revert(
     folders: Sequence[Folder],
     *,
     steps: int = 1,
-    to: tuple[str, int] | None = None,
+    to: tuple[str, str] | None = None,
     backup: bool = True,
     backup_dir: Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
@@ -65,7 +65,7 @@ def revert(
     """
     if not 1 <= steps <= STEPS_MAX:
         raise WrongUsage(f"--steps must be from 1 to {STEPS_MAX}.")
-    migrations = {(one.folder, one.version): one for one in files.read(folders)}
+    migrations = {(one.folder, one.version): one for one in formats.read(folders)}
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         everything = history.read(conn)
         names = {folder.name for folder in folders}
@@ -91,12 +91,12 @@ def revert(
         return ApplyResult(database, tuple(done), saved, tuple(interrupted))
 
 
-def choose(applied: Sequence[Applied], steps: int, to: tuple[str, int] | None) -> list[Applied]:
+def choose(applied: Sequence[Applied], steps: int, to: tuple[str, str] | None) -> list[Applied]:
     """Return what to take back, newest first. Raises WrongUsage where the target is not applied."""
     newest_first = sorted(applied, key=lambda one: -one.id)
     if to is None:
         return newest_first[:steps]
-    if to[1] == 0:
+    if to[1] == "0":
         return [one for one in newest_first if one.folder == to[0]]
     target = next((one for one in applied if (one.folder, one.version) == to), None)
     if target is None:
@@ -105,7 +105,7 @@ def choose(applied: Sequence[Applied], steps: int, to: tuple[str, int] | None) -
 
 
 def _prepare(
-    chosen: Sequence[Applied], migrations: dict[tuple[str, int], Migration], everything: Sequence[Applied]
+    chosen: Sequence[Applied], migrations: dict[tuple[str, str], Migration], everything: Sequence[Applied]
 ) -> list[_Way]:
     without = [one.name for one in chosen if _find_down(one, migrations) is None]
     if without:
@@ -127,7 +127,7 @@ def _prepare(
         gone = tuple(
             p for p in one.promised if _must_go(p) and not any(promises.same(p, other) for other in kept)
         )
-        migration = Migration(one.folder, one.version, one.label, down, None, None)
+        migration = Migration(one.folder, one.version, one.label, down)
         ways.append(_Way(one, Prepared(migration, reading.statements, made, ()), gone))
     return ways
 
@@ -136,7 +136,7 @@ def _must_go(promise: Promise) -> bool:
     return promise.made and not (promise.conditional and promise.kind in SHARED_KINDS)
 
 
-def _find_down(applied: Applied, migrations: dict[tuple[str, int], Migration]) -> Script | None:
+def _find_down(applied: Applied, migrations: dict[tuple[str, str], Migration]) -> Script | None:
     migration = migrations.get((applied.folder, applied.version))
     if migration is not None and migration.down is not None:
         return migration.down

@@ -1,0 +1,50 @@
+"""Folders as the tools of the field lay them out, each read by its own module into the same migrations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tollbook.migrate.errors import FolderRefused, WrongUsage
+from tollbook.migrate.files import FOLDER_NAME, Folder, Migration
+from tollbook.migrate.formats import native
+
+FORMATS = {"native": native}
+
+
+def read(folders: Sequence[Folder]) -> list[Migration]:
+    """Return all migrations of the folders, in the order they are applied. Raises FolderRefused."""
+    names = [folder.name for folder in folders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise WrongUsage(f"Two folders are called {twice[0]}. Name them apart: --dir NAME=PATH")
+    for name in names:
+        if not FOLDER_NAME.fullmatch(name):
+            raise WrongUsage(
+                f"{name!r} is no name for a folder. Use up to 63 letters, digits, - and _ : --dir NAME=PATH"
+            )
+    return [migration for folder in folders for migration in _read_folder(folder)]
+
+
+def _read_folder(folder: Folder) -> list[Migration]:
+    name = recognise(folder.path) if folder.format == "auto" else folder.format
+    if name not in FORMATS:
+        raise WrongUsage(f"There is no format {name}. There are: auto, {', '.join(FORMATS)}.")
+    return FORMATS[name].read(folder)
+
+
+def recognise(path: Path) -> str:
+    """Return the format of the folder by what lies in it; native where it is empty."""
+    if not path.is_dir():
+        raise FolderRefused(
+            f"The folder {path} cannot be read. Check --dir; paths are relative to the current folder."
+        )
+    return next((name for name, module in FORMATS.items() if module.recognise(path)), "native")
+
+
+def find_version(folders: Sequence[Folder], folder: str, text: str) -> str:
+    """Return the version that a user's text names: itself, its label, or a number's short form."""
+    if text.isdecimal() and int(text) == 0:
+        return "0"
+    for one in read([one for one in folders if one.name == folder]):
+        short = one.version.isdecimal() and text.isdecimal() and int(one.version) == int(text)
+        if short or text in (one.version, one.label):
+            return one.version
+    raise WrongUsage(f"There is no migration {folder}/{text}; `tollbook migrate status` lists them.")
