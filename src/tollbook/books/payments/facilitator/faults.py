@@ -180,7 +180,7 @@ def _find_batch_fault(payload: dict[str, Any], requirements: PaymentRequirements
     try:
         if batch.is_deposit_payload(payload):
             config = batch.ChannelConfig.from_dict(payload["channelConfig"])
-            batch.DepositPayload.from_dict(payload)
+            read_deposit(payload)
             mismatch = validate_channel_config(config, payload["voucher"]["channelId"], requirements)
             if mismatch is not None:
                 return mismatch, "The deposit is for another channel than is asked for."
@@ -200,6 +200,18 @@ def _find_batch_fault(payload: dict[str, Any], requirements: PaymentRequirements
     except Exception:  # the SDK's readers raise whatever a missing field comes to
         return ERR_INVALID_PAYLOAD, "The channel payload is malformed."
     return None
+
+
+def read_deposit(payload: dict[str, Any]) -> batch.DepositPayload:
+    """Return a deposit. Raises ValueError where it has no authorization or two, and what the SDK raises.
+
+    Of two, one would pay, and the other be looked for.
+    """
+    deposit = batch.DepositPayload.from_dict(payload)
+    signed = deposit.deposit and deposit.deposit.authorization
+    if not signed or (signed.erc3009_authorization is None) == (signed.permit2_authorization is None):
+        raise ValueError("pay by EIP-3009 or by Permit2")
+    return deposit
 
 
 def _as_dict(value: object) -> dict[str, Any]:

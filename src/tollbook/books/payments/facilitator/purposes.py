@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from eth_hash.auto import keccak
+from x402.mechanisms.evm.batch_settlement.encoding import build_erc3009_deposit_nonce
 from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload
 from x402.mechanisms.evm.types import is_permit2_payload
 from x402.schemas import PaymentPayload, PaymentRequirements
@@ -24,15 +25,23 @@ def identify(payload: PaymentPayload, requirements: PaymentRequirements, state: 
     """
     network, body = requirements.network, payload.payload
     if requirements.scheme == SCHEME_BATCH:
-        # A deposit's authorization is good for one channel, whose id is the hash of all that it is.
-        is_deposit = is_deposit_payload(body)
-        signed = [body["deposit"], body["voucher"]["channelId"].lower()] if is_deposit else body
-        return f"channel:{network}:{body['type']}:{_digest(signed)}{state}"
+        known = name_deposit(body) if is_deposit_payload(body) else _digest(body)
+        return f"channel:{network}:{body['type']}:{known}{state}"
     if is_permit2_payload(body):
         permit = body["permit2Authorization"]
         return f"settle:{network}:permit2:{permit['from'].lower()}:{int(permit['nonce'])}"
     signed = body["authorization"]
     return f"settle:{network}:{requirements.asset.lower()}:{signed['from'].lower()}:{signed['nonce'].lower()}"
+
+
+def name_deposit(body: dict[str, Any]) -> str:
+    """Return the identity of a deposit without fault: its channel, and the nonce that it spends."""
+    channel_id, signed = body["voucher"]["channelId"].lower(), body["deposit"]["authorization"]
+    permit = signed.get("permit2Authorization")
+    if permit:
+        return f"{channel_id}:permit2:{int(permit['nonce'])}"
+    salt = signed["erc3009Authorization"]["salt"]
+    return f"{channel_id}:{build_erc3009_deposit_nonce(channel_id, salt)}"
 
 
 def number(purpose: str, attempt: int) -> str:

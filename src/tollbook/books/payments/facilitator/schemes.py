@@ -15,9 +15,18 @@ from typing import Any, Protocol, TypeVar
 from eth_abi.abi import encode
 from eth_hash.auto import keccak
 from x402.mechanisms.evm.batch_settlement.authorizer_signer import LocalAuthorizerSigner
-from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS
+from x402.mechanisms.evm.batch_settlement.constants import (
+    BATCH_SETTLEMENT_ADDRESS,
+    ERC3009_DEPOSIT_COLLECTOR_ADDRESS,
+)
+from x402.mechanisms.evm.batch_settlement.encoding import build_erc3009_deposit_nonce
 from x402.mechanisms.evm.batch_settlement.facilitator import BatchSettlementEvmFacilitator
-from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload, is_settle_payload
+from x402.mechanisms.evm.batch_settlement.facilitator.utils import read_channel_state
+from x402.mechanisms.evm.batch_settlement.types import (
+    ChannelStateExtra,
+    is_deposit_payload,
+    is_settle_payload,
+)
 from x402.mechanisms.evm.constants import (
     ERR_NONCE_ALREADY_USED,
     ERR_TRANSACTION_FAILED,
@@ -37,6 +46,7 @@ from x402.schemas import (
     VerifyResponse,
 )
 
+from tollbook.books.payments.facilitator import eip3009
 from tollbook.books.payments.facilitator.broadcast import (
     CLOSED,
     GAS_LIMIT,
@@ -360,15 +370,50 @@ class Schemes:
             if receipt is not None:
                 return await self._exact.judge(payment, receipt)
             return await self._exact.explain(payment, result)
-        if result.error_reason not in SURE_REASONS and await self._is_permit_used(payload):
-            why = "its Permit2 nonce is already used"
-            raise self._broadcast.unknown(result.transaction, why, ERR_NONCE_ALREADY_USED)
+        if is_deposit_payload(payload.payload) and requirements.scheme == SCHEME_BATCH:
+            return await self._explain_deposit(payload, requirements, result, attempt)
+        if is_permit2_payload(payload.payload) and result.error_reason not in SURE_REASONS:
+            await self._check_permit(payload.payload["permit2Authorization"], result)
         return result
 
-    async def _is_permit_used(self, payload: PaymentPayload) -> bool:
-        if payload.accepted.scheme == SCHEME_BATCH or not is_permit2_payload(payload.payload):
-            return False
-        permit = payload.payload["permit2Authorization"]
+    async def _explain_deposit(
+        self,
+        payload: PaymentPayload,
+        requirements: PaymentRequirements,
+        failed: SettleResponse,
+        attempt: Attempt,
+    ) -> SettleResponse:
+        """Return the failure if the deposit is unspent, or else what somebody else settled it by."""
+        body = payload.payload
+        permit = body["deposit"]["authorization"].get("permit2Authorization")
+        if permit:
+            await self._check_permit(permit, failed)
+            return failed
+        found = await self._exact.explain(_read_deposit(payload, requirements), failed)
+        if not found.success:
+            return found
+        channel_id = body["voucher"]["channelId"]
+        try:
+            state = await self._settling.run(lambda: read_channel_state(attempt, channel_id))
+        except Exception as error:
+            raise self._broadcast.unknown(found.transaction, type(error).__name__) from error
+        shown = ChannelStateExtra(
+            channel_id,
+            str(state.balance),
+            str(state.total_claimed),
+            state.withdraw_requested_at,
+            str(state.refund_nonce),
+        )
+        amount, extra = body["deposit"]["amount"], {"channelState": shown.to_dict()}
+        return found.model_copy(update={"amount": amount, "extra": extra})
+
+    async def _check_permit(self, permit: dict[str, Any], failed: SettleResponse) -> None:
+        """Raises SettlementUnknown where a Permit2 nonce is used: what for is not to be seen."""
+        if await self._is_permit_used(permit):
+            why = "its Permit2 nonce is already used"
+            raise self._broadcast.unknown(failed.transaction, why, ERR_NONCE_ALREADY_USED)
+
+    async def _is_permit_used(self, permit: dict[str, Any]) -> bool:
         word, bit = divmod(int(permit["nonce"]), 256)
         data = "0x" + (_NONCE_BITMAP + encode(["address", "uint256"], [permit["from"], word])).hex()
         try:
@@ -378,6 +423,17 @@ class Schemes:
         except NodeFailed as failure:
             raise self._broadcast.unknown("", str(failure)) from None
         return bool(int.from_bytes(read_bytes(answer)) >> bit & 1)
+
+
+def _read_deposit(payload: PaymentPayload, requirements: PaymentRequirements) -> Payment:
+    """Return a deposit by EIP-3009 as what it is to the token: a payment to the deposits' collector."""
+    body = payload.payload
+    signed, payer = body["deposit"]["authorization"]["erc3009Authorization"], body["channelConfig"]["payer"]
+    nonce = build_erc3009_deposit_nonce(body["voucher"]["channelId"], signed["salt"])
+    fields = {"from": payer, "to": ERC3009_DEPOSIT_COLLECTOR_ADDRESS, "value": body["deposit"]["amount"]}
+    fields |= {"nonce": nonce, "validAfter": signed["validAfter"], "validBefore": signed["validBefore"]}
+    authorization = eip3009.read({"authorization": fields, "signature": signed["signature"]})
+    return Payment(authorization, requirements, payer, identify(payload, requirements))
 
 
 def _find_wanted(payload: PaymentPayload, requirements: PaymentRequirements) -> _Wanted | None:

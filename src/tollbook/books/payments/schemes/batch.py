@@ -28,7 +28,6 @@ from x402.mechanisms.evm.batch_settlement.server.scheme import (
 )
 from x402.mechanisms.evm.batch_settlement.types import (
     ChannelConfig,
-    DepositPayload,
     VoucherFields,
     is_deposit_payload,
     is_refund_payload,
@@ -47,6 +46,7 @@ from x402.schemas import (
 )
 from x402.schemas.hooks import VerifiedPaymentCancelOptions
 
+from tollbook.books.payments.facilitator.faults import read_deposit
 from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.errors import Refusal
@@ -249,7 +249,7 @@ def find_channel_fault(signed: PaymentPayload, terms: PaymentRequirements) -> tu
     payload = signed.payload
     try:
         if is_deposit_payload(payload):
-            DepositPayload.from_dict(payload)
+            read_deposit(payload)
         elif not (is_voucher_payload(payload) or is_refund_payload(payload)):
             return ERR_INVALID_PAYLOAD_TYPE, "Send a deposit, a voucher or a refund of a channel."
         voucher = VoucherFields.from_dict(payload["voucher"])
