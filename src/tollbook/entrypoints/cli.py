@@ -120,7 +120,8 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
     "key_files",
     multiple=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="An operator's private key, mode 0600; several share the work. Without: TOLLBOOK_FACILITATOR_KEY.",
+    help="An operator's private key, EVM's or Solana's, mode 0600; several share the work. Without: "
+    "TOLLBOOK_FACILITATOR_KEY, TOLLBOOK_SOLANA_KEY.",
 )
 @click.option(
     "--recipient",
@@ -133,7 +134,7 @@ def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], 
     "--confirmations",
     multiple=True,
     metavar="NETWORK=N",
-    help="Answer a settlement when its block is the first of so many. Without: at once.",
+    help="Answer a settlement when its block is the first of so many. Without: at once. Solana: 32 is final.",
 )
 @click.option(
     "--sign-refunds",

@@ -1,9 +1,6 @@
 """The paywall on Solana: real programs, the official clients, real PostgreSQL."""
 
 import asyncio
-import json
-import os
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +19,7 @@ from x402.schemas import PaymentRequirements
 
 from clients.pay import paying_client as paying_evm_client
 from clients.pay_solana import paying_client, sign
+from fixtures.pay_mjs import pay_with
 from fixtures.serve import serve
 from fixtures.solana import MINT, NETWORK
 from fixtures.solana_desk import AMOUNT, EXPIRY_BLOCKS, Desk
@@ -36,9 +34,7 @@ from tollbook.core.local_chain import LocalChain
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 
 REQUESTS = 5
-PAY_MJS = Path(__file__).parents[3] / "clients" / "pay_solana.mjs"
 HAS_NODE_CLIENT = (Path(__file__).parents[4] / "node_modules" / "@x402" / "svm").exists()
-NODE_SECONDS_MAX = 60
 
 
 @dataclass
@@ -144,25 +140,10 @@ async def test_the_python_client_pays_on_solana_and_gets_its_token(shop: Shop, p
 
 @pytest.mark.skipif(not HAS_NODE_CLIENT, reason="@x402/svm is not installed: npm ci")
 async def test_the_typescript_client_pays_on_solana(shop: Shop) -> None:
-    node = shutil.which("node")
-    assert node is not None
-    environment = {
-        "PAY_URL": shop.url + "/weather/oslo",
-        "PAY_KEY": str(shop.desk.payer),
-        "PAY_NETWORK": NETWORK,
-        "PAY_ASSET": MINT,
-        "PAY_RPC_URL": shop.desk.chain.url,
-    }
-    process = await asyncio.create_subprocess_exec(
-        node, str(PAY_MJS), env=os.environ | environment, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), NODE_SECONDS_MAX)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    answer = json.loads(output)
+    answer = await pay_with(
+        "pay_solana.mjs", PAY_URL=shop.url + "/weather/oslo", PAY_KEY=str(shop.desk.payer),
+        PAY_NETWORK=NETWORK, PAY_ASSET=MINT, PAY_RPC_URL=shop.desk.chain.url,
+    )  # fmt: skip
     assert answer["status"] == 200
     assert answer["settled"]["transaction"] == shop.desk.chain.sent[0]
     assert shop.desk.earned() == AMOUNT

@@ -1,20 +1,24 @@
-"""The operator's private key: where it comes from, and how it is refused without being shown."""
+"""The operator's private keys: where they come from, and how they are refused without being shown."""
 
+import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from eth_account import Account
+from solders.keypair import Keypair
 
 from tollbook.core.errors import Refusal
 
 KEY_VARIABLE = "TOLLBOOK_FACILITATOR_KEY"
+SOLANA_KEY_VARIABLE = "TOLLBOOK_SOLANA_KEY"
 KEY_FILE_BYTES_MAX = 1024
 
 _KEY = re.compile(r"0x[0-9a-f]{64}")
+_KEYPAIR = re.compile(r"\[.*|[1-9A-HJ-NP-Za-km-z]{80,90}", re.DOTALL)
 
 
 class OperatorKeyUnusable(Refusal):
@@ -34,6 +38,23 @@ def read_operator_key(key_file: Path | None, environment: Mapping[str, str]) -> 
         if not key:
             raise OperatorKeyUnusable(f"There is no operator's key. Set {KEY_VARIABLE}, or name a key file.")
         return check_operator_key(key)
+    return check_operator_key(_read_key_file(key_file))
+
+
+def read_operator_keys(key_files: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
+    """Return the keys of both families: those of the files, and a family's without one from its variable.
+
+    EVM's as 0x and 64 hex digits, Solana's as the base 58 text of 64 bytes. Raises OperatorKeyUnusable.
+    """
+    texts = [_read_key_file(file) for file in key_files]
+    for variable, of_solana in ((KEY_VARIABLE, False), (SOLANA_KEY_VARIABLE, True)):
+        text = environment.get(variable, "")
+        if text and not any(is_solana_key(other) is of_solana for other in texts):
+            texts.append(text)
+    return [str(read_keypair(text)) if is_solana_key(text) else check_operator_key(text) for text in texts]
+
+
+def _read_key_file(key_file: Path) -> str:
     try:
         with key_file.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -44,7 +65,7 @@ def read_operator_key(key_file: Path | None, environment: Mapping[str, str]) -> 
         raise OperatorKeyUnusable(
             f"The key file {key_file} is open to others (mode {mode:04o}). Run: chmod 600 {key_file}"
         )
-    return check_operator_key(key)
+    return key
 
 
 def check_operator_key(text: str) -> str:
@@ -59,3 +80,26 @@ def check_operator_key(text: str) -> str:
             "The operator's key is no private key. Give 64 hexadecimal digits, with or without 0x."
         ) from None
     return key
+
+
+def is_solana_key(text: str) -> bool:
+    """Whether a key is in one of Solana's spellings, usable or not: a JSON array, or much base 58."""
+    return _KEYPAIR.fullmatch(text.strip()) is not None
+
+
+def read_keypair(text: str) -> Keypair:
+    """Return a Solana key: base 58 of its 64 bytes, or the JSON array of numbers that Solana's tools write.
+
+    Raises OperatorKeyUnusable, which never shows it.
+    """
+    text = text.strip()
+    try:
+        if text.startswith("["):
+            return Keypair.from_bytes(bytes(json.loads(text)))
+        return Keypair.from_base58_string(text)
+    except BaseException as error:  # whatever it says may quote the key; the library panics on some texts
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise OperatorKeyUnusable(
+            "The key is no Solana key. Give the base 58 text of its 64 bytes, or their JSON array."
+        ) from None

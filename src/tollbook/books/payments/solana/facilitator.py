@@ -19,7 +19,6 @@ from typing import Self
 
 import psycopg
 from psycopg_pool import PoolTimeout
-from solders.keypair import Keypair
 from solders.transaction import VersionedTransaction
 from x402.mechanisms.svm.constants import (
     ERR_DUPLICATE_SETTLEMENT,
@@ -50,7 +49,7 @@ from tollbook.books.payments.facilitator.faults import (
     X402_VERSION,
     Fault,
 )
-from tollbook.books.payments.facilitator.signer import OperatorKeyUnusable
+from tollbook.books.payments.facilitator.signer import read_keypair
 from tollbook.books.payments.solana import settlements as solana_settlements
 from tollbook.books.payments.solana.node import ERR_EXPIRED, Commitment, SolanaNode
 from tollbook.books.payments.solana.payment import SolanaPayment, find_fault, read_payment
@@ -67,7 +66,7 @@ SETTLE_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.4  # a slot
 QUIET = timedelta(seconds=2)  # then it is sent again: leaders drop what they have no room for
 SETTLEMENTS_MAX = 1024  # under way at once in one process
-KEY_BYTES = 64
+RESOLVE_SECONDS = 30.0
 
 # With these a simulation ends where the fee payer's account cannot pay.
 _NO_GAS = ("AccountNotFound", "InsufficientFundsForFee", "InvalidAccountForFee")
@@ -111,6 +110,27 @@ class SolanaFacilitator:
         self._fee_payers = cycle(self._signer.get_addresses())
         self._running: dict[tuple[str, bytes], asyncio.Task[SolanaSettlement | SettleResponse]] = {}
         self._closing = asyncio.Event()
+        self._resolving: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the database, and begin to look, now and then, for the ends that any process left unknown.
+
+        A facilitator that is not opened opens the database by itself, and looks when it is asked.
+        Raises DatabaseUnreachable.
+        """
+        await self._books()
+        self._resolving = self._resolving or asyncio.create_task(self._resolve_on())
+
+    async def check_ready(self) -> None:
+        """Return if settlements can be made now. Raises FacilitatorUnreachable."""
+        try:
+            async with (await self._books()).read() as tx:
+                await solana_settlements.find_open(tx, [])
+            for node in self._nodes.values():
+                await node.check_network()
+                await node.get_head()
+        except (*_NODE_FAILURES, *_DATABASE_FAILURES) as error:
+            raise _unreachable(error) from error
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,6 +144,8 @@ class SolanaFacilitator:
         """Stop waiting for blocks, close the connections. What still waited ends as SettlementUnknown."""
         self._closing.set()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        if self._resolving is not None:
+            await self._resolving
         for node in self._nodes.values():
             await node.aclose()
         if self._own_database is not None:
@@ -204,6 +226,16 @@ class SolanaFacilitator:
             else:
                 ended += [looked] if looked.status != "signed" else []
         return ended
+
+    async def _resolve_on(self) -> None:
+        while not self._closing.is_set():
+            try:
+                await self.resolve()
+            except _DATABASE_FAILURES as error:
+                logger.warning("what became of messages cannot be looked up now: %s", type(error).__name__)
+            except Exception:
+                logger.exception("looking up what became of messages broke off; trying again")
+            await self._pause(RESOLVE_SECONDS)
 
     async def find(self, network: str, message_hash: str) -> SolanaSettlement | None:
         """What is known of a message (SHA-256, hex), asking the chain where its end is not known yet.
@@ -304,16 +336,16 @@ class SolanaFacilitator:
             thoroughly = await self._claim_send(settlement)
             if thoroughly:
                 await self._send(settlement, text)
-            await self._pause()
+            await self._pause(POLL_SECONDS)
         return settlement
 
     async def _claim_send(self, settlement: SolanaSettlement) -> bool:
         async with (await self._books()).write() as tx:
             return await solana_settlements.claim_send(tx, settlement, quiet=QUIET, now=clock.now())
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._closing.wait(), POLL_SECONDS)
+            await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:
             return
 
@@ -414,24 +446,6 @@ class SolanaFacilitator:
                 database = Database(self._database, application=APPLICATION)
                 self._own_database = await database.__aenter__()
             return self._own_database
-
-
-def read_keypair(text: str) -> Keypair:
-    """Return a Solana key: base 58 of its 64 bytes, or the JSON array of numbers that Solana's tools write.
-
-    Raises OperatorKeyUnusable, which never shows it.
-    """
-    text = text.strip()
-    try:
-        if text.startswith("["):
-            return Keypair.from_bytes(bytes(json.loads(text)))
-        return Keypair.from_base58_string(text)
-    except BaseException as error:  # whatever it says may quote the key; the library panics on some texts
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise OperatorKeyUnusable(
-            f"The key is no Solana key. Give the base 58 text of its {KEY_BYTES} bytes, or their JSON array."
-        ) from None
 
 
 def _answer(settlement: SolanaSettlement) -> SettleResponse:
