@@ -11,28 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.running import COMMAND_SECONDS_MAX, run
 from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.embedded import Server
 
-SECONDS_MAX = 60
 NOWHERE = "postgresql://tollbook:hunter2@127.0.0.1:1/tollbook"
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one command as a user would, without this machine's own settings."""
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "DATABASE_"))
-    }
-    return subprocess.run(
-        [sys.executable, "-c", "from tollbook.entrypoints.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAX,
-        env=clean | environment,
-    )
 
 
 async def sell(url: str, nonce: int) -> tuple[Payment, tokens.Grant]:
@@ -72,7 +58,9 @@ def test_help_names_every_command_and_loads_none_of_the_heavy_parts() -> None:
         "import sys; from tollbook.entrypoints import cli; code = cli.run(['--help']); "
         "print(sorted({'x402', 'psycopg', 'web3', 'fastapi', 'rich', 'pglast'} & set(sys.modules)), code)"
     )
-    helped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS_MAX)
+    helped = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX
+    )
     for name in ("up", "worker", "doctor", "keys", "facilitator", "payments", "tokens", "migrate"):
         assert f"\n  {name} " in helped.stdout
     assert helped.stdout.endswith("[] 0\n"), helped.stdout[-200:]
@@ -209,7 +197,7 @@ def test_a_closed_pipe_is_quiet(database_url: str) -> None:
         [sys.executable, "-c", command, "payments", "list", "--json", "--database-url", database_url],
         stdout=writer,
         stderr=subprocess.PIPE,
-        timeout=SECONDS_MAX,
+        timeout=COMMAND_SECONDS_MAX,
     )
     os.close(writer)
     assert ran.stderr == b""
@@ -223,7 +211,7 @@ def test_ctrl_c_is_quiet() -> None:
         "def wait(): os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit(cli.run(['wait']))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=SECONDS_MAX)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=COMMAND_SECONDS_MAX)
     assert (ran.returncode, ran.stdout, ran.stderr.strip()) == (128 + signal.SIGINT, b"", b"")
 
 

@@ -15,7 +15,7 @@ from clients.pay import paying_client as paying_evm_client
 from clients.pay_solana import paying_client
 from fixtures.lanes import key_of
 from fixtures.pay_mjs import pay_with
-from fixtures.running import Running, find_port, running
+from fixtures.running import Running, find_port, running, write_key
 from fixtures.serve import serve
 from fixtures.solana import MINT, NETWORK
 from fixtures.solana_desk import AMOUNT, Desk
@@ -26,13 +26,6 @@ from tollbook.core.local_chain import LocalChain
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 
 HAS_NODE_CLIENT = (Path(__file__).parents[2] / "node_modules" / "@x402" / "svm").exists()
-
-
-def write_key(folder: Path, name: str, text: str) -> str:
-    file = folder / name
-    file.write_text(text + "\n")
-    file.chmod(0o600)
-    return str(file)
 
 
 @dataclass

@@ -368,6 +368,10 @@ class Chain(JsonRpc):
         """Return the number of the newest block."""
         return self._read_int("eth_blockNumber", await self.ask("eth_blockNumber"))
 
+    async def get_balance(self, address: str) -> int:
+        """Return what an account has to pay for gas, in wei."""
+        return self._read_int("eth_getBalance", await self.ask("eth_getBalance", address, "latest"))
+
     async def get_block(self, number: int | None = None) -> Block | None:
         """Return a block's head, the newest one's by default; None where there is no such block."""
         tag = "latest" if number is None else hex(number)

@@ -101,13 +101,28 @@ def worker(*, settings: "Settings", as_json: bool) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address the API shall have.")
 @click.option("--port", default=PORT_DEFAULT, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--rpc", "rpc", multiple=True, metavar="NETWORK=URL", help="A chain's node to ask as well.")
+@click.option(
+    "--key-file",
+    "key_files",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="As `tollbook facilitator` has it: can that account pay for settlements there?",
+)
 @storage_options
 @json_option
-def doctor(*, settings: "Settings", host: str, port: int, rpc: tuple[str, ...], as_json: bool) -> None:
+def doctor(
+    *,
+    settings: "Settings",
+    host: str,
+    port: int,
+    rpc: tuple[str, ...],
+    key_files: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Say what is wrong, and what to do about it. Exit code 1 where something is."""
     from tollbook.entrypoints.doctor import examine, show
 
-    findings = examine(settings, host, port, read_rpc_urls(rpc))
+    findings = examine(settings, host, port, read_rpc_urls(rpc), key_files)
     show(findings, as_json=as_json)
     if any(finding.state == "wrong" for finding in findings):
         raise SystemExit(EXIT_FAILED)

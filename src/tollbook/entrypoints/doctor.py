@@ -9,14 +9,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
 from typing import Literal
 
 import click
 import httpx
 import psycopg
+from eth_account import Account
 
+from tollbook.books.payments.facilitator.signer import (
+    OperatorKeyUnusable,
+    is_solana_key,
+    read_keypair,
+    read_operator_keys,
+)
+from tollbook.books.payments.solana.node import SolanaNode
+from tollbook.books.payments.solana.payment import PRIORITY_FEE_LAMPORTS_MAX, SIGNATURES
 from tollbook.core import embedded, local_chain
-from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_credentials
+from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_credentials, is_solana
 from tollbook.core.commands import answer, check_connection, open_database
 from tollbook.core.errors import Refusal
 from tollbook.core.local_chain import LocalChainMissing
@@ -32,6 +43,10 @@ SKEW_SECONDS_MAX = 30  # EIP-3009's validAfter and validBefore are the chain's t
 NODE_SECONDS_MAX = 10
 NODE_MAJOR_MIN = 18
 ANSWER_SECONDS_MAX = 2
+COIN_DIGITS = 18  # of wei in the coin that pays for gas
+SOL_DIGITS = 9  # of lamports in a SOL
+RENT_LAMPORTS = 890_880  # less must not be left in an account, or else nothing
+SETTLEMENT_LAMPORTS_MAX = SIGNATURES * 5_000 + PRIORITY_FEE_LAMPORTS_MAX
 LOOK = {"good": ("✓", "green"), "note": ("–", "yellow"), "wrong": ("✗", "red")}  # noqa: RUF001
 
 State = Literal["good", "note", "wrong"]
@@ -47,7 +62,9 @@ class Finding:
     do: str | None = None
 
 
-def examine(settings: Settings, host: str, port: int, rpc_urls: Mapping[str, str]) -> list[Finding]:
+def examine(
+    settings: Settings, host: str, port: int, rpc_urls: Mapping[str, str], key_files: Sequence[Path]
+) -> list[Finding]:
     """Look at everything; a check that fails does not keep the next from being made."""
     checks: Sequence[Callable[[], Iterator[Finding]]] = (
         _look_at_python,
@@ -56,7 +73,7 @@ def examine(settings: Settings, host: str, port: int, rpc_urls: Mapping[str, str
         lambda: _look_at_database(settings),
         lambda: _look_at_port(host, port),
         _look_at_node,
-        lambda: _look_at_chains(rpc_urls),
+        lambda: _look_at_chains(rpc_urls, key_files),
     )
     return [finding for check in checks for finding in check()]
 
@@ -214,29 +231,64 @@ def _read_version(node: str) -> tuple[int, ...] | None:
         return None
 
 
-def _look_at_chains(rpc_urls: Mapping[str, str]) -> Iterator[Finding]:
+def _look_at_chains(rpc_urls: Mapping[str, str], key_files: Sequence[Path]) -> Iterator[Finding]:
+    """The nodes, and on each what the operators have to pay with, whose keys are known."""
+    keys: list[str] = []
+    try:
+        keys = read_operator_keys(key_files, os.environ)
+    except OperatorKeyUnusable as unusable:
+        yield Finding("Operator", "wrong", str(unusable))
     for network, url in rpc_urls.items():
-        yield asyncio.run(_ask_node(network, url))
+        own_keys = [key for key in keys if is_solana_key(key) is is_solana(network)]
+        ask = _ask_solana if is_solana(network) else _ask_evm
+        try:
+            yield from asyncio.run(ask(network, url, own_keys))
+        except (ChainUnreachable, ChainRefused) as error:
+            advice = "Check the RPC URL, its key and the network."
+            yield Finding(f"Node of {network}", "wrong", str(error), advice)
 
 
-async def _ask_node(network: str, url: str) -> Finding:
+async def _ask_evm(network: str, url: str, keys: Sequence[str]) -> list[Finding]:
     name = f"Node of {network}"
     async with Chain(network, url) as chain:
-        try:
-            number = await chain.get_chain_id()
-            block = await chain.get_block()
-        except (ChainUnreachable, ChainRefused) as error:
-            return Finding(name, "wrong", str(error), "Check the RPC URL, its key and the network.")
-    if f"eip155:{number}" != network:
-        return Finding(
-            name, "wrong", f"{hide_credentials(url)} is of eip155:{number}", "Give the right node."
-        )
+        number = await chain.get_chain_id()
+        block = await chain.get_block()
+        if f"eip155:{number}" != network:
+            says = f"{hide_credentials(url)} is of eip155:{number}"
+            return [Finding(name, "wrong", says, "Give the right node.")]
+        addresses = [Account.from_key(key).address for key in keys]  # pyright: ignore[reportUnknownMemberType]
+        purses = [(each, await chain.get_balance(each)) for each in addresses]
     skew = 0.0 if block is None else (block.time - datetime.now(UTC)).total_seconds()
     if skew > SKEW_SECONDS_MAX:
-        return Finding(
-            name,
-            "wrong",
-            f"its newest block is {skew:.0f} s ahead of this machine's clock",
-            "Set this machine's clock (NTP): payments are valid by the chain's time.",
-        )
-    return Finding(name, "good", f"answers at {hide_credentials(url)}, newest block {-skew:.0f} s old")
+        says = f"its newest block is {skew:.0f} s ahead of this machine's clock"
+        advice = "Set this machine's clock (NTP): payments are valid by the chain's time."
+        return [Finding(name, "wrong", says, advice)]
+    says = f"answers at {hide_credentials(url)}, newest block {-skew:.0f} s old"
+    return [
+        Finding(name, "good", says),
+        *(_judge_purse(network, address, wei, COIN_DIGITS, "coin", 1) for address, wei in purses),
+    ]
+
+
+async def _ask_solana(network: str, url: str, keys: Sequence[str]) -> list[Finding]:
+    async with SolanaNode(network, url) as node:
+        await node.check_network()
+        final = await node.get_time((await node.get_final()).slot)
+        addresses = [str(read_keypair(key).pubkey()) for key in keys]
+        purses = [(each, await node.get_balance(each)) for each in addresses]
+    age = (datetime.now(UTC) - final).total_seconds()
+    least = RENT_LAMPORTS + SETTLEMENT_LAMPORTS_MAX
+    says = f"answers at {hide_credentials(url)}, newest final block {age:.0f} s old"
+    return [
+        Finding(f"Node of {network}", "good", says),
+        *(_judge_purse(network, address, has, SOL_DIGITS, "SOL", least) for address, has in purses),
+    ]
+
+
+def _judge_purse(network: str, address: str, has: int, digits: int, coin: str, least: int) -> Finding:
+    """`has` and `least` in the coin's minor units."""
+    says = f"{address} has {Decimal(has).scaleb(-digits).normalize():f} {coin} for fees"
+    if has >= least:
+        return Finding(f"Operator on {network}", "good", says)
+    advice = f"Send it {coin}: with less than {Decimal(least).scaleb(-digits):f} it settles nothing."
+    return Finding(f"Operator on {network}", "wrong", says, advice)

@@ -117,6 +117,14 @@ class SolanaNode(JsonRpc):
         except NONSENSE as error:
             self.complain("getEpochInfo", error)
 
+    async def get_balance(self, address: str) -> int:
+        """Return what an account has for fees, in lamports."""
+        answer = await self.ask("getBalance", address, {"commitment": "confirmed"})
+        try:
+            return int(answer["value"])
+        except NONSENSE as error:
+            self.complain("getBalance", error)
+
     async def get_first_slot(self) -> int:
         """Return the first slot that the node still remembers."""
         answer = await self.ask("getFirstAvailableBlock")
