@@ -91,7 +91,7 @@ async def test_a_settlement_is_settled_once_the_cluster_has_voted_for_it(
     )
 
 
-@pytest.mark.parametrize("told", ["the signature", "nothing", "another signature"])
+@pytest.mark.parametrize("told", ["the signature", "nothing", "another signature", "no signature"])
 async def test_a_message_that_another_facilitator_settled_is_found(
     desk: Desk, facilitator: SolanaFacilitator, truth: ChainTruth, told: str
 ) -> None:
@@ -107,6 +107,7 @@ async def test_a_message_that_another_facilitator_settled_is_found(
         "the signature": answers[0].transaction,
         "nothing": None,
         "another signature": answers[1].transaction,
+        "no signature": "0x" + "ab" * 32,
     }
     verdict = await truth.find(entry(desk, payment, tx_hash=tx_hash[told]))
     assert verdict is not None

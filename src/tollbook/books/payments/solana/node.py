@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 
 from solders.transaction import VersionedTransaction
 
-from tollbook.books.payments.solana.payment import hash_message
-from tollbook.core.chains import JsonRpc
+from tollbook.books.payments.solana.payment import hash_message, normalize_signature
+from tollbook.core.chains import JsonRpc, MalformedHash
 
 Commitment = Literal["processed", "confirmed", "finalized"]
 LEVELS: tuple[Commitment, ...] = ("processed", "confirmed", "finalized")
@@ -156,7 +156,14 @@ class SolanaNode(JsonRpc):
             self.complain("getSignatureStatuses", error)
 
     async def find_landing(self, signature: str, commitment: Commitment) -> Landing | None:
-        """Return what a transaction did, None where the node does not have it at that commitment."""
+        """Return what a transaction did; None where the node does not have it at that commitment.
+
+        None as well for what facilitators take for a signature and is none: nodes refuse to answer.
+        """
+        try:
+            signature = normalize_signature(signature)
+        except MalformedHash:
+            return None
         options = {"encoding": "base64", "commitment": commitment, "maxSupportedTransactionVersion": 0}
         answer = await self.ask("getTransaction", signature, options)
         if answer is None:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from solders.message import MessageV0, VersionedMessage, to_bytes_versioned
+from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 from x402.mechanisms.svm.constants import (
     ERR_COMPUTE_PRICE_TOO_HIGH,
@@ -25,10 +26,11 @@ from tollbook.books.payments.facilitator.faults import (
     X402_VERSION,
     Fault,
 )
-from tollbook.core.chains import MalformedAddress, normalize_address_on
+from tollbook.core.chains import MalformedAddress, MalformedHash, normalize_address_on
 
 TRANSACTION_BYTES_MAX = 1232  # what Solana carries in one packet
 TRANSACTION_CHARS_MAX = -(-TRANSACTION_BYTES_MAX // 3) * 4
+SIGNATURE_CHARS_MAX = 88
 SIGNATURES = 2  # the facilitator's for the fee, the payer's for the tokens; each more costs the facilitator
 PRIORITY_FEE_LAMPORTS_MAX = 50_000  # the payer chooses it, the facilitator pays it
 MICROLAMPORTS = 1_000_000
@@ -80,6 +82,18 @@ def read_payment(payload: PaymentPayload) -> SolanaPayment:
 def hash_message(message: VersionedMessage) -> str:
     """Return what tells a message from every other: the SHA-256 (hex) of the bytes that are signed."""
     return hashlib.sha256(to_bytes_versioned(message)).hexdigest()
+
+
+def normalize_signature(text: str) -> str:
+    """Return a transaction's id, the base 58 text of its first signature. Raises MalformedHash."""
+    try:
+        if len(text) > SIGNATURE_CHARS_MAX:
+            raise ValueError
+        return str(Signature.from_string(text))
+    except ValueError:
+        raise MalformedHash(
+            f"{text[:90]!r} is no transaction of Solana's. Give its signature, base 58 of 64 bytes."
+        ) from None
 
 
 def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
