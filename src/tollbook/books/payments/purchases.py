@@ -412,10 +412,11 @@ async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> 
 
 def _read_hash(payment: Payment, answer: SettleResponse) -> str | None:
     """The transaction, where it can be one: the payer has paid, however a facilitator calls that."""
-    if is_solana(payment.network) or not answer.transaction:
-        return answer.transaction or None
+    if not answer.transaction:
+        return None
     try:
-        return normalize_hash(answer.transaction)
+        read = solana_payment.normalize_signature if is_solana(payment.network) else normalize_hash
+        return read(answer.transaction)
     except MalformedHash:
         logger.warning("the facilitator named no transaction hash for %s", payments.show(payment.payment_id))
         return None

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from x402.http.utils import (
     decode_payment_response_header,
     encode_payment_signature_header,
 )
-from x402.schemas import PaymentRequirements
+from x402.schemas import PaymentRequirements, SettleResponse
 
 from clients.pay import paying_client as paying_evm_client
 from clients.pay_solana import paying_client, sign
@@ -27,6 +28,7 @@ from tollbook.books.payments.facilitator.families import FamilyFacilitator
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.rules import WrongPaywall, compile_tolls
+from tollbook.books.payments.solana.facilitator import SolanaFacilitator
 from tollbook.core import local_chain
 from tollbook.core.chains import Token
 from tollbook.core.local_chain import LocalChain
@@ -225,3 +227,18 @@ async def test_a_recipient_spelt_in_another_case_is_another_recipient(shop: Shop
     answer = await shop.present("/weather/oslo", header)
     assert answer.status_code == 402
     assert "recipient" in answer.json()["detail"]
+
+
+async def test_what_a_facilitator_names_instead_of_a_signature_is_not_kept(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The payer has paid, however a facilitator calls that; and the reconciler must be able to ask for it."""
+    settle = SolanaFacilitator.settle
+
+    async def name_nonsense(self: SolanaFacilitator, *asked: Any) -> SettleResponse:
+        return (await settle(self, *asked)).model_copy(update={"transaction": "0x" + "ab" * 32})
+
+    monkeypatch.setattr(SolanaFacilitator, "settle", name_nonsense)
+    answer = await shop.present("/weather/oslo", await shop.sign("/weather/oslo"))
+    assert answer.status_code == 200
+    assert shop.desk.query("SELECT settlement, tx_hash FROM payments.x402_payments") == [("settled", None)]
