@@ -17,7 +17,6 @@ from x402.schemas import PaymentPayload, PaymentRequired, PaymentRequirements
 
 from tollbook.core.local_chain import NETWORK, TOKEN_NAME, TOKEN_VERSION
 
-PAY_MJS = Path(__file__).with_name("pay.mjs")
 NODE_SECONDS_MAX = 60
 
 
@@ -56,14 +55,16 @@ async def sign(account: LocalAccount, requirements: PaymentRequirements) -> Paym
     return payload
 
 
-async def pay_with_node(url: str, account: LocalAccount, asset: str, **options: str) -> list[dict[str, Any]]:
-    """What pay.mjs printed: an answer per fetch. `options` are its other variables, as `PAY_TIMES="3"`."""
+async def pay_with_node(
+    url: str, account: LocalAccount, asset: str, program: str = "pay.mjs", **options: str
+) -> list[Any]:
+    """What the program printed: an answer per fetch. `options` are its variables, as `PAY_TIMES="3"`."""
     node = shutil.which("node")
     assert node is not None, "Node 18 or newer is needed for the TypeScript client"
     environment = {"PAY_URL": url, "PAY_KEY": "0x" + account.key.hex(), "PAY_ASSET": asset}
     process = await asyncio.create_subprocess_exec(
         node,
-        str(PAY_MJS),
+        str(Path(__file__).with_name(program)),
         env=os.environ | environment | options,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -3,7 +3,6 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, LiteralString
 
 import psycopg
@@ -22,7 +21,7 @@ from x402.mechanisms.evm.batch_settlement.types import ChannelConfig
 from x402.mechanisms.evm.batch_settlement.utils import normalize_channel_id
 
 from tollbook.core.errors import Refusal
-from tollbook.core.stores.channel_queue import ANSWER_SECONDS, QUEUE_SECONDS_MAX, ChannelQueue
+from tollbook.core.stores.channel_queue import QUEUE_SECONDS_MAX, ChannelQueue
 from tollbook.core.stores.connections import WAIT_SECONDS_MAX, Connections, find_connections
 from tollbook.core.stores.sealing import Seal
 
@@ -134,6 +133,7 @@ class PostgresChannelStorage:
                 _delete(connection, channel_id)
                 return ChannelUpdateResult(None, "deleted")
             self._write(connection, channel_id, changed)
+            _pass_turn(connection, channel_id, current and current.pending_request, changed.pending_request)
             return ChannelUpdateResult(changed.copy(), "updated")
 
     def find_highest_voucher(self, channel_id: str) -> Voucher | None:
@@ -198,7 +198,6 @@ class PostgresChannelStorage:
         }
         if not _upsert(connection, values):
             raise ChannelWouldShrink("More was charged on this channel already. Read it again and try again.")
-        _pass_turn(connection, channel_id, pending)
 
 
 @contextmanager
@@ -262,25 +261,27 @@ def _upsert(connection: Connection[Any], values: dict[str, Any]) -> bool:
     return written.rowcount == 1
 
 
-def _pass_turn(connection: Connection[Any], channel_id: str, pending: PendingRequest | None) -> None:
-    """The channel is the pending request's as long as it is reserved; then it is free to who is in step."""
-    if pending is None:
+def _pass_turn(
+    connection: Connection[Any], channel_id: str, before: PendingRequest | None, after: PendingRequest | None
+) -> None:
+    """The turn is the pending request's as long as the channel is reserved for it; then it is anybody's."""
+    if after is not None:
         connection.execute(
             """
-            UPDATE stores.channel_turns SET corrects = true, ends_at = clock_timestamp() + %(lasts)s::interval
-            WHERE channel_id = %(channel_id)s
+            INSERT INTO stores.channel_turns (channel_id, holder, ends_at)
+            VALUES (%(channel_id)s, %(holder)s, to_timestamp(%(expires_at)s / 1000.0))
+            ON CONFLICT (channel_id) DO UPDATE SET holder = excluded.holder, ends_at = excluded.ends_at
             """,
-            {"channel_id": channel_id, "lasts": timedelta(seconds=ANSWER_SECONDS)},
+            {"channel_id": channel_id, "holder": after.pending_id, "expires_at": after.expires_at},
         )
-        return
-    connection.execute(
-        """
-        INSERT INTO stores.channel_turns (channel_id, corrects, ends_at)
-        VALUES (%(channel_id)s, false, to_timestamp(%(expires_at)s / 1000.0))
-        ON CONFLICT (channel_id) DO UPDATE SET corrects = excluded.corrects, ends_at = excluded.ends_at
-        """,
-        {"channel_id": channel_id, "expires_at": pending.expires_at},
-    )
+    elif before is not None:
+        connection.execute(
+            """
+            UPDATE stores.channel_turns SET ends_at = '-infinity'
+            WHERE channel_id = %(channel_id)s AND holder = %(holder)s
+            """,
+            {"channel_id": channel_id, "holder": before.pending_id},
+        )
 
 
 def _delete(connection: Connection[Any], channel_id: str) -> None:

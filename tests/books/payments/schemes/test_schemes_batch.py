@@ -21,8 +21,9 @@ from clients.bare_sdk import (
     sell_with_bare_sdk,
     shop_at,
 )
-from clients.pay import require
+from clients.pay import pay_with_node, require
 from fixtures.schemes import query, selling
+from fixtures.serve import serve
 from tollbook.books.payments.facilitator.in_process import FacilitatorUnreachable, InProcessFacilitator
 from tollbook.books.payments.schemes.batch import Channels, find_channel_fault
 from tollbook.books.payments.schemes.channels import claim, list_channels
@@ -72,7 +73,9 @@ async def test_row_o_with_the_bare_sdk_one_of_eight_parallel_requests_is_served(
     assert reasons == {ERR_CHANNEL_BUSY}
 
 
+@pytest.mark.parametrize("requests", [REQUESTS, 4 * REQUESTS])
 async def test_row_o_parallel_requests_on_one_channel_are_all_served_and_each_is_charged_once(
+    requests: int,
     schemes_chain: LocalChain,
     in_process: InProcessFacilitator,
     payer: LocalAccount,
@@ -81,21 +84,40 @@ async def test_row_o_parallel_requests_on_one_channel_are_all_served_and_each_is
 ) -> None:
     purse = schemes_chain.read_balance(payer.address)
     async with (
-        selling(make_app(0.3), seller, in_process, database_url, scheme="batch-settlement") as paywall,
+        selling(make_app(0.1), seller, in_process, database_url, scheme="batch-settlement") as paywall,
         shop_at(paywall, make_buyer(payer, schemes_chain.url)) as client,
     ):
         assert (await client.get("/ticks")).status_code == 200
-        answers = await asyncio.gather(*(client.get("/ticks") for _ in range(REQUESTS)))
-    assert [answer.status_code for answer in answers] == [200] * REQUESTS
+        answers = await asyncio.gather(*(client.get("/ticks") for _ in range(requests)))
+    assert [answer.status_code for answer in answers] == [200] * requests
     [channel] = PostgresChannelStorage(database_url).list()
-    assert channel.charged_cumulative_amount == str((REQUESTS + 1) * PRICE)
+    assert channel.charged_cumulative_amount == str((requests + 1) * PRICE)
     assert schemes_chain.read_balance(payer.address) == purse - int(channel.balance)
     booked = query(
         database_url,
         "SELECT count(*), sum(amount), count(DISTINCT tx_hash) FROM payments.x402_payments"
         " WHERE settlement = 'settled' AND scheme = 'batch-settlement'",
     )
-    assert booked == [(REQUESTS + 1, (REQUESTS + 1) * PRICE, 0)]
+    assert booked == [(requests + 1, (requests + 1) * PRICE, 0)]
+
+
+async def test_row_o_parallel_requests_of_the_typescript_client_are_all_served(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+) -> None:
+    variables = {"PAY_RPC": schemes_chain.url, "PAY_TIMES": str(REQUESTS)}
+    async with (
+        selling(make_app(0.1), seller, in_process, database_url, scheme="batch-settlement") as paywall,
+        serve(paywall) as url,
+    ):
+        ticks = f"{url}/ticks"
+        answers = await pay_with_node(ticks, payer, TOKEN_ADDRESS, "pay_channel.mjs", **variables)
+    assert answers == [200] * (1 + REQUESTS)
+    [channel] = PostgresChannelStorage(database_url).list()
+    assert channel.charged_cumulative_amount == str((1 + REQUESTS) * PRICE)
 
 
 async def test_row_p_with_the_bare_sdk_a_restart_of_both_sides_forgets_what_was_signed(
