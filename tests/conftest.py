@@ -4,6 +4,7 @@ pytest_plugins = [
     "fixtures.chain",
     "fixtures.database",
     "fixtures.facilitator",
+    "fixtures.lanes",
     "fixtures.paid_shop",
     "fixtures.schemes",
     "fixtures.solana",

@@ -5,7 +5,6 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +13,11 @@ import pytest
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
-from fixtures.lanes import count_paid, key_of, make_call, send_elsewhere
-from fixtures.rpc_proxy import Proxy, play_proxy
+from fixtures.lanes import count_paid, count_used, find, key_of, make_call, mine, send_elsewhere
+from fixtures.rpc_proxy import Proxy
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.lanes import (
-    Call,
     Lanes,
     NodeRefusedTransaction,
     NoGasMoney,
@@ -72,37 +70,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def own_chain(operator: LocalAccount) -> Iterator[LocalChain]:
-    """A chain of this test's own, on which the operator has gas money."""
-    with LocalChain.start() as own:
-        own.set_gas_money(operator.address)
-        yield own
-
-
-@pytest.fixture
-async def proxy(own_chain: LocalChain) -> AsyncIterator[Proxy]:
-    """A node that misbehaves, between the lanes and their chain."""
-    async with play_proxy(own_chain.url) as played:
-        yield played
-
-
-async def mine(lanes: Lanes, transaction: Transaction) -> Transaction:
-    mined = await lanes.wait(transaction.transaction_id, seconds_max=10)
-    assert mined.status == "mined"
-    return mined
-
-
-async def find(lanes: Lanes, call: Call) -> Transaction:
-    found = await lanes.find(call.purpose)
-    assert found is not None
-    return found
-
-
-def count_used(chain: LocalChain, account: LocalAccount) -> int:
-    return int(chain.call("eth_getTransactionCount", account.address, "latest"), 16)
-
-
 async def test_a_lost_answer_is_found_again_and_nothing_is_sent_twice(
     database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
 ) -> None:
@@ -128,7 +95,7 @@ async def test_a_sweep_finds_what_nobody_waited_for(
         await asyncio.gather(*map(lanes.submit, calls))
         mended = await lanes.mend()
         assert (mended.mined, mended.resent, mended.unclear) == (5, 0, 0)
-        assert {(await find(lanes, call)).status for call in calls} == {"mined"}
+        assert {(await find(lanes, call.purpose)).status for call in calls} == {"mined"}
     assert [count_paid(own_chain, call) for call in calls] == [1] * 5
 
 
@@ -140,7 +107,7 @@ async def test_a_transaction_that_was_not_taken_frees_its_nonce(
     async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)]) as lanes:
         with pytest.raises(NodeRefusedTransaction, match="txpool is full"):
             await lanes.submit(refused)
-        assert (await find(lanes, refused)).status == "dropped"
+        assert (await find(lanes, refused.purpose)).status == "dropped"
         assert (await mine(lanes, await lanes.submit(other))).nonce == 0
         assert (await mine(lanes, await lanes.submit(refused))).nonce == 1
     assert count_paid(own_chain, refused) == 1
@@ -173,12 +140,12 @@ async def test_a_killed_process_leaves_one_transaction_or_none(
     assert await process.wait() == -signal.SIGKILL
     monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
     async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **NOW) as lanes:
-        left = await find(lanes, call)
+        left = await find(lanes, call.purpose)
         assert left.status == ("reserved" if moment == "before signing" else "signed")
         sweeps = await asyncio.gather(*(lanes.mend() for _ in range(3)))
         if moment == "before signing":
             assert sum(mended.abandoned for mended in sweeps) == 1
-            assert (await find(lanes, call)).status == "dropped"
+            assert (await find(lanes, call.purpose)).status == "dropped"
         else:
             assert (await mine(lanes, left)).hash == left.hash
         assert (await mine(lanes, await lanes.submit(call))).nonce == 0
@@ -245,7 +212,9 @@ async def test_a_key_with_more_than_a_sweep_takes_does_not_hide_another_ones(dat
             ],
         )
     async with database.read() as tx:
-        found = await transactions.find_unfinished(tx, NETWORK, mined=False, sent_before=clock.now(), limit=2)
+        found = await transactions.find_unfinished(
+            tx, NETWORK, statuses=["signed"], sent_before=clock.now(), limit=2
+        )
     assert [(one.sender, one.nonce) for one in found] == [(gone, 0), (here, 0)]
 
 
@@ -304,7 +273,7 @@ async def test_a_stuck_transaction_offers_more_until_a_block_takes_it(
         own_chain.call("evm_mine")
         assert (await lanes.wait(sent[0].transaction_id, seconds_max=0.2)).status == "sent"
         assert (await lanes.mend()).bumped == 3
-        bumped = await find(lanes, calls[0])
+        bumped = await find(lanes, calls[0].purpose)
         assert bumped.hash != sent[0].hash
         assert bumped.hashes == [sent[0].hash, bumped.hash]
         assert (bumped.nonce, bumped.status) == (sent[0].nonce, "sent")
@@ -323,10 +292,10 @@ async def test_a_transaction_mined_under_an_older_hash_is_noticed(
         sent = await lanes.submit(call)
         proxy.refusals = {SEND: [NO_MATTER]}
         assert (await lanes.mend()).bumped == 0
-        assert len((await find(lanes, call)).hashes) == 2
+        assert len((await find(lanes, call.purpose)).hashes) == 2
         own_chain.call("evm_mine")
         assert (await lanes.mend()).mined == 1
-        mined = await find(lanes, call)
+        mined = await find(lanes, call.purpose)
         assert (mined.status, mined.hash) == ("mined", sent.hash)
 
 
@@ -366,7 +335,7 @@ async def test_a_nonce_that_was_used_elsewhere_is_given_up_when_that_is_final(
         send_elsewhere(own_chain, operator, 0)
         mended = await lanes.mend()
         assert (mended.reissued, mended.unclear) == (0, 0)
-        assert (await find(lanes, call)).nonce == 0
+        assert (await find(lanes, call.purpose)).nonce == 0
         own_chain.call("anvil_mine", "0x2")
         assert (await lanes.mend()).reissued == 1
         again = await mine(lanes, sent)
@@ -387,7 +356,7 @@ async def test_a_replacement_that_a_restored_database_forgot_is_found_and_not_pa
         own_chain.call("evm_setAutomine", True)
         for _ in range(2):
             await lanes.mend()
-        found = await find(lanes, call)
+        found = await find(lanes, call.purpose)
         assert (found.transaction_id, found.status, found.hash) == (sent.transaction_id, "mined", forgotten)
     assert count_paid(own_chain, call) == 1
 
@@ -402,7 +371,7 @@ async def test_a_displaced_transaction_stays_open_where_the_node_cannot_tell(
         await lanes.submit(call)
         own_chain.call("anvil_setNonce", operator.address, "0x1")
         assert (await lanes.mend()).unclear == 1
-        assert (await find(lanes, call)).status == "signed"
+        assert (await find(lanes, call.purpose)).status == "signed"
 
 
 async def test_a_nonce_taken_in_the_pool_is_not_fought_for(
@@ -450,10 +419,10 @@ async def test_a_vanished_block_puts_its_transactions_on_their_way_again(
         mended = await lanes.mend()
         assert (mended.orphaned, mended.resent, mended.confirmed) == (2, 2, 0)
         for call in calls:
-            await mine(lanes, await find(lanes, call))
+            await mine(lanes, await find(lanes, call.purpose))
         own_chain.call("anvil_mine", "0x2")
         assert (await lanes.mend()).confirmed == 2
-        assert {(await find(lanes, call)).confirmed_at is not None for call in calls} == {True}
+        assert {(await find(lanes, call.purpose)).confirmed_at is not None for call in calls} == {True}
     assert [count_paid(own_chain, call) for call in calls] == [1, 1]
 
 

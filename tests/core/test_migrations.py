@@ -37,7 +37,7 @@ def read_schemas(connection: psycopg.Connection) -> list[str]:
 
 
 def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> None:
-    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes"]
+    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes", "0004_lanes_lost"]
     for _ in range(2):
         for name in NAMES:
             run(empty, name, "up")

@@ -47,6 +47,18 @@ HTTP_REQUESTS = Counter(
     ("method", "route", "status"),
     registry=REGISTRY,
 )
+LOST = Counter(
+    "tollbook_transactions_lost",
+    "Our transactions that were final, and that the chain took back.",
+    ("network",),
+    registry=REGISTRY,
+)
+KEYLESS = Gauge(
+    "tollbook_transactions_without_key",
+    "Our open transactions whose operator's key is not configured here: nobody looks after them.",
+    ("network",),
+    registry=REGISTRY,
+)
 POOL = Gauge(
     "tollbook_pool", "Database connections: size, idle, and requests waiting.", ("state",), registry=REGISTRY
 )

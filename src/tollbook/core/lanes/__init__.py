@@ -18,7 +18,7 @@ from tollbook.core.lanes import transactions
 from tollbook.core.lanes.fees import FEE_PER_GAS_MAX, FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Key, SigningKeyUnusable
 from tollbook.core.lanes.mend import Mended, mend_network
-from tollbook.core.lanes.network import NetworkLanes, StillReserved
+from tollbook.core.lanes.network import NetworkLanes, StillReserved, SubmissionOpen
 from tollbook.core.lanes.node import BATCH_MAX, Node
 from tollbook.core.lanes.outcomes import NodeRefusedTransaction, NoGasMoney, NonceContested
 from tollbook.core.lanes.receipts import Receipts
@@ -37,6 +37,7 @@ __all__ = [
     "PurposeReused",
     "SigningKeyUnusable",
     "StillReserved",
+    "SubmissionOpen",
     "Transaction",
     "UnknownTransaction",
 ]
@@ -45,6 +46,7 @@ RECENT_MAX = 1_000
 ADOPT_PAUSE_SECONDS = 0.05  # then a purpose that another process is about to sign is looked at again
 ADOPT_TRIES_MAX = 300  # longer than it takes until that process is taken for dead
 BATCHES_MAX = 2  # of one network at once: while one is on its way, the next one gathers
+SUBMIT_SECONDS_MAX = 30.0  # then nobody waits for a node any longer, and no batch holds up the next ones
 LOST_SECONDS = 5.0  # a signed transaction that no node is known to have is handed out again after this
 STUCK_SECONDS = 30.0  # a sent one that no block takes gets higher fees after this
 
@@ -124,7 +126,7 @@ class Lanes:
                 self._start(queue)
                 await asyncio.gather(*queue.batches, return_exceptions=True)
         for pending in list(self._pending.values()):  # they wait for other processes
-            self._conclude(pending, StillReserved(f"{pending.call.purpose} was not waited for. Ask again."))
+            self._conclude(pending, self._leave_open(pending.call.purpose))
         for queue in self._queues.values():
             await queue.receipts.aclose()
             await queue.lanes.aclose()
@@ -140,8 +142,8 @@ class Lanes:
         It is committed before any node sees it. Status `sent`: a node has it; `signed`: whether one has it is
         not known, and `mend` sends it again. Raises where it is sure that nothing was sent: NoGasMoney,
         NodeRefusedTransaction, NonceContested, FeesAboveCap, PurposeReused, CallMalformed, UnknownNetwork,
-        ChainUnreachable; the purpose may then be submitted again. DatabaseUnreachable and StillReserved leave
-        it open.
+        ChainUnreachable; the purpose may then be submitted again. DatabaseUnreachable and SubmissionOpen
+        leave it open: the latter within SUBMIT_SECONDS_MAX, however long a node keeps silent.
         """
         call = call.check()
         queue = self._get_queue(call.network)
@@ -156,7 +158,11 @@ class Lanes:
             self._enqueue(queue, call)
         elif pending.call.fingerprint != call.fingerprint:
             raise PurposeReused(f"{call.purpose} is the purpose of another transaction. Nothing was sent.")
-        return await asyncio.shield(pending.answer)
+        try:
+            async with asyncio.timeout(SUBMIT_SECONDS_MAX):
+                return await asyncio.shield(pending.answer)
+        except TimeoutError:
+            raise self._leave_open(call.purpose) from None
 
     async def wait(self, transaction_id: int, *, seconds_max: float) -> Transaction:
         """The transaction when it is mined, with its receipt; as it is where that takes too long.
@@ -183,9 +189,19 @@ class Lanes:
 
         Raises ChainUnreachable, DatabaseUnreachable; what was mended before stays mended.
         """
+        sweeps = [
+            mend_network(queue.lanes, self._lost_seconds, self._stuck_seconds)
+            for queue in self._queues.values()
+        ]
         mended = Mended()
-        for queue in self._queues.values():
-            mended.add(await mend_network(queue.lanes, self._lost_seconds, self._stuck_seconds))
+        failures: list[BaseException] = []
+        for swept in await asyncio.gather(*sweeps, return_exceptions=True):
+            if isinstance(swept, Mended):
+                mended.add(swept)
+            else:
+                failures.append(swept)  # a node that is down keeps nobody from the other networks
+        if failures:
+            raise failures[0]
         return mended
 
     async def _load(self, transaction_id: int) -> Transaction:
@@ -216,7 +232,16 @@ class Lanes:
         self._start(queue)
 
     async def _send(self, queue: _Queue, batch: Sequence[Call]) -> None:
-        self._answer(queue, await queue.lanes.issue(batch, self._lost_seconds))
+        """Cut off after a while, as a kill would: what was written down by then is for `mend`."""
+        try:
+            async with asyncio.timeout(SUBMIT_SECONDS_MAX):
+                answers = await queue.lanes.issue(batch)
+        except TimeoutError:
+            answers = {call.purpose: self._leave_open(call.purpose) for call in batch}
+        self._answer(queue, answers)
+
+    def _leave_open(self, purpose: str) -> SubmissionOpen:
+        return SubmissionOpen(f"Whether {purpose} was sent is not known yet. Ask for it again.")
 
     def _enqueue(self, queue: _Queue, call: Call) -> None:
         if call.purpose not in self._pending:

@@ -2,22 +2,28 @@
 
 import logging
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from tollbook.core import clock
+from tollbook.core import clock, local_chain, telemetry
+from tollbook.core.chains import ChainUnreachable
 from tollbook.core.lanes import nonces, transactions
 from tollbook.core.lanes.fees import FeesAboveCap
+from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.lanes.node import Ask
-from tollbook.core.lanes.outcomes import Outcome, find_call, find_holder, find_known, find_mined
+from tollbook.core.lanes.outcomes import Outcome, find_block, find_call, find_holder, find_known, find_mined
 from tollbook.core.lanes.transactions import GAS_MIN, Call, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
 FILL_MAX = 100  # gaps closed in one sweep
 FILLER = "lanes: close a gap "
+BEHIND_SECONDS = 600.0  # for so long a chain must know less than is final here, before it is believed
+SILENCES_MAX = 3  # answers to resending that are lost: then the node is left alone until the next sweep
+REHEARSAL = local_chain.NETWORK  # a shorter chain is one that was rolled back here, and not a node that lags
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +36,9 @@ class Mended:
     the node again. `bumped`: with higher fees. `above_cap`: stuck, and the fee cap forbids more, or ten times
     of what is asked is offered. `reissued`: displaced by a stranger's transaction, sent under a new nonce.
     `dropped`: displaced, and not sent again. `filled`: gaps closed. `confirmed`: deep enough. `orphaned`:
-    their block disappeared. `unclear`: the node cannot tell what became of them. `no_gas_money`: refused
-    since the account is empty.
+    their block disappeared. `lost`: it disappeared although it was deep enough. `unclear`: the node cannot
+    tell what became of them. `keyless`: open, and their key is not here. `no_gas_money`: refused since the
+    account is empty.
     """
 
     abandoned: int = 0
@@ -44,7 +51,9 @@ class Mended:
     filled: int = 0
     confirmed: int = 0
     orphaned: int = 0
+    lost: int = 0
     unclear: int = 0
+    keyless: int = 0
     no_gas_money: int = 0
 
     def add(self, other: "Mended") -> None:
@@ -68,22 +77,26 @@ class _Sweep:
         self._now: datetime = clock.now()
         self._used: dict[str, int] = {}
         self._head = 0
+        self._silences = 0
         self.mended = Mended()
 
     async def run(self) -> None:
         self._lanes.fees.forget()
         self.mended.abandoned = await self._lanes.free_abandoned()
-        self._used = dict(await self._lanes.look())
+        self._used = await self._lanes.look()
         self._head = await self._node.ask_int("eth_blockNumber")
-        await self._mend_open(await self._find(mined=False))
-        await self._mend_mined(await self._find(mined=True))
+        for sender, used in self._used.items():
+            await self._find_lost(sender, used)
+        await self._mend_open(await self._find("signed", "sent"))
+        await self._mend_mined(await self._find("mined"))
+        await self._mend_lost(await self._find("lost"))
         for sender, used in self._used.items():
             await self._fill(sender, used)
 
-    async def _find(self, *, mined: bool) -> list[Unfinished]:
+    async def _find(self, *statuses: str) -> list[Unfinished]:
         async with self._lanes.database.read() as tx:
             return await transactions.find_unfinished(
-                tx, self._node.network, mined=mined, sent_before=self._now - self._lost, limit=SWEEP_MAX
+                tx, self._node.network, statuses=statuses, sent_before=self._now - self._lost, limit=SWEEP_MAX
             )
 
     # What is signed or sent --------------------------------------------------------------------------------
@@ -95,7 +108,7 @@ class _Sweep:
         base_fee = await self._lanes.fees.find_base_fee() if left else 0
         for row in left:
             if row.sender not in self._used:
-                self.mended.unclear += 1  # its key is not here
+                self.mended.keyless += 1
             elif row.nonce < self._used[row.sender]:
                 await self._mend_displaced(row)
             elif row.hash not in known and row.fee_max >= base_fee:
@@ -112,9 +125,21 @@ class _Sweep:
         return set(mined)
 
     async def _resend(self, row: Unfinished) -> None:
-        outcome = await self._lanes.resend(row, row.fees)
-        self.mended.resent += outcome is Outcome.TAKEN
-        self._note_refusal(row, outcome)
+        self.mended.resent += await self._hand_out(row, row.fees) is Outcome.TAKEN
+
+    async def _hand_out(self, row: Unfinished, fees: Fees) -> Outcome:
+        """One whose answer is lost must not keep the others waiting, nor a node that keeps silent for all."""
+        try:
+            outcome = await self._lanes.resend(row, fees)
+        except ChainUnreachable:
+            self._silences += 1
+            if self._silences >= SILENCES_MAX:
+                raise
+            return Outcome.UNCLEAR
+        if outcome is Outcome.NO_GAS_MONEY:
+            self.mended.no_gas_money += 1
+            logger.warning("%s", self._lanes.name_empty(row.sender).sentence)
+        return outcome
 
     async def _bump(self, row: Unfinished, base_fee: int) -> None:
         """Offer more for the next one in its lane, and for all that the base fee has left behind."""
@@ -125,38 +150,43 @@ class _Sweep:
         if fees is None:
             self.mended.above_cap += 1
         elif row.nonce == self._used[row.sender] or row.fee_max < base_fee:
-            outcome = await self._lanes.resend(row, fees)
-            self.mended.bumped += outcome is Outcome.TAKEN
-            self._note_refusal(row, outcome)
-
-    def _note_refusal(self, row: Unfinished, outcome: Outcome) -> None:
-        if outcome is Outcome.NO_GAS_MONEY:
-            self.mended.no_gas_money += 1
-            logger.warning("%s", self._lanes.name_empty(row.sender).sentence)
+            self.mended.bumped += await self._hand_out(row, fees) is Outcome.TAKEN
 
     async def _mend_displaced(self, row: Unfinished) -> None:
         """Its nonce is used, and not by it. Only a stranger's transaction that is final proves that."""
-        holder = await find_holder(self._node, row.sender, row.nonce)
-        if holder is None or holder[0] in row.hashes:
-            self.mended.unclear += 1
+        holder = await self._find_deep_holder(row)
+        if holder is None:
             return
-        if not self._is_deep(holder[1]):
+        is_ours = await find_call(self._node, holder) == self._lanes.read_call(row)
+        if is_ours:  # bumped by one whose books were lost since: the next sweep finds it by this hash
+            async with self._lanes.database.write() as tx:
+                await transactions.record_resend(tx, row, holder, row.fees)
             return
-        call = self._lanes.read_call(row)
-        is_ours = await find_call(self._node, holder[0]) == (call.to, call.value, call.data)
-        async with self._lanes.database.write() as tx:
-            if is_ours:  # bumped by one whose books were lost since: the next sweep finds it by this hash
-                await transactions.record_resend(tx, row, holder[0], row.fees)
-                return
-            if not await transactions.drop(tx, row.transaction_id, row.hash, row.sends):
-                return
-        logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder[0])
+        logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder)
         if row.purpose.startswith(FILLER):
-            self.mended.dropped += 1
-            return
-        sent = _count_sent((await self._lanes.issue([call], self._lost.total_seconds())).values())
-        self.mended.reissued += sent
-        self.mended.dropped += 1 - sent
+            self.mended.dropped += await self._drop(row)
+        elif (outcome := await self._lanes.renumber(row)) is not None:
+            self.mended.reissued += outcome is Outcome.TAKEN
+
+    async def _drop(self, row: Unfinished) -> bool:
+        async with self._lanes.database.write() as tx:
+            return await transactions.drop(tx, row.transaction_id, row.hash, row.sends)
+
+    async def _find_deep_holder(self, row: Unfinished) -> str | None:
+        """The stranger's transaction that used its nonce, once it is final; written down when first seen."""
+        block = None
+        if row.holder_hash is not None:
+            block = await find_block(self._node, row.holder_hash)
+        holder_hash = row.holder_hash
+        if block is None:
+            holder = await find_holder(self._node, row.sender, row.nonce)
+            if holder is None or holder[0] in row.hashes:
+                self.mended.unclear += 1
+                return None
+            holder_hash, block = holder
+            async with self._lanes.database.write() as tx:
+                await transactions.record_holder(tx, row, holder_hash)
+        return holder_hash if self._is_deep(block) else None
 
     # What is mined -----------------------------------------------------------------------------------------
 
@@ -205,6 +235,76 @@ class _Sweep:
     def _is_deep(self, block_number: int) -> bool:
         return self._head - block_number + 1 >= self._lanes.confirmations
 
+    # What was final, and is no more ------------------------------------------------------------------------
+
+    async def _find_lost(self, sender: str, used: int) -> None:
+        """Final ones that the chain knows nothing of: the lane would wait for their nonces for ever."""
+        since, network = self._lanes.behind_since, self._node.network
+        async with self._lanes.database.read() as tx:
+            rows = await transactions.find_final(tx, network, sender, used, SWEEP_MAX)
+            reset_at = await nonces.find_reset(tx, network)
+        if not rows:
+            since.pop(sender, None)
+            return
+        if sender not in since:
+            logger.warning(
+                "%s has %s transactions of %s, and the books have %s final ones more. Its node lags, or "
+                "the chain was rolled back. If that does not change in %.0f seconds, those that the node "
+                "does not know are given up, and the lane goes on.",
+                network,
+                used,
+                sender,
+                len(rows),
+                BEHIND_SECONDS,
+            )
+        first_seen = since.setdefault(sender, time.monotonic())
+        is_old = time.monotonic() - first_seen >= BEHIND_SECONDS
+        of_former = {
+            row.transaction_id for row in rows if reset_at and row.mined_at and row.mined_at < reset_at
+        }
+        lost = await self._leave_out_known([row for row in rows if is_old or row.transaction_id in of_former])
+        there = await self._read_block_hashes({cast(int, row.block_number) for row in lost})
+        moved_on = network == REHEARSAL
+        lost = [
+            row
+            for row in lost
+            if (now_there := there[cast(int, row.block_number)]) != row.block_hash
+            and (now_there is not None or moved_on or row.transaction_id in of_former)
+        ]
+        if not lost:
+            return
+        async with self._lanes.database.write() as tx:
+            count = await transactions.record_lost(tx, lost)
+        self.mended.lost += count
+        telemetry.LOST.labels(network).inc(count)
+        logger.error(
+            "%s transactions of %s on %s that were final are on the chain no more, nonces %s to %s. What "
+            "they paid did not happen: run `tollbook payments reconcile`.",
+            count,
+            sender,
+            network,
+            lost[0].nonce,
+            lost[-1].nonce,
+        )
+
+    async def _leave_out_known(self, rows: Sequence[Transaction]) -> list[Transaction]:
+        mined = await find_mined(self._node, [(row.transaction_id, row.hashes) for row in rows])
+        left = [row for row in rows if row.transaction_id not in mined]
+        known = await find_known(self._node, [one for row in left for one in row.hashes])
+        return [row for row in left if known.isdisjoint(row.hashes)]
+
+    async def _mend_lost(self, rows: Sequence[Unfinished]) -> None:
+        """Once their nonces are used: they came back, or never will."""
+        if not rows:
+            return
+        async with self._lanes.database.write() as tx:
+            self.mended.dropped += await transactions.drop_lost(tx, self._node.network)
+        used = [row for row in rows if row.nonce < self._used.get(row.sender, 0)]
+        found = await self._record_mined(used)
+        for row in used:
+            if row.transaction_id not in found and await self._find_deep_holder(row) is not None:
+                self.mended.dropped += await self._drop(row)
+
     # What is missing ---------------------------------------------------------------------------------------
 
     async def _fill(self, sender: str, used: int) -> None:
@@ -217,7 +317,7 @@ class _Sweep:
             Call(self._node.network, FILLER + secrets.token_hex(16), sender, b"", GAS_MIN, sender=sender)
             for _ in range(min(gaps, FILL_MAX))
         ]
-        issued = await self._lanes.issue(fillers, self._lost.total_seconds(), only_gaps=True)
+        issued = await self._lanes.issue(fillers, only_gaps=True)
         self.mended.filled += _count_sent(issued.values())
 
 

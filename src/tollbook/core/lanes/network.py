@@ -4,9 +4,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, cast
+
+from psycopg import Rollback
 
 from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
@@ -31,17 +33,27 @@ from tollbook.core.lanes.transactions import Call, PurposeReused, Signed, Transa
 ISSUE_ATTEMPTS_MAX = 8  # each under new nonces, where others took the last ones or an account was empty
 EMPTY_SECONDS = 5.0  # an account without gas money is passed over for so long, where there are others
 RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is taken for dead
+LOOKS_MAX = 8  # transactions of a batch that are looked into at once
+LEAP_MAX = 10_000  # a count that is so far above ours is believed when it is told again
+LEAP_SECONDS = 5.0  # after so long
+KEPT = {Outcome.TAKEN: "sent", Outcome.UNCLEAR: "signed"}  # the status of what is left as it is
 
 logger = logging.getLogger(__name__)
 
 Issued = dict[str, Transaction | Exception]
 
 
-class StillReserved(Refusal):
+class SubmissionOpen(Refusal):
+    """Whether it was sent, or is about to be, is not known yet. Ask again for the same purpose."""
+
+    reason: ClassVar[str] = "submission-open"
+    status: ClassVar[int] = 503
+
+
+class StillReserved(SubmissionOpen):
     """Another process has reserved a nonce for it, and has not signed it yet."""
 
     reason: ClassVar[str] = "still-reserved"
-    status: ClassVar[int] = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +80,12 @@ class NetworkLanes:
         self.chain_id = int(node.network.partition(":")[2])
         self._opening = asyncio.Lock()
         self._open = False
+        self._genesis = ""
+        self.behind_since: dict[str, float] = {}  # by key, since when the chain knows less than is final here
         self._empty_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def issue(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool = False) -> Issued:
+    async def issue(self, calls: Sequence[Call], *, only_gaps: bool = False) -> Issued:
         """Send each call once; by purpose, its transaction or why there is none.
 
         Calls that pin a sender all pin the same one.
@@ -79,52 +93,78 @@ class NetworkLanes:
         issued: Issued = {}
         waiting = list(calls)
         for _ in range(ISSUE_ATTEMPTS_MAX):
-            answers = await self._issue_or_name(waiting, lost_seconds, only_gaps=only_gaps)
+            answers = await self._issue_or_name(waiting, only_gaps=only_gaps)
             issued |= {key: one.refusal if isinstance(one, _Again) else one for key, one in answers.items()}
             waiting = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
             if not waiting:
                 break
         return issued
 
-    async def _issue_or_name(
-        self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool
-    ) -> _Answers:
+    async def _issue_or_name(self, calls: Sequence[Call], *, only_gaps: bool) -> _Answers:
         try:
-            return await self._issue_once(calls, lost_seconds, only_gaps=only_gaps)
-        except (ChainUnreachable, FeesAboveCap) as refusal:
-            # Nothing new was sent. But a purpose that was sent before must not look as if it never was.
-            return {call.purpose: await self._find_sent(call, lost_seconds) or refusal for call in calls}
+            try:
+                return await self._issue_once(calls, only_gaps=only_gaps)
+            except (ChainUnreachable, FeesAboveCap) as refusal:
+                # Nothing new was sent. But a purpose that was sent before must not look as if it never was.
+                refused: _Answers = {call.purpose: refusal for call in calls}
+                adopted = (await self._adopt(calls)).items()
+                return refused | {key: one for key, one in adopted if not isinstance(one, _Again)}
         except Exception as error:  # what came of an earlier attempt must not be lost with this one
             return dict.fromkeys((call.purpose for call in calls), error)
 
-    async def _find_sent(self, call: Call, lost_seconds: float) -> Transaction | Exception | None:
-        try:
-            async with self.database.statement() as tx:
-                rows = await transactions.find(tx, purposes=[call.purpose])
-            if not rows or rows[0].status == "dropped":
-                return None
-            answer = await self._adopt(call, lost_seconds)
-        except Exception as error:  # not even this is known now
-            return error
-        return None if isinstance(answer, _Again) else answer
-
-    async def look(self) -> list[tuple[str, int]]:
+    async def look(self) -> dict[str, int]:
         """How many transactions of each key are in blocks; the lanes never fall behind that.
 
-        Raises ChainUnreachable; also where the node is of another chain.
+        Raises ChainUnreachable; also where the node is of another chain, or counts at random.
         """
+        counts = await self._count()
+        if await self._find_leaps(counts):
+            await asyncio.sleep(LEAP_SECONDS)
+            before, counts = counts, await self._count()
+            for sender in await self._find_leaps(counts):
+                if abs(max(counts[sender]) - max(before[sender])) > LEAP_MAX:
+                    raise self.node.complain(f"it counts {before[sender]}, then {counts[sender]} of {sender}")
+        async with self.database.write() as tx:
+            for sender, (used, pending) in counts.items():
+                await nonces.jump(tx, self.node.network, sender, used, pending)
+        return {sender: used for sender, (used, _) in counts.items()}
+
+    async def _count(self) -> dict[str, tuple[int, int]]:
+        """By key, the transactions in blocks, and with those that wait."""
         tags = ("latest", "pending")
         counts = [Ask("eth_getTransactionCount", (key, tag)) for key in self.keys for tag in tags]
-        said = await self.node.ask_all([Ask("eth_chainId"), *counts])
-        if self.node.read_int("eth_chainId", said[0].result) != self.chain_id:
+        genesis = Ask("eth_getBlockByNumber", ("0x0", False))
+        chain, first, *said = await self.node.ask_all([Ask("eth_chainId"), genesis, *counts])
+        if self.node.read_int("eth_chainId", chain.result) != self.chain_id:
             raise self.node.complain("it is the node of another chain")
-        numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said[1:]]
-        async with self.database.write() as tx:
-            for key, used, pending in zip(self.keys, numbers[::2], numbers[1::2], strict=True):
-                await nonces.jump(tx, self.node.network, key, used, pending)
-        return list(zip(self.keys, numbers[::2], strict=True))
+        await self._note_chain(first.result)
+        numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said]
+        return dict(zip(self.keys, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
-    async def _issue_once(self, calls: Sequence[Call], lost_seconds: float, *, only_gaps: bool) -> _Answers:
+    async def _find_leaps(self, counts: Mapping[str, tuple[int, int]]) -> list[str]:
+        async with self.database.read() as tx:
+            highest = {sender: max(both) for sender, both in counts.items()}
+            return await nonces.find_leaps(tx, self.node.network, highest, LEAP_MAX)
+
+    async def _note_chain(self, genesis: object) -> None:
+        """Whether it is the chain that it was: one of the same number may have been begun anew."""
+        hash_ = cast(dict[str, object], genesis).get("hash") if isinstance(genesis, dict) else None
+        if not isinstance(hash_, str) or hash_ == self._genesis:
+            return  # some nodes have forgotten their first block
+        async with self.database.write() as tx:
+            former = await nonces.record_chain(tx, self.node.network, hash_.lower())
+        self._genesis = hash_
+        if former is not None:
+            logger.error(
+                "%s is another chain than the books know: its first block is %s, and was %s. What the "
+                "former one had of our transactions is gone with it, and the lanes go on without. If nobody "
+                "has begun it anew, check the RPC URL; if somebody has, begin with an empty database too.",
+                self.node.network,
+                hash_,
+                former,
+            )
+
+    async def _issue_once(self, calls: Sequence[Call], *, only_gaps: bool) -> _Answers:
         fees = await self.fees.choose()
         async with self._opening:
             if not self._open:
@@ -136,10 +176,7 @@ class NetworkLanes:
         answers: _Answers = {}
         if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
             answers |= await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce))
-        for row in rows:
-            if not row.taken:
-                answers[row.purpose] = await self._adopt(by_purpose[row.purpose], lost_seconds)
-        return answers
+        return answers | await self._adopt([by_purpose[row.purpose] for row in rows if not row.taken])
 
     def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
         assert row.sender is not None
@@ -162,8 +199,22 @@ class NetworkLanes:
             self._spawn(transactions.record_sent(self.database, sent))
         # What is not ours was reserved for so long that it was taken for abandoned.
         answers: _Answers = {one.purpose: self._contest() for one in new}
+        looks = asyncio.Semaphore(LOOKS_MAX)
+
+        async def conclude(one: Signed, outcome: Outcome, answer: Said) -> None:
+            async with looks:
+                try:
+                    answers[one.purpose] = await self._conclude(by_purpose[one.purpose], one, outcome, answer)
+                except Exception as error:  # the others' answers are not lost with this one's
+                    answers[one.purpose] = error
+
+        doubtful: list[Coroutine[None, None, None]] = []
         for one, outcome, answer in zip(sending, outcomes, said, strict=True):
-            answers[one.purpose] = await self._conclude(by_purpose[one.purpose], one, outcome, answer)
+            if (status := KEPT.get(outcome)) is not None:
+                answers[one.purpose] = self._describe(one, status)
+            else:
+                doubtful.append(conclude(one, outcome, answer))
+        await asyncio.gather(*doubtful)
         return answers
 
     async def broadcast(self, sending: Sequence[Signed]) -> list[Said]:
@@ -184,23 +235,17 @@ class NetworkLanes:
     async def _conclude(
         self, call: Call, one: Signed, outcome: Outcome, said: Said
     ) -> Transaction | Exception | _Again:
-        match outcome:
-            case Outcome.TAKEN:
-                return self._describe(one, "sent")
-            case Outcome.UNCLEAR:
-                return self._describe(one, "signed")
-            case Outcome.NO_GAS_MONEY | Outcome.NOT_TAKEN:
-                if not await self._free([one]):
-                    return self._describe(one, "signed")  # another process handed it out meanwhile
-                if outcome is Outcome.NO_GAS_MONEY:
-                    return self._pass_on(call, one.sender)
-                self.fees.forget()
-                return NodeRefusedTransaction(
-                    f"The node of {self.node.network} did not take {one.purpose}: {said.error}. "
-                    "Nothing was sent. Try again later."
-                )
-            case Outcome.KNOWN | Outcome.NONCE_TOO_LOW | Outcome.OCCUPIED:
-                return await self._look_into(one, outcome)
+        if outcome not in (Outcome.NO_GAS_MONEY, Outcome.NOT_TAKEN):
+            return await self._look_into(one, outcome)
+        if not await self._free([one]):
+            return self._describe(one, "signed")  # another process handed it out meanwhile
+        if outcome is Outcome.NO_GAS_MONEY:
+            return self._pass_on(call, one.sender)
+        self.fees.forget()
+        return NodeRefusedTransaction(
+            f"The node of {self.node.network} did not take {one.purpose}: {said.error}. "
+            "Nothing was sent. Try again later."
+        )
 
     async def _look_into(self, one: Signed, outcome: Outcome) -> Transaction | _Again:
         """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one."""
@@ -241,65 +286,80 @@ class NetworkLanes:
             )
         )
 
-    async def _adopt(self, call: Call, lost_seconds: float) -> Transaction | Exception | _Again:
-        """The transaction that has this purpose already; handed to the node again if it may be lost."""
+    async def _adopt(self, calls: Sequence[Call]) -> _Answers:
+        """The transactions that have these purposes already. One that was lost on its way is for `mend`."""
+        if not calls:
+            return {}
+        by_purpose = {call.purpose: call for call in calls}
         async with self.database.read() as tx:
-            fingerprint = await transactions.find_fingerprint(tx, call.purpose)
-            (transaction,) = await transactions.find(tx, purposes=[call.purpose])
-        if fingerprint != call.fingerprint or call.sender not in (None, transaction.sender):
+            fingerprints = await transactions.find_fingerprints(tx, list(by_purpose))
+            found = await transactions.find(tx, purposes=list(by_purpose))
+        if any(one.status == "reserved" for one in found):
+            await self.free_abandoned()
+        return {
+            one.purpose: self._judge(by_purpose[one.purpose], one, fingerprints[one.purpose]) for one in found
+        }
+
+    def _judge(self, call: Call, found: Transaction, fingerprint: bytes) -> Transaction | Exception | _Again:
+        if fingerprint != call.fingerprint or call.sender not in (None, found.sender):
             return PurposeReused(
                 f"{call.purpose} is the purpose of another transaction. "
                 "Give each call a purpose of its own. Nothing was sent."
             )
-        match transaction.status:
-            case "signed":
-                return await self._find_lost(transaction, lost_seconds)
+        match found.status:
             case "dropped":
                 return self._contest()
             case "reserved":
-                await self.free_abandoned()
                 return StillReserved(f"Another process is about to send {call.purpose}. Ask for it again.")
             case _:
-                return transaction
-
-    async def _find_lost(self, transaction: Transaction, lost_seconds: float) -> Transaction:
-        before = clock.now() - timedelta(seconds=lost_seconds)
-        async with self.database.read() as tx:
-            rows = await transactions.find_unfinished(
-                tx, self.node.network, mined=False, sent_before=before, limit=1, purpose=transaction.purpose
-            )
-        if rows and await self.resend(rows[0], rows[0].fees) is Outcome.TAKEN:
-            return replace(transaction, status="sent")
-        return transaction
+                return found
 
     async def resend(self, row: Unfinished, fees: Fees) -> Outcome:
         """Hand a transaction to the node again, with the same fees or higher ones.
 
         A refusal is told, and changes nothing: what was sent before may have arrived.
+        Raises ChainUnreachable.
         """
-        key = self.keys.get(row.sender)
-        if key is None:
+        if row.sender not in self.keys:
             return Outcome.UNCLEAR
-        call = self.read_call(row)
-        raw, hash_ = key.sign(Draft(self.chain_id, row.nonce, row.gas, fees, call.to, call.value, call.data))
+        raw, hash_ = self._sign_again(row, row.nonce, fees)
         async with self.database.write() as tx:
             if not await transactions.record_resend(tx, row, hash_, fees):
                 return Outcome.UNCLEAR
-        try:
-            said = await self.node.ask_all([Ask("eth_sendRawTransaction", ("0x" + raw.hex(),))])
-            outcome = read_outcome(said[0])
-            if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
-                outcome = Outcome.TAKEN
-        except ChainUnreachable:
-            return Outcome.UNCLEAR
+        return await self._hand_out(row, raw, hash_)
+
+    async def renumber(self, row: Unfinished) -> Outcome | None:
+        """Send it under a new nonce: its own is another's for good. None where somebody came first.
+
+        One commit takes the old nonce from it and gives it the new one: whoever is killed here loses nothing.
+        Raises ChainUnreachable, FeesAboveCap.
+        """
+        fees, is_ours = await self.fees.choose(), False
+        async with self.database.write() as tx:
+            nonce = await nonces.take_one(tx, self.node.network, row.sender)
+            raw, hash_ = self._sign_again(row, nonce, fees)
+            is_ours = await transactions.renumber(tx, row, nonce, hash_, fees)
+            if not is_ours:
+                raise Rollback  # the nonce goes back
+        return await self._hand_out(row, raw, hash_) if is_ours else None
+
+    def _sign_again(self, row: Unfinished, nonce: int, fees: Fees) -> tuple[bytes, str]:
+        to, value, data = self.read_call(row)
+        return self.keys[row.sender].sign(Draft(self.chain_id, nonce, row.gas, fees, to, value, data))
+
+    async def _hand_out(self, row: Unfinished, raw: bytes, hash_: str) -> Outcome:
+        said = await self.node.ask_all([Ask("eth_sendRawTransaction", ("0x" + raw.hex(),))])
+        outcome = read_outcome(said[0])
+        if outcome is Outcome.KNOWN and await find_known(self.node, [hash_]):
+            outcome = Outcome.TAKEN
         if outcome is Outcome.TAKEN:
             await transactions.record_sent(self.database, {row.transaction_id: hash_})
         return outcome
 
-    def read_call(self, row: Unfinished) -> Call:
-        """What it is to do, as it was asked for, pinned to the key it was signed with."""
-        to, value, data = self.keys[row.sender].open_call(row.transaction_id, row.sealed_call)
-        return Call(row.network, row.purpose, to, data, row.gas, value, row.sender)
+    def read_call(self, row: Unfinished) -> tuple[str, int, bytes]:
+        """The receiver, the value and the call data of one whose key is here, and that is open."""
+        assert row.sealed_call is not None
+        return self.keys[row.sender].open_call(row.transaction_id, row.sealed_call)
 
     def name_empty(self, sender: str) -> NoGasMoney:
         """Which account is to be funded."""

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+from psycopg.errors import UniqueViolation
 
 from tollbook.core import clock, ids
-from tollbook.core.database import Database, WriteTx
+from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.lanes.transactions import Call
+
+TWINS_MAX = 5  # attempts, where an id that was made in the same millisecond is the same one
+ID_CONSTRAINT = "transactions_pkey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,18 @@ async def take_nonces(
     database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
 ) -> list[Taken]:
     """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
+    for attempt in range(1, TWINS_MAX + 1):
+        try:
+            return await _take(database, network, senders, calls, only_gaps=only_gaps)
+        except UniqueViolation as error:
+            if error.diag.constraint_name != ID_CONSTRAINT or attempt == TWINS_MAX:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def _take(
+    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
+) -> list[Taken]:
     calls = sorted(calls, key=lambda call: call.purpose)
     # One statement that is its own transaction: the lane's row is locked for no round trip to this process.
     async with database.statement() as tx:
@@ -46,6 +63,37 @@ async def take_nonces(
             },
             into=Taken,
         )
+
+
+async def take_one(tx: WriteTx, network: str, sender: str) -> int:
+    """A nonce for a transaction that lost its own: the lowest free one. The lane is locked until the end."""
+    lane = {"network": network, "sender": sender}
+    fresh = await tx.value(
+        """
+        SELECT next_nonce FROM core.lanes WHERE network = %(network)s AND sender = %(sender)s
+        FOR NO KEY UPDATE
+        """,
+        lane,
+    )
+    gap = await tx.value(
+        """
+        DELETE FROM core.lane_gaps g WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce = (
+            SELECT min(f.nonce) FROM core.lane_gaps f
+            WHERE f.network = %(network)s AND f.sender = %(sender)s
+        ) RETURNING g.nonce
+        """,
+        lane,
+    )
+    if gap is not None:
+        return gap
+    await tx.execute(
+        """
+        UPDATE core.lanes SET next_nonce = next_nonce + 1
+        WHERE network = %(network)s AND sender = %(sender)s
+        """,
+        lane,
+    )
+    return fresh
 
 
 async def free(tx: WriteTx, refused: Mapping[int, str]) -> set[int]:
@@ -110,6 +158,51 @@ async def jump(tx: WriteTx, network: str, sender: str, used: int, pending: int) 
     )
 
 
+async def find_leaps(tx: ReadTx, network: str, counts: Mapping[str, int], leap_max: int) -> list[str]:
+    """Those senders of whom the chain counts far more transactions than their lanes know of."""
+    rows = await tx.dicts(
+        """
+        SELECT c.sender
+        FROM unnest(%(senders)s::text[], %(counts)s::bigint[]) AS c (sender, counted)
+        LEFT JOIN core.lanes l ON l.network = %(network)s AND l.sender = c.sender
+        WHERE c.counted > coalesce(l.next_nonce, 0) + %(leap_max)s
+        """,
+        {
+            "network": network,
+            "senders": list(counts),
+            "counts": list(counts.values()),
+            "leap_max": leap_max,
+        },
+    )
+    return [row["sender"] for row in rows]
+
+
+async def record_chain(tx: WriteTx, network: str, genesis_hash: str) -> str | None:
+    """Write down which chain it is; the first block of the former one, where it is another one now."""
+    params = {"network": network, "genesis_hash": genesis_hash, "now": clock.now()}
+    return await tx.value(
+        """
+        WITH known AS (
+            INSERT INTO core.lane_chains (network, genesis_hash) VALUES (%(network)s, %(genesis_hash)s)
+            ON CONFLICT (network) DO NOTHING
+        ), former AS (
+            SELECT network, genesis_hash FROM core.lane_chains
+            WHERE network = %(network)s AND genesis_hash <> %(genesis_hash)s FOR NO KEY UPDATE
+        )
+        UPDATE core.lane_chains c SET genesis_hash = %(genesis_hash)s, reset_at = %(now)s
+        FROM former WHERE c.network = former.network RETURNING former.genesis_hash
+        """,
+        params,
+    )
+
+
+async def find_reset(tx: ReadTx, network: str) -> datetime | None:
+    """Since when it has been another chain than before; None where it always was this one."""
+    return await tx.value(
+        "SELECT reset_at FROM core.lane_chains WHERE network = %(network)s", {"network": network}
+    )
+
+
 async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
     """Free the nonces from `used` on that nobody holds although later ones wait; how many are free now."""
     params = {"network": network, "sender": sender, "used": used, "limit": limit}
@@ -130,7 +223,8 @@ async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: in
         )) AS n
         WHERE NOT EXISTS (
             SELECT FROM core.transactions h
-            WHERE h.network = %(network)s AND h.sender = %(sender)s AND h.nonce = n AND h.status <> 'dropped'
+            WHERE h.network = %(network)s AND h.sender = %(sender)s AND h.nonce = n
+              AND h.status NOT IN ('lost', 'dropped')
         )
         LIMIT %(limit)s
         ON CONFLICT (network, sender, nonce) DO NOTHING

@@ -118,6 +118,12 @@ async def find_holder(node: Node, sender: str, nonce: int) -> tuple[str, int] | 
     return await _find_in_block(node, high, sender, nonce)
 
 
+async def find_block(node: Node, transaction_hash: str) -> int | None:
+    """The number of the block that a transaction is in; None where the node knows none."""
+    receipt = await node.ask("eth_getTransactionReceipt", transaction_hash)
+    return None if receipt is None else _read(node, 0, transaction_hash, receipt).receipt.block_number
+
+
 async def find_call(node: Node, transaction_hash: str) -> tuple[str, int, bytes]:
     """Receiver, value and call data of a transaction in a block. Raises ChainUnreachable."""
     answer = await node.ask("eth_getTransactionByHash", transaction_hash)

@@ -1,7 +1,8 @@
 """The transactions of the lanes: what is wanted, what became of it, and the statements that say so.
 
 reserved → signed → sent → mined → confirmed. A reserved or signed one that no node took is dropped and its
-nonce goes to the next call; a mined one whose block disappeared is sent again.
+nonce goes to the next call; a mined one whose block disappeared is sent again. A confirmed one that the chain
+takes back all the same is lost: its nonce goes to another, and when that one is final, it is dropped.
 """
 
 import hashlib
@@ -137,9 +138,10 @@ class Unfinished:
     gas: int
     fee_max: int
     tip_max: int | None
-    sealed_call: bytes
+    sealed_call: bytes | None  # None where it was final once
     block_number: int | None
     block_hash: str | None
+    holder_hash: str | None
     sent_at: datetime
 
     def __repr__(self) -> str:
@@ -245,10 +247,47 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
             """
             UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
             WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
-              AND status IN ('signed', 'sent') AND sends = %(sends)s
+              AND status IN ('signed', 'sent', 'lost') AND sends = %(sends)s
             """,
             {"transaction_id": transaction_id, "hash": hash_, "sends": sends},
         )
+    )
+
+
+async def renumber(tx: WriteTx, row: Unfinished, nonce: int, new_hash: str, fees: Fees) -> bool:
+    """Its nonce is another's for good: go on with a new one; False where somebody sent it meanwhile."""
+    return bool(
+        await tx.execute(
+            """
+            UPDATE core.transactions
+            SET status = 'signed', nonce = %(nonce)s, hash = %(new_hash)s, hashes = ARRAY[%(new_hash)s],
+                fee_max = %(fee_max)s, tip_max = %(tip_max)s, sends = sends + 1, sent_at = %(now)s,
+                holder_hash = NULL
+            WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
+              AND status IN ('signed', 'sent') AND sends = %(sends)s
+            """,
+            {
+                "transaction_id": row.transaction_id,
+                "hash": row.hash,
+                "sends": row.sends,
+                "nonce": nonce,
+                "new_hash": new_hash,
+                "fee_max": fees.fee_max,
+                "tip_max": fees.tip_max,
+                "now": clock.now(),
+            },
+        )
+    )
+
+
+async def record_holder(tx: WriteTx, row: Unfinished, holder_hash: str | None) -> None:
+    """Write down who was seen under its nonce: the node forgets the states by which he is found."""
+    await tx.execute(
+        """
+        UPDATE core.transactions SET holder_hash = %(holder_hash)s
+        WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s AND status IN ('signed', 'sent', 'lost')
+        """,
+        {"transaction_id": row.transaction_id, "hash": row.hash, "holder_hash": holder_hash},
     )
 
 
@@ -278,7 +317,12 @@ async def record_mined(database: Database, mined: Sequence[Mined], *, final: boo
             WHERE t.transaction_id IN (SELECT held.transaction_id FROM held)
               AND t.transaction_id = w.transaction_id AND w.hash = ANY (t.hashes)
               AND (t.status IN ('signed', 'sent')
-                   OR (t.status = 'mined' AND t.confirmed_at IS NULL AND t.block_hash <> w.block_hash))
+                   OR (t.status = 'mined' AND t.confirmed_at IS NULL AND t.block_hash <> w.block_hash)
+                   -- One that was lost came back. Whoever was given its nonce finds out that it is not his.
+                   OR (t.status = 'lost' AND NOT EXISTS (
+                       SELECT FROM core.transactions o
+                       WHERE o.network = t.network AND o.sender = t.sender AND o.nonce = t.nonce
+                         AND o.status NOT IN ('lost', 'dropped'))))
             """,
             {
                 "now": clock.now(),
@@ -328,6 +372,57 @@ async def record_orphaned(tx: WriteTx, row: Unfinished) -> bool:
     )
 
 
+async def find_final(tx: ReadTx, network: str, sender: str, used: int, limit: int) -> list[Transaction]:
+    """What was final, and has a nonce that the chain says is not used."""
+    ids = await tx.value(
+        """
+        SELECT array_agg(f.transaction_id) FROM (
+            SELECT transaction_id FROM core.transactions
+            WHERE network = %(network)s AND sender = %(sender)s AND nonce >= %(used)s
+              AND status = 'mined' AND confirmed_at IS NOT NULL
+            ORDER BY nonce LIMIT %(limit)s
+        ) AS f
+        """,
+        {"network": network, "sender": sender, "used": used, "limit": limit},
+    )
+    return await find(tx, ids=ids) if ids else []
+
+
+async def record_lost(tx: WriteTx, rows: Sequence[Transaction]) -> int:
+    """Their blocks are of the chain no more, and no node has them: their nonces are free; how many."""
+    return await tx.execute(
+        """
+        WITH lost AS (
+            UPDATE core.transactions
+            SET status = 'lost', succeeded = NULL, block_number = NULL, block_hash = NULL, gas_used = NULL,
+                fee_paid = NULL, mined_at = NULL, confirmed_at = NULL
+            WHERE transaction_id = ANY (%(ids)s) AND block_hash = ANY (%(block_hashes)s)
+              AND status = 'mined' AND confirmed_at IS NOT NULL
+            RETURNING network, sender, nonce
+        )
+        INSERT INTO core.lane_gaps (network, sender, nonce)
+        SELECT l.network, l.sender, l.nonce FROM lost l
+        ON CONFLICT (network, sender, nonce) DO NOTHING
+        """,
+        {"ids": [row.transaction_id for row in rows], "block_hashes": [row.block_hash for row in rows]},
+    )
+
+
+async def drop_lost(tx: WriteTx, network: str) -> int:
+    """Lost ones whose nonces went to final ones of ours cannot come back: drop them; how many."""
+    return await tx.execute(
+        """
+        UPDATE core.transactions t SET status = 'dropped'
+        WHERE t.network = %(network)s AND t.status = 'lost' AND t.confirmed_at IS NULL AND EXISTS (
+            SELECT FROM core.transactions h
+            WHERE h.network = t.network AND h.sender = t.sender AND h.nonce = t.nonce
+              AND h.status = 'mined' AND h.confirmed_at IS NOT NULL
+        )
+        """,
+        {"network": network},
+    )
+
+
 async def find(tx: ReadTx, *, ids: Sequence[int] = (), purposes: Sequence[str] = ()) -> list[Transaction]:
     """The transactions with these ids, or these purposes."""
     rows = await tx.all(
@@ -344,33 +439,33 @@ async def find(tx: ReadTx, *, ids: Sequence[int] = (), purposes: Sequence[str] =
     return [row if row.fee_paid is None else replace(row, fee_paid=int(row.fee_paid)) for row in rows]
 
 
-async def find_fingerprint(tx: ReadTx, purpose: str) -> bytes | None:
-    """What the purpose was given to."""
-    return await tx.value(
-        "SELECT fingerprint FROM core.transactions WHERE purpose = %(purpose)s", {"purpose": purpose}
+async def find_fingerprints(tx: ReadTx, purposes: Sequence[str]) -> dict[str, bytes]:
+    """What the purposes were given to."""
+    rows = await tx.dicts(
+        "SELECT purpose, fingerprint FROM core.transactions WHERE purpose = ANY (%(purposes)s)",
+        {"purposes": list(purposes)},
     )
+    return {row["purpose"]: row["fingerprint"] for row in rows}
 
 
 async def find_unfinished(
-    tx: ReadTx, network: str, *, mined: bool, sent_before: datetime, limit: int, purpose: str | None = None
+    tx: ReadTx, network: str, *, statuses: Sequence[str], sent_before: datetime, limit: int
 ) -> list[Unfinished]:
-    """What is mined and not final, or else what is signed or sent; left alone for a while, in nonce order.
+    """What is not final and was left alone for a while, in nonce order.
 
     Every sender's lowest nonces come first: one that is stuck, or whose key is gone, holds up no other.
     """
     return await tx.all(
         """
         SELECT transaction_id, purpose, fingerprint, network, sender, nonce, status, hash, hashes, sends, gas,
-               fee_max, tip_max, sealed_call, block_number, block_hash, sent_at
+               fee_max, tip_max, sealed_call, block_number, block_hash, holder_hash, sent_at
         FROM core.transactions
-        WHERE network = %(network)s
-          AND (CASE WHEN %(mined)s THEN status = 'mined' ELSE status IN ('signed', 'sent') END)
-          AND confirmed_at IS NULL AND status <> 'dropped'
-          AND sent_at <= %(sent_before)s AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s)
+        WHERE network = %(network)s AND status = ANY (%(statuses)s)
+          AND confirmed_at IS NULL AND status <> 'dropped' AND sent_at <= %(sent_before)s
         ORDER BY row_number() OVER (PARTITION BY sender ORDER BY nonce), sender
         LIMIT %(limit)s
         """,
-        {"network": network, "mined": mined, "sent_before": sent_before, "limit": limit, "purpose": purpose},
+        {"network": network, "statuses": list(statuses), "sent_before": sent_before, "limit": limit},
         into=Unfinished,
     )
 

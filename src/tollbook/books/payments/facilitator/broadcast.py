@@ -14,7 +14,7 @@ from tollbook.books.payments.facilitator.node import CallReverted, Node, NodeFai
 from tollbook.books.payments.facilitator.purposes import ATTEMPTS_MAX, number
 from tollbook.core.chains import Receipt
 from tollbook.core.errors import DatabaseUnreachable, Refusal
-from tollbook.core.lanes import Call, Lanes, NoGasMoney, PurposeReused, Transaction
+from tollbook.core.lanes import Call, Lanes, NoGasMoney, PurposeReused, SubmissionOpen, Transaction
 
 GAS_LIMIT = 500_000
 GAS_LIMIT_MAX = 15_000_000  # what a claim of many channels may come to
@@ -87,7 +87,7 @@ class Broadcast:
             return await self._lanes.submit(call)
         except PurposeReused:
             raise
-        except DatabaseUnreachable as error:  # it may be written down, and then the lanes go on with it
+        except (DatabaseUnreachable, SubmissionOpen) as error:  # what is written down, the lanes go on with
             raise self.unknown("", str(error)) from error
         except NoGasMoney as error:
             raise OperatorOutOfGas(f"{error} Present the same payment again then.") from None
