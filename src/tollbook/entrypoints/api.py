@@ -11,8 +11,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from tollbook.books.payments import routes as payments
 from tollbook.books.payments.rules import compile_tolls
 from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.core import clock, http, journal, keys, telemetry
-from tollbook.core.chains import Chain
+from tollbook.core.chains import Chain, is_solana
 from tollbook.core.database import Database
 from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, read_id, require
 from tollbook.core.keys import Key, KeyGrant
@@ -40,7 +41,7 @@ def create_api(database_url: str, settings: PaymentsSettings | None = None) -> F
     """
     settings = settings or PaymentsSettings()
     database = Database(database_url, application="tollbook api")
-    chains: dict[str, Chain] = {}
+    chains: dict[str, Chain | SolanaNode] = {}
     tolls = compile_tolls(settings.routes, settings.payees) if settings.routes else None
 
     @asynccontextmanager
@@ -48,7 +49,8 @@ def create_api(database_url: str, settings: PaymentsSettings | None = None) -> F
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(database)
             for network, url in settings.rpc_urls.items():
-                chains[network] = await stack.enter_async_context(Chain(network, url))
+                node = SolanaNode(network, url) if is_solana(network) else Chain(network, url)
+                chains[network] = await stack.enter_async_context(node)
             async with database.write() as tx:
                 await journal.check_epoch(tx)
             yield

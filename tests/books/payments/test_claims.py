@@ -18,18 +18,17 @@ from fixtures.authorizations import authorize, send_together
 from fixtures.payments import make_offer
 from tollbook.books.payments import claims, payments, tokens
 from tollbook.books.payments.claims import (
-    AGE_MAX,
     Claimed,
     ClaimRefused,
     ClaimRequest,
     PayerUnproven,
-    TransactionTooYoung,
     claim,
     claim_message,
 )
 from tollbook.books.payments.errors import AlreadyCounted
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.rules import PaidRoute, Payee, Tolls, compile_tolls
+from tollbook.books.payments.transactions import AGE_MAX, TransactionTooYoung, read_sent
 from tollbook.core import chains, clock
 from tollbook.core.chains import Chain, ChainUnreachable, MalformedHash, UnknownNetwork, find_network
 from tollbook.core.database import Database
@@ -130,9 +129,8 @@ async def test_an_x402_payment_is_not_counted_again_as_a_transfer(
     settled = await facilitator.settle(payment, requirements)
     await facilitator.aclose()
     option = desk.tolls.all[0].options[0]
-    receipt = await desk.node.get_transaction_receipt(settled.transaction)
-    assert receipt is not None
-    offer = claims._make_offer(desk.tolls.all[0], option, receipt, payer.address.lower())
+    sent = await read_sent(desk.node, option, settled.transaction, None, clock.now())
+    offer = claims._make_offer(desk.tolls.all[0], option, sent)
     assert offer.nonce == payment.payload["authorization"]["nonce"]
     async with desk.database.write() as tx:
         await payments.reserve(tx, replace(offer, scheme="exact"), now=clock.now())

@@ -14,6 +14,7 @@ from tollbook.books.payments.payers import TopPayer
 from tollbook.books.payments.payments import Payment, Stats, Status
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.rules import Tolls
+from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.books.payments.tokens import Token
 from tollbook.core import clock, telemetry
 from tollbook.core.chains import Chain
@@ -171,7 +172,7 @@ async def request_refund(database: Base, payment_id: PaymentPath, wanted: NewRef
         return await refunds.request(tx, payment_id, amount=amount, reason=wanted.reason, now=clock.now())
 
 
-def make_claims_router(tolls: Tolls | None, chains: Mapping[str, Chain]) -> APIRouter:
+def make_claims_router(tolls: Tolls | None, chains: Mapping[str, Chain | SolanaNode]) -> APIRouter:
     """POST /v1/payments: what a transaction buys depends on what this server sells and whom it asks."""
     claiming = APIRouter(tags=["payments"], route_class=IdempotentRoute, responses=PROBLEMS)
 

@@ -65,15 +65,24 @@ class Landing:
     """What a transaction did: its fee in lamports, and by how much each token account changed.
 
     `moved` maps (token account, mint) to minor units, less than nothing for the one that paid; `owners` says
-    whose the token accounts are.
+    whose the token accounts were before it, or are since. `signers`: the one who paid the fee is the first.
     """
 
     message_hash: str
+    signers: tuple[str, ...]
     slot: int
     error: object
     fee_lamports: int
     moved: Mapping[tuple[str, str], int]
     owners: Mapping[str, str]
+
+    def find_losers(self, mint: str) -> list[str]:
+        """Return the owners who have less of a token than before."""
+        changes: Counter[str] = Counter()
+        for (account, of), moved in self.moved.items():
+            if of == mint:
+                changes[self.owners[account]] += moved
+        return [owner for owner, change in changes.items() if change < 0]
 
 
 class SolanaNode(JsonRpc):
@@ -229,5 +238,8 @@ def _read_landing(answer: dict[str, Any]) -> Landing:
         for balance in cast(list[dict[str, Any]], balances):
             account = keys[int(balance["accountIndex"])], str(balance["mint"])
             moved[account] += sign * int(balance["uiTokenAmount"]["amount"])
-            owners[account[0]] = str(balance["owner"])
-    return Landing(hash_message(message), int(answer["slot"]), meta["err"], int(meta["fee"]), moved, owners)
+            owners.setdefault(account[0], str(balance["owner"]))
+    signers = tuple(keys[: message.header.num_required_signatures])
+    return Landing(
+        hash_message(message), signers, int(answer["slot"]), meta["err"], int(meta["fee"]), moved, owners
+    )
