@@ -51,9 +51,9 @@ def test_everything_wrong_is_named_at_once(write: Any, apply: Apply, ask: Any) -
     ask("CREATE TABLE taken (i int); SELECT 1")
     write("0001_a", up="CREATE TABLE taken (i int)")
     write("0002_b", up="CREATE EXTENSION no_such_thing")
-    write("0003_c", up="SELECT 1;\nVACUUM")
+    write("0003_c", up="SELECT 1;\nROLLBACK")
     write("0004_d", up="CREAT TABLE x ()")
-    refused(apply(), "taken", "no_such_thing", "0003_c.up.sql:2", "VACUUM", "0004_d.up.sql:1:1")
+    refused(apply(), "taken", "no_such_thing", "0003_c.up.sql:2", "ROLLBACK", "0004_d.up.sql:1:1")
     assert ask("SELECT to_regnamespace('tollbook_migrate')") is None
 
 

@@ -1,23 +1,21 @@
 """Applying what is pending: one transaction per migration, proven before it commits."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, TypeVar
 from uuid import UUID
-
-import psycopg
 
 from tollbook.migrate import backup as backups
 from tollbook.migrate import execution, formats, history, objects, preflight
 from tollbook.migrate.backup import Backup
-from tollbook.migrate.errors import LockHeld, MigrateError, Problem, StatementFailed, WrongUsage
+from tollbook.migrate.course import Course, carry_out, check_progress, name_settings
+from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, Prepared
+from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, Migration
-from tollbook.migrate.history import Interruption
+from tollbook.migrate.history import Interruption, Progress
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import (
@@ -30,13 +28,6 @@ from tollbook.migrate.session import (
 )
 
 LOCK_TIMEOUT_SECONDS = 5.0
-ATTEMPTS_MAX = 5
-PAUSE_SECONDS = (0.5, 10.0)  # first and longest pause between attempts, with jitter
-# lock_not_available, deadlock_detected, serialization_failure: others were in the way, not the file at fault
-RETRIED = ("55P03", "40P01", "40001")
-BLOCKERS_SHOWN_MAX = 3
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,8 @@ def apply(
         pending = cut(migrations, standing.pending, to)
         interrupted = history.find_interrupted(conn)
         tell_interrupted(interrupted, [one.id for one in pending], listen)
-        ready = check(conn, standing, pending)
+        progress = history.read_progress(conn)
+        ready = check(conn, standing, pending, progress)
         if backup and ready:
             check_backup(conn, url, backup_dir)
         if interrupted:
@@ -92,13 +84,14 @@ def apply(
         saved = save(conn, url, backup_dir, listen) if backup else None
         history.create(conn)
         run = history.start(conn, "apply", [one.migration.id for one in ready])
+        course = Course(conn, pid, run, lock_timeout_seconds, listen)
         earlier = [promise for one in standing.applied for promise in one.promised]
         steps: list[Step] = []
         with recorded(conn, run):
             for one in ready:
                 listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
-                step, kept = _apply_one(conn, one, run, pid, lock_timeout_seconds, earlier, listen)
-                earlier = kept
+                key = (one.migration.folder, one.migration.version)
+                step, earlier = _apply_one(course, one, progress.get(key), earlier)
                 steps.append(step)
                 listen(Event("applied", one.migration.id, {"step": step}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
@@ -116,14 +109,22 @@ def cut(
     return [one for one in pending if places[one.folder, one.version] <= places[to]]
 
 
-def check(conn: Connection, standing: Standing, pending: Sequence[Migration]) -> list[Prepared]:
+def check(
+    conn: Connection,
+    standing: Standing,
+    pending: Sequence[Migration],
+    progress: Mapping[tuple[str, str], Progress],
+) -> list[Prepared]:
     """Run every pre-flight check. Returns the migrations ready to run; raises PreflightRefused."""
     problems = preflight.check_history(standing)
     ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
     if pending:
         problems += preflight.check_server(conn)
-        problems += preflight.check_objects(conn, ready)
+        problems += preflight.check_objects(conn, ready, progress)
+        for one in ready:
+            if begun := progress.get((one.migration.folder, one.migration.version)):
+                problems += check_progress(one, begun, "up")
     preflight.refuse(problems)
     return ready
 
@@ -177,27 +178,21 @@ class recorded:
 
 
 def _apply_one(
-    conn: Connection,
-    one: Prepared,
-    run: UUID,
-    pid: int,
-    lock_timeout_seconds: float,
-    earlier: Sequence[Promise],
-    listen: Listener,
+    course: Course, one: Prepared, progress: Progress | None, earlier: Sequence[Promise]
 ) -> tuple[Step, list[Promise]]:
     started = time.monotonic()
-    settings = name_settings(lock_timeout_seconds)
+    conn = course.conn
     before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
+    settings = name_settings(course.lock_timeout_seconds)
 
-    def attempt() -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
-        opening = f"{RESET} {BEGIN} {settings}"
-        kept = execution.perform(conn, one, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
+    def finish(path: Sequence[str], done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
+        kept = execution.prove(conn, one, path, settings)
         removed = _find_removed(conn, before)
         seconds = timedelta(seconds=time.monotonic() - started)
-        history.add_and_commit(conn, run, one.migration, seconds, kept, removed)
+        history.add_and_commit(conn, course.run, one.migration, seconds, kept, removed, stepped=done > 0)
         return kept, removed
 
-    kept, removed = retrying(conn, one.migration.id, attempt, listen)
+    kept, removed = carry_out(course, one, progress, "up", finish)
     step = Step(
         one.migration.id,
         time.monotonic() - started,
@@ -213,91 +208,3 @@ def _find_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise,
         return ()
     still = execution.find_standing(conn, before)
     return tuple(promise for promise in before if promise not in still)
-
-
-def name_settings(lock_timeout_seconds: float) -> str:
-    """Return the statements that bound the waits of a transaction."""
-    return f"SET LOCAL lock_timeout = {round(lock_timeout_seconds * 1000)};"
-
-
-def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: Listener) -> T:
-    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld."""
-    import tenacity
-
-    def is_passing(error: BaseException) -> bool:
-        return read_sqlstate(error) in RETRIED
-
-    def roll_back_and_tell(state: tenacity.RetryCallState) -> None:
-        pause = state.next_action.sleep if state.next_action else 0
-        error = state.outcome.exception() if state.outcome else None
-        listen(
-            Event(
-                "retrying",
-                f"{name}: {_first_sentence(error)}; "
-                f"attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
-            )
-        )
-
-    def guarded() -> T:
-        try:
-            return attempt()
-        except BaseException:
-            roll_back(conn)
-            raise
-
-    def give_up(state: tenacity.RetryCallState) -> NoReturn:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert error is not None
-        raise LockHeld(
-            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}); "
-            f"it is rolled back. {_name_blockers(conn)} "
-            "Run again when they are done, or give it longer by --lock-timeout.",
-            getattr(error, "place", None),
-            sqlstate=read_sqlstate(error),
-        ) from error
-
-    first, longest = PAUSE_SECONDS
-    retry = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_passing),
-        stop=tenacity.stop_after_attempt(ATTEMPTS_MAX),
-        wait=tenacity.wait_exponential_jitter(multiplier=first, max=longest, jitter=first),
-        before_sleep=roll_back_and_tell,
-        retry_error_callback=give_up,
-    )
-    return retry(guarded)
-
-
-def read_sqlstate(error: BaseException | None) -> str | None:
-    """Return the server's code of an error, wherever it came from."""
-    if isinstance(error, MigrateError):
-        return error.details.get("sqlstate") if isinstance(error, StatementFailed) else None
-    return error.sqlstate if isinstance(error, psycopg.Error) else None
-
-
-def roll_back(conn: Connection) -> None:
-    """Leave the open transaction, if the session still lives."""
-    if not conn.broken and not conn.closed:
-        conn.execute("ROLLBACK")
-
-
-def _first_sentence(error: BaseException | None) -> str:
-    return str(getattr(error, "sentence", None) or error).splitlines()[0].rstrip(".")
-
-
-def _name_blockers(conn: Connection) -> str:
-    rows = conn.execute(
-        """SELECT a.pid, a.application_name, a.xact_start, left(a.query, 80)
-        FROM pg_stat_activity a
-        WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL
-          AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.granted)
-        ORDER BY a.xact_start LIMIT %(most)s""",
-        {"most": BLOCKERS_SHOWN_MAX},
-    ).fetchall()
-    if not rows:
-        return "No transaction is open now."
-    shown = [
-        f"process {pid} ({name or 'unnamed'}) since {since:%H:%M:%S}: {query}"
-        for pid, name, since, query in rows
-    ]
-    return f"Open transactions, oldest first: {'; '.join(shown)}."

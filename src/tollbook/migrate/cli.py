@@ -1,7 +1,6 @@
 """The commands, thin on the API. They exit with 0 done, 1 refused, 2 usage, 3 drift, 4 unproven."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Generator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tollbook.migrate import files, report
+from tollbook.migrate import files, headers, report
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event
 from tollbook.migrate.files import Folder
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 EXIT_DRIFT = 3
 EXIT_INTERRUPTED = 130
 LOCK_TIMEOUT_DEFAULT = "5s"
-UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
 
 DefaultFolders = Callable[[], list[Folder]]
 DefaultUrl = Callable[[], str]
@@ -37,10 +35,8 @@ class Seconds(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|)\s*", str(value))
-        seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
-        # PostgreSQL takes 0 for "wait for ever", which is what this option is there to prevent.
-        if seconds < UNITS["ms"]:
+        seconds = headers.read_seconds(str(value))
+        if seconds is None:
             self.fail(f"{value!r} is no length of time. Write 500ms, 5s or 2min.", param, ctx)
         return seconds
 

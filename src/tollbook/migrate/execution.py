@@ -1,22 +1,26 @@
 """Running a script in one round trip inside the open transaction, and saying where it failed if it does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import generators, pq
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import Wait
 
 from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.presence import Verdict, judge, look_up
 from tollbook.migrate.promises import Promises
+from tollbook.migrate.segments import Segment
 from tollbook.migrate.session import Connection, check_pid
-from tollbook.migrate.statements import Statement
+from tollbook.migrate.statements import Reading, Statement
 
 BOOLEAN_OID = 16
+COPY_BYTES = 64 * 1024
 GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY)
 # A file may have changed the role, the search path and any setting; none of it may reach the next one.
 RESET_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE;"
@@ -33,31 +37,59 @@ class Prepared:
     """A migration with what its files say, read before anything runs."""
 
     migration: Migration
-    statements: tuple[Statement, ...]
+    reading: Reading
     promises: Promises
-    check: tuple[Statement, ...]
+    check: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sql:
-    """A script as it is sent: what stands before and after it counts in statements."""
+    """Statements of a script as they are sent: what stands before and after them counts in statements."""
 
     script: Script
+    reading: Reading
     statements: tuple[Statement, ...]
     before: str = ""
     before_count: int = 0
     after: str = ""
 
+    @property
+    def start(self) -> int:
+        """Where in the script's text the statements begin."""
+        return self.statements[0].index if self.statements else 0
 
-def send(conn: Connection, sql: str) -> list[PGresult]:
-    """Send statements as one simple query; return a result for each that ran, the last may be an error."""
+    @property
+    def text(self) -> str:
+        """All that is sent."""
+        own = self.reading.text[self.start : self.statements[-1].end] if self.statements else ""
+        return f"{self.before}{own}\n;{self.after}"
+
+
+def send(conn: Connection, sql: str, rows: Iterable[str] = ()) -> list[PGresult]:
+    """Send statements as one simple query, and rows to those that COPY FROM STDIN, in their order.
+
+    Returns a result for each that ran; the last may be an error.
+    """
     conn.pgconn.send_query(sql.encode())
-    return conn.wait(generators.execute(conn.pgconn))
+    return conn.wait(_exchange(conn, iter(rows)))
+
+
+def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list[PGresult]]:
+    results: list[PGresult] = yield from generators.execute(conn.pgconn)
+    while results and results[-1].status == pq.ExecStatus.COPY_IN:
+        data = next(rows).encode()
+        for start in range(0, len(data), COPY_BYTES):
+            yield from generators.copy_to(conn.pgconn, data[start : start + COPY_BYTES])
+        while conn.pgconn.put_copy_end() == 0:
+            yield Wait.W
+        yield from generators.send(conn.pgconn)
+        results = [*results[:-1], *(yield from generators.fetch_many(conn.pgconn))]
+    return results
 
 
 def run(conn: Connection, sql: Sql) -> list[PGresult]:
-    """Run a script, with what surrounds it, in one round trip. Raises StatementFailed with its place."""
-    results = send(conn, f"{sql.before}{sql.script.text}\n;{sql.after}")
+    """Run statements, with what surrounds them, in one round trip. Raises StatementFailed with its place."""
+    results = send(conn, sql.text, (one.rows for one in sql.statements if one.rows is not None))
     last = results[-1]
     if last.status not in GOOD:
         raise _explain(conn, sql, psycopg.errors.error_from_result(last), len(results) - 1)
@@ -75,7 +107,8 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     sentence = diag.message_primary or str(error)
     if 0 <= index < len(sql.statements):
         start = sql.statements[index].index
-        exact = int(diag.statement_position) - 1 - len(sql.before) if diag.statement_position else -1
+        shift = sql.start - len(sql.before) - 1
+        exact = int(diag.statement_position) + shift if diag.statement_position else -1
         place = point(str(sql.script.path), sql.script.text, exact if exact >= 0 else start, caret=exact >= 0)
     elif index >= len(sql.statements):
         sentence = f"{sentence} (when its deferred constraints were checked at the end)"
@@ -97,24 +130,30 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
 
 
 def perform(
-    conn: Connection, prepared: Prepared, pid: int, opening: str, opening_count: int, settings: str
-) -> tuple[Promise, ...]:
-    """Run a migration in the transaction that `opening` begins, and prove it, leaving it uncommitted.
+    conn: Connection, prepared: Prepared, segment: Segment, pid: int, opening: str, opening_count: int
+) -> tuple[str, ...]:
+    """Run a segment in the transaction that `opening` begins, leaving it uncommitted.
 
-    Returns what it promised, with the schemas and names found. Raises StatementFailed, VerificationFailed
-    and SessionNotOurs; the caller rolls back.
+    Returns the search path at its end. Raises StatementFailed and SessionNotOurs; the caller rolls back.
     """
     after = (
         f"SET CONSTRAINTS ALL IMMEDIATE; {RESET_ROLE}"
         "SELECT pg_backend_pid(), array_to_json(current_schemas(false))"
     )
-    sql = Sql(prepared.migration.up, prepared.statements, opening, opening_count, after)
+    sql = Sql(prepared.migration.up, prepared.reading, segment.statements, opening, opening_count, after)
     last = run(conn, sql)[-1]
     check_pid(int(last.get_value(0, 0) or b"0"), pid)
-    path: list[str] = json.loads(last.get_value(0, 1) or b"[]")
+    return tuple(json.loads(last.get_value(0, 1) or b"[]"))
+
+
+def prove(conn: Connection, prepared: Prepared, path: Sequence[str], settings: str) -> tuple[Promise, ...]:
+    """Look for what a migration that ran promises, and run its check. Raises VerificationFailed.
+
+    Returns the promises with the schemas and names found.
+    """
     verdict = judge(prepared.promises.made, look_up(conn, prepared.promises.made), path)
     refuse_unkept(prepared.migration.id, verdict)
-    if prepared.migration.check is not None:
+    if prepared.migration.check is not None and prepared.check is not None:
         run_check(conn, prepared.migration.check, prepared.check, settings)
     return verdict.found
 
@@ -133,22 +172,21 @@ def refuse_unkept(name: str, verdict: Verdict) -> None:
     )
 
 
-def run_check(conn: Connection, script: Script, statements: tuple[Statement, ...], settings: str) -> None:
+def run_check(conn: Connection, script: Script, reading: Reading, settings: str) -> None:
     """Run smoke statements inside a savepoint and roll them back. Raises VerificationFailed.
 
     It fails on any error, and where a SELECT of one boolean column returns false or NULL in any row.
     """
     before = f"SAVEPOINT smoke; {RESET} {settings}"
-    sql = Sql(
-        script, statements, before, 1 + RESET_COUNT + settings.count(";"), "ROLLBACK TO SAVEPOINT smoke"
-    )
+    count = 1 + RESET_COUNT + settings.count(";")
+    sql = Sql(script, reading, reading.statements, before, count, "ROLLBACK TO SAVEPOINT smoke")
     try:
         results = run(conn, sql)
     except StatementFailed as error:
         raise VerificationFailed(
             f"The check failed: {error.sentence}", error.place, **error.details
         ) from None
-    for statement, result in zip(statements, results[sql.before_count :], strict=False):
+    for statement, result in zip(reading.statements, results[sql.before_count :], strict=False):
         if is_false(result):
             raise VerificationFailed(
                 "The check failed: this statement returned false or NULL. The migration is rolled back.",

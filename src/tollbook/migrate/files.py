@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tollbook.migrate import headers
 from tollbook.migrate.errors import FolderRefused, MigrateError, Place, WrongUsage
+from tollbook.migrate.headers import Options
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 FILE_BYTES_MAX = 64 * 2**20
@@ -25,16 +27,6 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How a script is to be run. transaction False: each statement by itself."""
-
-    transaction: bool = True
-    lock_timeout_seconds: float | None = None
-    statement_timeout_seconds: float | None = None
-    role: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Script:
     """SQL of a file: its text with LF line ends, the SHA-256 of what it stands for, and how it is to be run.
 
@@ -45,7 +37,7 @@ class Script:
     path: Path
     text: str
     checksum: str
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +91,7 @@ def read_script(path: Path) -> Script:
         )
     text = _decode(path, content).replace("\r\n", "\n")
     # The checksum is of the LF text: a checkout with CRLF line ends is the same migration, and runs the same.
-    return Script(path, text, hashlib.sha256(text.encode()).hexdigest())
+    return Script(path, text, hashlib.sha256(text.encode()).hexdigest(), headers.read(path, text))
 
 
 def _decode(path: Path, content: bytes) -> str:

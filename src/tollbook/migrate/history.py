@@ -50,6 +50,16 @@ CREATE TABLE IF NOT EXISTS tollbook_migrate.history (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS history_applied
     ON tollbook_migrate.history (folder, version) WHERE reverted_at IS NULL;
+CREATE TABLE IF NOT EXISTS tollbook_migrate.progress (
+    folder text NOT NULL,
+    version text NOT NULL,
+    direction text NOT NULL CHECK (direction IN ('up', 'down')),
+    statements integer NOT NULL CHECK (statements > 0),
+    fingerprint text NOT NULL,
+    run_id uuid NOT NULL REFERENCES tollbook_migrate.runs,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (folder, version)
+);
 """
 
 
@@ -73,6 +83,17 @@ class Applied:
     def name(self) -> str:
         """The migration's full name, such as payments/0001_start."""
         return f"{self.folder}/{self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a script came that could not be one transaction: its first `statements` are committed."""
+
+    folder: str
+    version: str
+    direction: str
+    statements: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +123,8 @@ def exists(conn: Connection) -> bool:
 
 def create(conn: Connection) -> None:
     """Make the engine's tables where they are missing."""
-    if not exists(conn):
+    row = conn.execute("SELECT to_regclass('tollbook_migrate.progress') IS NULL").fetchone()
+    if row and row[0]:
         with conn.transaction():
             conn.execute(SCHEMA_SQL)
 
@@ -112,7 +134,7 @@ def read(conn: Connection) -> list[Applied]:
     if not exists(conn):
         return []
     rows = conn.execute(
-        """SELECT id, folder, version, name, checksum, applied_at, duration, applied_by, down_sql,
+        """SELECT id, folder, version::text, name, checksum, applied_at, duration, applied_by, down_sql,
                   promised, removed
         FROM tollbook_migrate.history WHERE reverted_at IS NULL ORDER BY id"""
     )
@@ -123,6 +145,45 @@ def _read_row(row: tuple[Any, ...]) -> Applied:
     number, folder, version, name, checksum, at, duration, by, down, promised, removed = row
     made, gone = (tuple(unpack(packed) for packed in kept) for kept in (promised, removed))
     return Applied(number, folder, version, name, checksum, at, duration, by, down, made, gone)
+
+
+def read_progress(conn: Connection) -> dict[tuple[str, str], Progress]:
+    """Return, by folder and version, the migrations that stand between two of their statements."""
+    row = conn.execute("SELECT to_regclass('tollbook_migrate.progress') IS NULL").fetchone()
+    if row and row[0]:
+        return {}
+    rows = conn.execute(
+        "SELECT folder, version, direction, statements, fingerprint FROM tollbook_migrate.progress"
+    )
+    return {(one.folder, one.version): one for one in (Progress(*row) for row in rows)}
+
+
+def keep_progress(conn: Connection, run: UUID, progress: Progress) -> None:
+    """Record how far a script has come, in the open transaction or in one of its own."""
+    conn.execute(
+        """INSERT INTO tollbook_migrate.progress AS p
+            (folder, version, direction, statements, fingerprint, run_id)
+        VALUES (%(folder)s, %(version)s, %(direction)s, %(statements)s, %(fingerprint)s, %(run)s)
+        ON CONFLICT (folder, version) DO UPDATE SET direction = excluded.direction,
+            statements = excluded.statements, fingerprint = excluded.fingerprint,
+            run_id = excluded.run_id, at = clock_timestamp()""",
+        {
+            "folder": progress.folder,
+            "version": progress.version,
+            "direction": progress.direction,
+            "statements": progress.statements,
+            "fingerprint": progress.fingerprint,
+            "run": run,
+        },
+    )
+
+
+def forget_progress(conn: Connection, folder: str, version: str) -> None:
+    """Take away the record of a script's progress, in the transaction that ends the script."""
+    conn.execute(
+        "DELETE FROM tollbook_migrate.progress WHERE folder = %(folder)s AND version = %(version)s",
+        {"folder": folder, "version": version},
+    )
 
 
 def find_interrupted(conn: Connection) -> list[Interruption]:
@@ -182,8 +243,13 @@ def add_and_commit(
     duration: timedelta,
     promised: Sequence[Promise],
     removed: Sequence[Promise],
+    *,
+    stepped: bool,
 ) -> None:
-    """Record a migration and commit it, both in one round trip; if either fails neither has happened."""
+    """Record a migration and commit it, in one round trip; if either fails neither has happened.
+
+    stepped: it has progress on record, which ends here.
+    """
     values = {
         "folder": migration.folder,
         "version": migration.version,
@@ -197,6 +263,15 @@ def add_and_commit(
         "removed": Jsonb([promise.pack() for promise in removed]),
     }
     with conn.pipeline():
+        if stepped:
+            forget_progress(conn, migration.folder, migration.version)
+        if migration.repeatable:
+            conn.execute(
+                """UPDATE tollbook_migrate.history
+                SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
+                WHERE folder = %(folder)s AND version = %(version)s AND reverted_at IS NULL""",
+                values,
+            )
         conn.execute(
             """INSERT INTO tollbook_migrate.history
                 (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql,
@@ -208,9 +283,11 @@ def add_and_commit(
         conn.execute("COMMIT")
 
 
-def take_back_and_commit(conn: Connection, run: UUID, applied: Applied) -> None:
-    """Record that a migration was reverted and commit it, both in one round trip."""
+def take_back_and_commit(conn: Connection, run: UUID, applied: Applied, *, stepped: bool) -> None:
+    """Record that a migration was reverted and commit it, in one round trip."""
     with conn.pipeline():
+        if stepped:
+            forget_progress(conn, applied.folder, applied.version)
         conn.execute(
             """UPDATE tollbook_migrate.history
             SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s

@@ -7,7 +7,7 @@ from tollbook.migrate import history, presence, promises, statements
 from tollbook.migrate.errors import Place, PreflightRefused, Problem, point
 from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, Migration, Script
-from tollbook.migrate.history import Applied
+from tollbook.migrate.history import Applied, Progress
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.promises import same
 from tollbook.migrate.session import Connection
@@ -35,12 +35,13 @@ def compare(
     ours = [one for one in applied if one.folder in names]
     by_key = {(one.folder, one.version): one for one in ours}
     files = {(one.folder, one.version): one for one in migrations}
+    changed = [one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum]
     return Standing(
         applied=tuple(ours),
-        pending=tuple(one for key, one in files.items() if key not in by_key),
-        edited=tuple(
-            one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum
+        pending=tuple(
+            one for key, one in files.items() if key not in by_key or (one in changed and one.repeatable)
         ),
+        edited=tuple(one for one in changed if not one.repeatable),
         missing=tuple(one for key, one in by_key.items() if key not in files),
         elsewhere=tuple(one for one in applied if one.folder not in names),
         late=tuple(_find_late(migrations, by_key)),
@@ -108,12 +109,27 @@ def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]
     problems: list[Problem] = []
     for migration in pending:
         up = statements.read(migration.up)
-        check = statements.read(migration.check) if migration.check else statements.Reading((), ())
-        problems += [*up.problems, *check.problems]
+        check = statements.read(migration.check) if migration.check else None
+        problems += [*up.problems, *(check.problems if check else ())]
+        if check:
+            problems += _refuse_cuts(migration.check, check)
         if migration.down:  # found now, not on the day it is needed
             problems += statements.read(migration.down).problems
-        ready.append(Prepared(migration, up.statements, promises.collect(up.statements), check.statements))
+        ready.append(Prepared(migration, up, promises.collect(up.statements), check))
     return ready, problems
+
+
+def _refuse_cuts(script: Script | None, reading: statements.Reading) -> list[Problem]:
+    """A check runs inside the migration's transaction and is undone, so nothing in it can commit."""
+    return [
+        Problem(
+            f"{one.alone or 'COMMIT'} cannot stand in a check: it is undone after it ran.",
+            "Take it out.",
+            _point(script, one.index) if script else None,
+        )
+        for one in reading.statements
+        if one.alone or one.block
+    ]
 
 
 def check_server(conn: Connection) -> list[Problem]:
@@ -154,7 +170,9 @@ def check_server(conn: Connection) -> list[Problem]:
     return problems
 
 
-def check_objects(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
+def check_objects(
+    conn: Connection, ready: Sequence[Prepared], progress: Mapping[tuple[str, str], Progress]
+) -> list[Problem]:
     """Check extensions, schema rights, and objects that are there already.
 
     Marks each promise of the migrations by whether it will be made or was there before.
@@ -178,7 +196,8 @@ def check_objects(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
             before = next((other for other in known if promise.name and same(promise, other)), None)
             marked.append(replace(promise, made=before is None))
             # No conflict if it is dropped before, or if something could drop it that the grammar cannot see.
-            freed = opaque or any(same(gone, promise) for gone in dropped)
+            begun = (one.migration.folder, one.migration.version) in progress
+            freed = begun or opaque or any(same(gone, promise) for gone in dropped)
             if before and not promise.conditional and not freed:
                 problems.append(_name_conflict(one.migration, before))
             known.append(marked[-1])

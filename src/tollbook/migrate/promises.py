@@ -186,7 +186,7 @@ def _make_schema(promises: Promises, tree: Any, index: int) -> None:
     if tree.schemaname:
         promises.make(Promise("schema", None, tree.schemaname, conditional=tree.if_not_exists))
     outside, promises.schema = promises.schema, tree.schemaname or promises.schema
-    for element in collect(Statement(element, index) for element in tree.schemaElts or ()).made:
+    for element in collect(Statement(element, index, index) for element in tree.schemaElts or ()).made:
         promises.make(element if element.schema else replace(element, schema=promises.schema))
     promises.schema = outside
 

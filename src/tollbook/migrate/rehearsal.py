@@ -9,16 +9,16 @@ from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
     check,
     cut,
-    name_settings,
-    read_sqlstate,
-    roll_back,
 )
 from tollbook.migrate.catalog import Change
+from tollbook.migrate.course import UNSAFE_NEW_ENUM_VALUE, name_role, name_settings
 from tollbook.migrate.errors import StatementFailed
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import RESET, RESET_COUNT, Prepared
+from tollbook.migrate.execution import RESET, Prepared
 from tollbook.migrate.files import Folder
 from tollbook.migrate.objects import Count
+from tollbook.migrate.retrying import read_sqlstate, roll_back
+from tollbook.migrate.segments import Segment
 from tollbook.migrate.session import (
     LOCK_WAIT_SECONDS_MAX,
     Connection,
@@ -27,8 +27,6 @@ from tollbook.migrate.session import (
     name_target,
     read_url,
 )
-
-UNSAFE_NEW_ENUM_VALUE = "55P04"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def plan(
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         standing = preflight.compare(migrations, folders, history.read(conn))
         pending = cut(migrations, standing.pending, to)
-        ready = check(conn, standing, pending)
+        ready = check(conn, standing, pending, history.read_progress(conn))
         names = tuple(one.id for one in pending)
         steps: list[PlannedStep] = []
         if ready:
@@ -92,13 +90,19 @@ def _rehearse(
     for number, one in enumerate(ready):
         listen(Event("trying", one.migration.id, {"file": str(one.migration.up.path)}))
         started = time.monotonic()
-        opening = f"SAVEPOINT step_{number}; {RESET} {settings}"
+        if name := next((one.alone for one in one.reading.statements if one.alone), None):
+            text = f"{one.migration.id} has {name}, which cannot run in a transaction that is rolled back."
+            listen(Event("note", text))
+            return
+        opening = f"SAVEPOINT step_{number}; {RESET} {settings} {name_role(one.migration.up.options)}"
         try:
-            kept = execution.perform(conn, one, pid, opening, 1 + RESET_COUNT + settings.count(";"), settings)
+            whole = Segment(0, one.reading.statements)
+            path = execution.perform(conn, one, whole, pid, opening, opening.count(";"))
+            kept = execution.prove(conn, one, path, settings)
         except StatementFailed as error:
-            if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or number == 0:
+            if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE:
                 raise
-            # A value that an earlier pending file adds to an enum can be used only after that file's commit.
+            # A value that is added to an enum can be used only after it is committed.
             listen(
                 Event(
                     "note",

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from uuid import UUID
 
 from tollbook.migrate import execution, formats, history, objects, preflight, presence, promises, statements
 from tollbook.migrate.application import (
@@ -13,21 +12,19 @@ from tollbook.migrate.application import (
     ApplyResult,
     Step,
     check_backup,
-    name_settings,
     recorded,
-    retrying,
     save,
     tell_interrupted,
 )
+from tollbook.migrate.course import Course, carry_out, check_progress
 from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, Prepared
+from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, Migration, Script
-from tollbook.migrate.history import Applied
+from tollbook.migrate.history import Applied, Progress
 from tollbook.migrate.objects import SHARED_KINDS, Promise
 from tollbook.migrate.session import (
     LOCK_WAIT_SECONDS_MAX,
-    Connection,
     connected,
     locked,
     name_target,
@@ -76,17 +73,25 @@ def revert(
         database = name_target(read_url(url))
         if not ways:
             return ApplyResult(database, (), None, tuple(interrupted))
-        preflight.refuse(preflight.check_server(conn))
+        progress = history.read_progress(conn)
+        problems = preflight.check_server(conn)
+        for way in ways:
+            if begun := progress.get((way.applied.folder, way.applied.version)):
+                problems += check_progress(way.down, begun, "down")
+        preflight.refuse(problems)
         if backup:
             check_backup(conn, url, backup_dir)
         saved = save(conn, url, backup_dir, listen) if backup else None
         history.end(conn, [one.run_id for one in interrupted], "interrupted")
+        history.create(conn)
         run = history.start(conn, "revert", [one.applied.name for one in ways])
+        course = Course(conn, pid, run, lock_timeout_seconds, listen)
         done: list[Step] = []
         with recorded(conn, run):
             for way in ways:
                 listen(Event("reverting", way.applied.name))
-                done.append(_revert_one(conn, way, run, pid, lock_timeout_seconds, listen))
+                key = (way.applied.folder, way.applied.version)
+                done.append(_revert_one(course, way, progress.get(key)))
                 listen(Event("reverted", way.applied.name, {"step": done[-1]}))
         return ApplyResult(database, tuple(done), saved, tuple(interrupted))
 
@@ -128,7 +133,7 @@ def _prepare(
             p for p in one.promised if _must_go(p) and not any(promises.same(p, other) for other in kept)
         )
         migration = Migration(one.folder, one.version, one.label, down)
-        ways.append(_Way(one, Prepared(migration, reading.statements, made, ()), gone))
+        ways.append(_Way(one, Prepared(migration, reading, made), gone))
     return ways
 
 
@@ -146,32 +151,26 @@ def _find_down(applied: Applied, migrations: dict[tuple[str, str], Migration]) -
     return Script(path, applied.down_sql, sha256(applied.down_sql.encode()).hexdigest())
 
 
-def _revert_one(
-    conn: Connection, way: _Way, run: UUID, pid: int, lock_timeout_seconds: float, listen: Listener
-) -> Step:
+def _revert_one(course: Course, way: _Way, progress: Progress | None) -> Step:
     started = time.monotonic()
-    settings = name_settings(lock_timeout_seconds)
 
-    def attempt() -> None:
-        opening = f"{RESET} {BEGIN} {settings}"
-        execution.perform(conn, way.down, pid, opening, RESET_COUNT + 1 + settings.count(";"), settings)
-        if left := execution.find_standing(conn, way.gone):
+    def finish(path: Sequence[str], done: int) -> None:
+        execution.prove(course.conn, way.down, path, "")
+        if left := execution.find_standing(course.conn, way.gone):
             raise VerificationFailed(
                 f"The down statements of {way.applied.name} leave behind: "
                 f"{', '.join(f'the {promise.kind} {promise}' for promise in left)}. It is rolled back, and "
                 "the migration stays applied. Complete its down file and run again.",
                 left=[str(promise) for promise in left],
             )
-        if absent := presence.find_missing(conn, way.applied.removed):
-            listen(
-                Event(
-                    "note",
-                    f"{way.applied.name} had removed what its down statements do not put back: "
-                    f"{', '.join(str(promise) for promise in absent)}.",
-                )
+        if absent := presence.find_missing(course.conn, way.applied.removed):
+            text = (
+                f"{way.applied.name} had removed what its down statements do not put back: "
+                f"{', '.join(str(promise) for promise in absent)}."
             )
-        history.take_back_and_commit(conn, run, way.applied)
+            course.listen(Event("note", text))
+        history.take_back_and_commit(course.conn, course.run, way.applied, stepped=done > 0)
 
-    retrying(conn, way.applied.name, attempt, listen)
+    carry_out(course, way.down, progress, "down", finish)
     shown = tuple(f"{promise.kind} {promise}" for promise in way.gone)
     return Step(way.applied.name, time.monotonic() - started, objects.count(way.gone, ()), shown)

@@ -1,145 +1,164 @@
-"""A script taken apart by PostgreSQL's own grammar: its statements, and those this engine must not run."""
+"""A script taken apart by PostgreSQL's own grammar: its statements, how each can run, and what must not."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pglast import ast, parse_sql
 from pglast.enums import ObjectType, ReindexObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
-from pglast.parser import ParseError, scan
+from pglast.parser import ParseError
 
+from tollbook.migrate import psql
 from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 
-PSQL_COMMAND = re.compile(r"\\[A-Za-z!.?;]+")
-OUTSIDE_TRANSACTION = "cannot run inside a transaction, and every migration runs in one"
 NESTED_KINDS = {
     TransactionStmtKind.TRANS_STMT_SAVEPOINT,
     TransactionStmtKind.TRANS_STMT_RELEASE,
     TransactionStmtKind.TRANS_STMT_ROLLBACK_TO,
 }
+OPENING_KINDS = {TransactionStmtKind.TRANS_STMT_BEGIN, TransactionStmtKind.TRANS_STMT_START}
+NOT_SENT = "COPY … TO STDOUT gives its rows to the client, which here is nobody."
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement: pglast's tree, and where its text begins (index from 0)."""
+    """One statement: pglast's tree, where its text begins and ends (index from 0), and how it can run.
+
+    alone names what in it cannot run inside a transaction, as its writer knows it. rows is what a
+    COPY … FROM STDIN is sent. block counts the COMMITs of the file before it: what has the same number is to
+    be committed together. modes are those of the file's own BEGIN.
+    """
 
     tree: Any
     index: int
+    end: int
+    alone: str | None = None
+    rows: str | None = None
+    block: int = 0
+    explicit: bool = False  # between a BEGIN and a COMMIT of the file's own
+    modes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the grammar says of a script. With problems it must not be run."""
+    """What the grammar says of a script. With problems it must not be run.
+
+    text is what is to be sent: the script's, less what only psql reads, and less BEGIN and COMMIT.
+    """
 
     statements: tuple[Statement, ...]
     problems: tuple[Problem, ...]
+    text: str = ""
 
 
 def read(script: Script) -> Reading:
     """Parse a script; every statement that may not stand in a migration is a problem with its line."""
+    plain = psql.Plain(script.text, (), ())
     try:
         raw: tuple[Any, ...] = parse_sql(script.text)
     except ParseError as error:
-        return Reading((), (_explain(script, error),))
-    statements = tuple(Statement(node.stmt, node.stmt_location) for node in raw)
-    problems = [
-        Problem(what, then, point(str(script.path), script.text, statement.index, caret=False))
-        for statement in statements
-        if (found := _find_forbidden(statement.tree))
-        for what, then in (found,)
-    ]
-    return Reading(statements, tuple(problems))
+        plain = psql.strip(script)
+        if plain.problems:
+            return Reading((), plain.problems)
+        try:
+            raw = parse_sql(plain.text)
+        except ParseError as left:
+            return Reading((), (_explain(script, left if plain.rows else error),))
+    return _Sorter(script, plain).sort(raw)
+
+
+class _Sorter:
+    """Goes through the statements of a script in order: what is the engine's, what runs, what must not."""
+
+    def __init__(self, script: Script, plain: psql.Plain) -> None:
+        self.script = script
+        self.plain = plain
+        self.statements: list[Statement] = []
+        self.problems: list[Problem] = []
+        self.blanks: list[tuple[int, int]] = []
+        self.block = 0
+        self.modes: str | None = None  # of the BEGIN that is open
+
+    def sort(self, raw: Sequence[Any]) -> Reading:
+        ends = [node.stmt_location for node in raw[1:]] + [len(self.plain.text)]
+        for node, following in zip(raw, ends, strict=False):
+            length = node.stmt_len or len(self.plain.text[node.stmt_location :].rstrip())
+            self._take(node.stmt, node.stmt_location, node.stmt_location + length, following)
+        if not self.blanks:
+            return Reading(tuple(self.statements), tuple(self.problems), self.plain.text)
+        pieces, done = list[str](), 0
+        for start, end in self.blanks:
+            pieces += [self.plain.text[done:start], " " * (end - start)]
+            done = end
+        pieces.append(self.plain.text[done:])
+        return Reading(tuple(self.statements), tuple(self.problems), "".join(pieces))
+
+    def _take(self, tree: Any, index: int, end: int, following: int) -> None:
+        if isinstance(tree, ast.TransactionStmt) and tree.kind not in NESTED_KINDS:
+            self._steer(tree, index, end)
+            return
+        if isinstance(tree, ast.CopyStmt) and not tree.filename and not tree.is_program and not tree.is_from:
+            self._refuse(index, NOT_SENT, "Take it out; a migration has nobody to show rows to.")
+        rows = next((one.text for one in self.plain.rows if index < one.index <= following), None)
+        if rows is None and psql.takes_rows(tree):
+            self._refuse(
+                index,
+                "This COPY is followed by no rows.",
+                "Write them below it, and \\. on a line after them.",
+            )
+        if (forbidden := UNDER_US.get(kind_of(tree))) and (name := forbidden(tree)):
+            self._refuse(index, f"{name} would end the engine's own hold on the session.", "Take it out.")
+        check = OUTSIDE.get(kind_of(tree))
+        alone = check(tree) if check else None
+        if alone and self.modes is not None:
+            self._refuse(
+                index,
+                f"{alone} cannot run inside a transaction, and this file has begun one.",
+                "Put it behind the COMMIT.",
+            )
+        self.statements.append(
+            Statement(tree, index, end, alone, rows, self.block, self.modes is not None, self.modes or "")
+        )
+
+    def _steer(self, tree: Any, index: int, end: int) -> None:
+        """BEGIN and COMMIT say what belongs together; the engine itself begins and commits."""
+        if tree.kind in OPENING_KINDS and self.modes is None:
+            text = self.plain.text[index:end]
+            self.modes = text if tree.options else ""
+            self.block += 1 if self.statements and self.statements[-1].block == self.block else 0
+        elif tree.kind == TransactionStmtKind.TRANS_STMT_COMMIT and not tree.chain:
+            self.modes = None
+            self.block += 1
+        else:
+            word = TransactionStmtKind(tree.kind).name.removeprefix("TRANS_STMT_").replace("_", " ")
+            self._refuse(
+                index,
+                f"{word} cannot stand here: what a migration has done it cannot undo half.",
+                "Take it out, or split the file where it stands.",
+            )
+        self.blanks.append((index, end))
+
+    def _refuse(self, index: int, what: str, then: str) -> None:
+        place = point(str(self.script.path), self.script.text, index, caret=False)
+        self.problems.append(Problem(what, then, place))
 
 
 def _explain(script: Script, error: ParseError) -> Problem:
-    """Say why a script does not parse; what psql would read but the server would not is named as such."""
+    """Say why a script does not parse."""
     message, index = str(error.args[0]), int(error.args[1])
-    if (copy := _find_copy(script.text, index)) is not None:
-        return _refuse_copy(script, copy)
-    if (command := _find_psql_command(script.text, index)) is not None:
-        word = PSQL_COMMAND.match(script.text, command)
-        return Problem(
-            f"{word[0] if word else chr(92)} is a command of psql, which PostgreSQL itself does not know.",
-            "Write it as SQL, or run this file by psql.",
-            point(str(script.path), script.text, command),
-        )
+    advice = "Correct the SQL; nothing was run."
+    if script.text[index : index + 1] == ":" or script.text[index - 1 : index] == ":":
+        advice = "A variable of psql (:name) must be written out; nothing was run."
     return Problem(
-        f"{message[:1].lower()}{message[1:]}.",
-        "Correct the SQL; nothing was run.",
-        point(str(script.path), script.text, index),
+        f"{message[:1].lower()}{message[1:]}.", advice, point(str(script.path), script.text, index)
     )
-
-
-def _find_psql_command(text: str, until: int) -> int | None:
-    """Return where a backslash begins a line's last part, outside quotes and comments, up to an index."""
-    line_end = text.find("\n", until)
-    part = text[: line_end if line_end >= 0 else len(text)]
-    try:
-        tokens = scan(part)
-    except ParseError:
-        # psql's own arguments may hold a lone quote, which the server's scanner cannot end.
-        start = part.rfind("\n", 0, until) + 1
-        found = PSQL_COMMAND.match(part[start:].lstrip())
-        return start + part[start:].index("\\") if found else None
-    return next((token.start for token in tokens if token.name == "ASCII_92"), None)
-
-
-def _find_copy(text: str, until: int) -> int | None:
-    """Return where the last COPY … FROM STDIN before an index begins: what follows it is data, not SQL."""
-    head = text[:until]
-    for match in reversed(list(re.finditer(r"(?im)^\s*copy\b[^;]*;", head))):
-        try:
-            raw: tuple[Any, ...] = parse_sql(head[: match.end()])
-        except ParseError:
-            continue
-        if raw and _is_copy_by_client(raw[-1].stmt):
-            return raw[-1].stmt_location
-    return None
-
-
-def _refuse_copy(script: Script, index: int) -> Problem:
-    return Problem(
-        "COPY through the client (FROM STDIN, TO STDOUT) needs psql to carry the data.",
-        "Write the rows as INSERT … VALUES, or load them by a program after the migration.",
-        point(str(script.path), script.text, index, caret=False),
-    )
-
-
-def _is_copy_by_client(tree: Any) -> bool:
-    return isinstance(tree, ast.CopyStmt) and not tree.filename and not tree.is_program
 
 
 def kind_of(tree: object) -> type:
     """Return a statement's kind: its class in pglast."""
     return type(tree)
-
-
-def _find_forbidden(tree: Any) -> tuple[str, str] | None:
-    """Return what is wrong with a statement and what to do, or None."""
-    check = OUTSIDE.get(kind_of(tree))
-    if _is_copy_by_client(tree):
-        return (
-            "COPY through the client (FROM STDIN, TO STDOUT) needs psql to carry the data.",
-            "Write the rows as INSERT … VALUES, or load them by a program after the migration.",
-        )
-    if isinstance(tree, ast.TransactionStmt) and tree.kind not in NESTED_KINDS:
-        word = TransactionStmtKind(tree.kind).name.removeprefix("TRANS_STMT_").replace("_", " ")
-        return (
-            f"{word} steers the transaction, which is the engine's: each file is one transaction already.",
-            "Take it out, or split the file where it stands.",
-        )
-    if check and (name := check(tree)):
-        return (f"{name} {OUTSIDE_TRANSACTION}.", _advise(name))
-    return None
-
-
-def _advise(name: str) -> str:
-    if name.endswith("CONCURRENTLY"):
-        return f"Leave out CONCURRENTLY, or run {name} by hand beside the migrations."
-    return "Take it out of the migrations and run it by hand."
 
 
 def _always(name: str) -> Callable[[Any], str | None]:
@@ -195,7 +214,9 @@ OUTSIDE: dict[type, Callable[[Any], str | None]] = {
     ast.ClusterStmt: lambda tree: None if tree.relation else "CLUSTER of a whole database",
     ast.CreateSubscriptionStmt: _always("CREATE SUBSCRIPTION"),
     ast.DropSubscriptionStmt: _always("DROP SUBSCRIPTION"),
-    ast.DiscardStmt: _always("DISCARD"),
-    # The engine's own prepared statements would go with it.
+}
+# What would take the engine's own hold on the session with it: its lock, its prepared statements.
+UNDER_US: dict[type, Callable[[Any], str | None]] = {
+    ast.DiscardStmt: lambda tree: "DISCARD",
     ast.DeallocateStmt: lambda tree: None if tree.name else "DEALLOCATE ALL",
 }

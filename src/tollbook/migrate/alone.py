@@ -1,0 +1,82 @@
+"""Statements that cannot run inside a transaction: what one that broke off leaves behind, and its removal."""
+
+from typing import Any
+
+from pglast import ast
+from psycopg import sql
+
+from tollbook.migrate.session import Connection
+from tollbook.migrate.statements import Statement
+
+LEFT_MAX = 100
+# A concurrent build waits for other sessions under a lock that blocks neither reads nor writes.
+CONCURRENT_LOCK_TIMEOUT_SECONDS = 600
+
+
+def is_concurrent(statement: Statement) -> bool:
+    """Whether a statement is one of the CONCURRENTLY kind."""
+    return (statement.alone or "").endswith("CONCURRENTLY")
+
+
+def is_done(conn: Connection, statement: Statement) -> bool:
+    """Whether a statement that was under way when a run was killed has come to its end all the same."""
+    tree = statement.tree
+    if isinstance(tree, ast.IndexStmt) and tree.idxname:
+        return _find_index(conn, tree, valid=True) is not None
+    if isinstance(tree, ast.DropStmt):
+        return all(_resolve(conn, [part.sval for part in name]) is None for name in tree.objects or ())
+    return False
+
+
+def clear(conn: Connection, statement: Statement) -> list[str]:
+    """Drop the invalid indexes that a broken-off build of this statement left. Returns their names."""
+    tree = statement.tree
+    found: list[str] = []
+    if isinstance(tree, ast.IndexStmt) and tree.idxname:
+        name = _find_index(conn, tree, valid=False)
+        found = [name] if name else []
+    elif isinstance(tree, ast.IndexStmt):
+        found = _find_left(conn, _name(tree.relation), r"_idx\d*$")
+    elif isinstance(tree, ast.ReindexStmt):
+        found = _find_left(conn, _name(tree.relation) if tree.relation else None, r"_cc(new|old)\d*$")
+    for name in found:
+        conn.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.SQL(name)))  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def _name(relation: Any) -> str:
+    parts = [part for part in (relation.schemaname, relation.relname) if part]
+    return sql.Identifier(*parts).as_string(None)
+
+
+def _find_index(conn: Connection, tree: Any, *, valid: bool) -> str | None:
+    """Return the full name of the statement's index, if it is there, (in)valid, and nobody builds it now."""
+    row = conn.execute(
+        """SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE i.indrelid = to_regclass(%(table)s) AND c.relname = %(name)s AND i.indisvalid = %(valid)s
+          AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)""",
+        {"table": _name(tree.relation), "name": tree.idxname, "valid": valid},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _find_left(conn: Connection, relation: str | None, ending: str) -> list[str]:
+    """Return invalid indexes with names of PostgreSQL's own choosing that nobody builds now."""
+    rows = conn.execute(
+        """SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+        WHERE NOT i.indisvalid AND c.relname ~ %(ending)s AND c.relkind = 'i'
+          AND (%(relation)s::text IS NULL
+            OR to_regclass(%(relation)s) IN (i.indrelid, i.indexrelid)
+            OR i.indrelid = (SELECT indrelid FROM pg_index WHERE indexrelid = to_regclass(%(relation)s)))
+          AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
+        LIMIT %(most)s""",
+        {"relation": relation, "ending": ending, "most": LEFT_MAX},
+    )
+    return [row[0] for row in rows]
+
+
+def _resolve(conn: Connection, parts: list[str]) -> str | None:
+    row = conn.execute(
+        "SELECT to_regclass(%(name)s)::text", {"name": sql.Identifier(*parts).as_string(None)}
+    ).fetchone()
+    return row[0] if row else None

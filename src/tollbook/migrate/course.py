@@ -1,0 +1,208 @@
+"""One script carried out: in one transaction, or segment by segment with its progress on record."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+from pglast import ast
+
+from tollbook.migrate import alone, execution, history, segments
+from tollbook.migrate.errors import Problem, StatementFailed
+from tollbook.migrate.events import Event, Listener
+from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, RESET_ROLE, Prepared, Sql
+from tollbook.migrate.headers import Options
+from tollbook.migrate.history import Progress
+from tollbook.migrate.retrying import read_sqlstate, retrying
+from tollbook.migrate.segments import Segment
+from tollbook.migrate.session import Connection
+from tollbook.migrate.statements import Statement
+
+UNSAFE_NEW_ENUM_VALUE = "55P04"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The session a run works in: its server process, its number, how long it waits, whom it tells."""
+
+    conn: Connection
+    pid: int
+    run: UUID
+    lock_timeout_seconds: float
+    listen: Listener
+
+
+def name_settings(lock_timeout_seconds: float, options: Options | None = None) -> str:
+    """Return the statements that bound the waits of a script; its own header goes before the run's."""
+    lock = (options and options.lock_timeout_seconds) or lock_timeout_seconds
+    texts = [f"SET lock_timeout = {round(lock * 1000)};"]
+    if options and options.statement_timeout_seconds:
+        texts.append(f"SET statement_timeout = {round(options.statement_timeout_seconds * 1000)};")
+    return " ".join(texts)
+
+
+def name_role(options: Options) -> str:
+    """Return the statement that takes the role of a script's header for the open transaction, if any."""
+    if not options.role:
+        return ""
+    return "SET LOCAL ROLE {};".format('"' + options.role.replace('"', '""') + '"')
+
+
+def check_progress(one: Prepared, progress: Progress, direction: str) -> list[Problem]:
+    """Name what keeps a script from going on where it stopped: its first statements have changed."""
+    done = one.reading.statements[: progress.statements]
+    same = segments.fingerprint(one.reading.text, done) == progress.fingerprint
+    if same and progress.direction == direction:
+        return []
+    then = (
+        "Put those statements back as they were; what follows them may be corrected."
+        if progress.direction == direction
+        else f"Finish that first: run the same command as before ({progress.direction})."
+    )
+    return [
+        Problem(
+            f"{one.migration.id} stopped after {progress.statements} statements of its {progress.direction} "
+            f"file, which are committed{'.' if same else ', and not the same any more.'}",
+            then,
+        )
+    ]
+
+
+def carry_out(
+    course: Course,
+    one: Prepared,
+    progress: Progress | None,
+    direction: str,
+    finish: Callable[[Sequence[str], int], T],
+) -> T:
+    """Run a script from where it stopped. `finish` proves, records and commits inside its last transaction.
+
+    It is given the search path at the end, and how many statements were committed before its transaction.
+    Raises StatementFailed, LockHeld, SessionNotOurs.
+    """
+    options = one.migration.up.options
+    walk = _Walk(course, one, progress, direction)
+    try:
+        return walk.go(segments.split(one.reading.statements, options), finish)
+    except StatementFailed as error:
+        new_values = any(segments.adds_value(statement) for statement in one.reading.statements)
+        if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or not new_values:
+            raise
+        # A new value of an enum can be used only when it is committed: so the file is cut behind it.
+        cut = segments.split(one.reading.statements, options, after_new_values=True)
+        return walk.go(cut, finish)
+
+
+class _Walk:
+    """Goes through the segments of one script, in one session."""
+
+    def __init__(self, course: Course, one: Prepared, progress: Progress | None, direction: str) -> None:
+        self.course = course
+        self.one = one
+        self.direction = direction
+        self.done = progress.statements if progress else 0
+        self.resumed_at = self.done if progress else -1
+        self.opened = False  # whether the session has the script's settings
+
+    def go(self, cut: Sequence[Segment], finish: Callable[[Sequence[str], int], T]) -> T:
+        left = [_trim(segment, self.done) for segment in cut if segment.end > self.done]
+        *before, last = left or [Segment(self.done, ())]
+        if last.alone:
+            before, last = [*before, last], Segment(last.end, ())
+        for segment in before:
+            if segment.alone:
+                self._retry(lambda segment=segment: self._run_alone(segment))
+            else:
+                self._retry(lambda segment=segment: self._run_and_keep(segment))
+            self.opened, self.done = True, segment.end
+        return self._retry(lambda: finish(self._run(last), self.done))
+
+    def _retry(self, attempt: Callable[[], T]) -> T:
+        try:
+            return retrying(self.course.conn, self.one.migration.id, attempt, self.course.listen)
+        except StatementFailed as error:
+            if not self.done:
+                raise
+            raise StatementFailed(
+                f"{error.sentence} What this file had committed before stays ({self.done} of "
+                f"{len(self.one.reading.statements)} statements); correct what follows and run again.",
+                error.place,
+                **error.details,
+            ) from error
+
+    def _open(self) -> tuple[str, int]:
+        """Return the statements that give the session what the script expects, and their number."""
+        if self.opened:
+            return "", 0
+        settings = name_settings(self.course.lock_timeout_seconds, self.one.migration.up.options)
+        again = [
+            self.one.reading.text[statement.index : statement.end] + ";"
+            for statement in self.one.reading.statements[: self.done]
+            if isinstance(statement.tree, ast.VariableSetStmt) and not statement.tree.is_local
+        ]
+        return f"{RESET} {settings} {' '.join(again)}", RESET_COUNT + settings.count(";") + len(again)
+
+    def _run(self, segment: Segment) -> tuple[str, ...]:
+        opening, count = self._open()
+        role = name_role(self.one.migration.up.options)
+        begin = f"{segment.modes};" if segment.modes else BEGIN
+        return execution.perform(
+            self.course.conn,
+            self.one,
+            segment,
+            self.course.pid,
+            f"{opening} {begin} {role}",
+            count + 1 + bool(role),
+        )
+
+    def _run_and_keep(self, segment: Segment) -> None:
+        self._run(segment)
+        self._keep(segment.end)
+        self.course.conn.execute("COMMIT")
+
+    def _keep(self, statements: int) -> None:
+        migration, reading = self.one.migration, self.one.reading
+        done = segments.fingerprint(reading.text, reading.statements[:statements])
+        progress = Progress(migration.folder, migration.version, self.direction, statements, done)
+        history.keep_progress(self.course.conn, self.course.run, progress)
+
+    def _run_alone(self, segment: Segment) -> None:
+        conn, statement = self.course.conn, segment.statements[0]
+        role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
+        conn.execute(f"{self._open()[0]} {role}".encode())
+        self.opened = True
+        for name in alone.clear(conn, statement):
+            text = f"Dropped the invalid index {name}, left by a build that broke off."
+            self.course.listen(Event("note", text))
+        if not (segment.first == self.resumed_at and alone.is_done(conn, statement)):
+            self.course.listen(Event("alone", f"{statement.alone} runs outside a transaction."))
+            self._send_alone(statement)
+        conn.execute(RESET_ROLE.encode())
+        self._keep(segment.end)
+
+    def _send_alone(self, statement: Statement) -> None:
+        conn = self.course.conn
+        patient = alone.is_concurrent(statement) and not self._sets_own_timeout()
+        if patient:
+            conn.execute(name_settings(alone.CONCURRENT_LOCK_TIMEOUT_SECONDS).encode())
+        try:
+            execution.run(conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
+        except StatementFailed:
+            alone.clear(conn, statement)
+            raise
+        if patient:
+            conn.execute(name_settings(self.course.lock_timeout_seconds).encode())
+
+    def _sets_own_timeout(self) -> bool:
+        return bool(self.one.migration.up.options.lock_timeout_seconds) or any(
+            isinstance(statement.tree, ast.VariableSetStmt) and statement.tree.name == "lock_timeout"
+            for statement in self.one.reading.statements
+        )
+
+
+def _trim(segment: Segment, done: int) -> Segment:
+    if segment.first >= done:
+        return segment
+    return Segment(done, segment.statements[done - segment.first :])

@@ -1,0 +1,62 @@
+"""What a file's first comment says of how it is to be run: `-- tollbook: lock_timeout=2s role=owner`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tollbook.migrate.errors import FolderRefused, Place
+
+LINE = re.compile(r"--\s*tollbook:\s*(?!allow\b)(?P<words>.*)")
+LENGTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|h|)")
+UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
+SWITCH = {"on": True, "true": True, "off": False, "false": False}
+KNOWN = "transaction=on|off, lock_timeout=5s, statement_timeout=10min, role=NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a script is to be run. transaction False: each statement by itself."""
+
+    transaction: bool = True
+    lock_timeout_seconds: float | None = None
+    statement_timeout_seconds: float | None = None
+    role: str | None = None
+
+
+def read(path: Path, text: str) -> Options:
+    """Return the options in the comment lines before the first statement. Raises FolderRefused."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("--"):
+            break
+        match = LINE.match(line)
+        for word in match["words"].split() if match else ():
+            name, equals, value = word.partition("=")
+            if not equals or name not in READERS or READERS[name](value) is None:
+                raise FolderRefused(
+                    f"{word} is no option of a file. There are: {KNOWN}.", Place(str(path), number)
+                )
+            found[name] = value
+    values = {FIELDS.get(name, name): READERS[name](value) for name, value in found.items()}
+    return Options(**values)  # pyright: ignore[reportArgumentType]
+
+
+def read_seconds(text: str) -> float | None:
+    """Return the seconds of a length such as 500ms, 5s or 2min; None where it is none, or zero."""
+    match = LENGTH.fullmatch(text.strip())
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    # PostgreSQL takes 0 for "wait for ever", which is what these are there to prevent.
+    return seconds if seconds >= UNITS["ms"] else None
+
+
+def _read_role(text: str) -> str | None:
+    return text.strip('"') or None
+
+
+READERS = {
+    "transaction": SWITCH.get,
+    "lock_timeout": read_seconds,
+    "statement_timeout": read_seconds,
+    "role": _read_role,
+}
+FIELDS = {"lock_timeout": "lock_timeout_seconds", "statement_timeout": "statement_timeout_seconds"}

@@ -1,0 +1,101 @@
+"""Trying a transaction again while other sessions are in its way, with growing pauses between."""
+
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import psycopg
+
+from tollbook.migrate.errors import LockHeld, MigrateError, StatementFailed
+from tollbook.migrate.events import Event, Listener
+from tollbook.migrate.session import Connection
+
+ATTEMPTS_MAX = 5
+PAUSE_SECONDS = (0.5, 10.0)  # first and longest pause between attempts, with jitter
+# lock_not_available, deadlock_detected, serialization_failure: others were in the way, not the file at fault
+RETRIED = ("55P03", "40P01", "40001")
+BLOCKERS_SHOWN_MAX = 3
+
+T = TypeVar("T")
+
+
+def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: Listener) -> T:
+    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld."""
+    import tenacity
+
+    def is_passing(error: BaseException) -> bool:
+        return read_sqlstate(error) in RETRIED
+
+    def roll_back_and_tell(state: tenacity.RetryCallState) -> None:
+        pause = state.next_action.sleep if state.next_action else 0
+        error = state.outcome.exception() if state.outcome else None
+        listen(
+            Event(
+                "retrying",
+                f"{name}: {_first_sentence(error)}; "
+                f"attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
+            )
+        )
+
+    def guarded() -> T:
+        try:
+            return attempt()
+        except BaseException:
+            roll_back(conn)
+            raise
+
+    def give_up(state: tenacity.RetryCallState) -> NoReturn:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        raise LockHeld(
+            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}); "
+            f"it is rolled back. {_name_blockers(conn)} "
+            "Run again when they are done, or give it longer by --lock-timeout.",
+            getattr(error, "place", None),
+            sqlstate=read_sqlstate(error),
+        ) from error
+
+    first, longest = PAUSE_SECONDS
+    retry = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_attempt(ATTEMPTS_MAX),
+        wait=tenacity.wait_exponential_jitter(multiplier=first, max=longest, jitter=first),
+        before_sleep=roll_back_and_tell,
+        retry_error_callback=give_up,
+    )
+    return retry(guarded)
+
+
+def read_sqlstate(error: BaseException | None) -> str | None:
+    """Return the server's code of an error, wherever it came from."""
+    if isinstance(error, MigrateError):
+        return error.details.get("sqlstate") if isinstance(error, StatementFailed) else None
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def roll_back(conn: Connection) -> None:
+    """Leave the open transaction, if the session still lives."""
+    if not conn.broken and not conn.closed:
+        conn.execute("ROLLBACK")
+
+
+def _first_sentence(error: BaseException | None) -> str:
+    return str(getattr(error, "sentence", None) or error).splitlines()[0].rstrip(".")
+
+
+def _name_blockers(conn: Connection) -> str:
+    rows = conn.execute(
+        """SELECT a.pid, a.application_name, a.xact_start, left(a.query, 80)
+        FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.xact_start IS NOT NULL
+          AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'relation' AND l.granted)
+        ORDER BY a.xact_start LIMIT %(most)s""",
+        {"most": BLOCKERS_SHOWN_MAX},
+    ).fetchall()
+    if not rows:
+        return "No transaction is open now."
+    shown = [
+        f"process {pid} ({name or 'unnamed'}) since {since:%H:%M:%S}: {query}"
+        for pid, name, since, query in rows
+    ]
+    return f"Open transactions, oldest first: {'; '.join(shown)}."

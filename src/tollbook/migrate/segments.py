@@ -1,0 +1,75 @@
+"""A script cut where it must be committed: nearly always nowhere, so that the file is one transaction.
+
+A cut is where the file's own COMMIT stands, around a statement that cannot run inside a transaction, and
+between all statements of a file that asks for no transaction.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from pglast import ast
+
+from tollbook.migrate.headers import Options
+from tollbook.migrate.statements import Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Statements that are committed together. first: the number (from 0) of the first in its script."""
+
+    first: int
+    statements: tuple[Statement, ...]
+
+    @property
+    def alone(self) -> str | None:
+        """What it is that cannot run inside a transaction; None for a transaction."""
+        return self.statements[0].alone if self.statements else None
+
+    @property
+    def modes(self) -> str:
+        """The file's own BEGIN, where that says more than the word."""
+        return self.statements[0].modes if self.statements else ""
+
+    @property
+    def end(self) -> int:
+        """The number of the first statement after it."""
+        return self.first + len(self.statements)
+
+
+def split(
+    statements: Sequence[Statement], options: Options, *, after_new_values: bool = False
+) -> tuple[Segment, ...]:
+    """Cut a script. A script without statements is one empty transaction.
+
+    after_new_values cuts behind ALTER TYPE … ADD VALUE too: a value can be used only when it is committed.
+    """
+    segments: list[list[Statement]] = []
+    for statement in statements:
+        before = segments[-1][-1] if segments else None
+        if before is None or _must_cut(before, statement, options, after_new_values=after_new_values):
+            segments.append([])
+        segments[-1].append(statement)
+    found: list[Segment] = []
+    for members in segments or [[]]:
+        found.append(Segment(found[-1].end if found else 0, tuple(members)))
+    return tuple(found)
+
+
+def _must_cut(before: Statement, after: Statement, options: Options, *, after_new_values: bool) -> bool:
+    if before.alone or after.alone or before.block != after.block:
+        return True
+    if not options.transaction and not (before.explicit and after.explicit):
+        return True
+    return after_new_values and adds_value(before) and not adds_value(after)
+
+
+def adds_value(statement: Statement) -> bool:
+    """Whether a statement is ALTER TYPE … ADD VALUE."""
+    tree = statement.tree
+    return isinstance(tree, ast.AlterEnumStmt) and not tree.oldVal
+
+
+def fingerprint(text: str, statements: Sequence[Statement]) -> str:
+    """Return a digest of statements as they stand in the text of their script."""
+    return sha256("\0".join(text[one.index : one.end] for one in statements).encode()).hexdigest()
