@@ -3,6 +3,8 @@
 It reads one JSON order a line, and tells what happens in JSON lines. A life counts its own boundaries: each
 statement and each transaction that PostgreSQL is asked to finish, each transaction that is given to the node,
 the handler, and both ends of the answer; before and after. At the one it was told, it kills.
+
+A life is a shop, or an errand that ends by itself: fetching what channels owe, sending money back.
 """
 
 import asyncio
@@ -13,7 +15,10 @@ import re
 import signal
 import socket
 import sys
+import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,22 +29,38 @@ import httpx
 import psycopg
 import psycopg_pool.base
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from psycopg.pq import TransactionStatus
+from x402.http.middleware.fastapi import set_settlement_overrides
 
 from fixtures.running import find_children
+from tollbook.books.payments import refund_desk
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core import clock
-from tollbook.core.local_chain import NETWORK
+from tollbook.core.chains import Token
+from tollbook.core.database import Database
+from tollbook.core.local_chain import (
+    NETWORK,
+    TOKEN_ADDRESS,
+    TOKEN_DECIMALS,
+    TOKEN_NAME,
+    TOKEN_SYMBOL,
+    TOKEN_VERSION,
+)
+from tollbook.entrypoints.api import create_api
+from tollbook.entrypoints.cli import main as run_command
 
 PROCESSES_MAX = 8
 REQUESTS = 2
+USED = "40%"  # of the price, by the schemes that charge what was used
+COUNTED = "x-counted"  # the header of the first request that counts
 LATER = timedelta(minutes=10)  # when who died is known to be dead: longer than anything is held
 READ_ONLY = "READ ONLY"
 ANY = "any"
-_TABLES = re.compile(r"(?:INTO|UPDATE|FROM|JOIN|SELECT)\s+((?:payments|core)\.\w+)", re.I)
+_TABLES = re.compile(r"(?:INTO|UPDATE|FROM|JOIN|SELECT)\s+((?:payments|core|stores)\.\w+)", re.I)
 _NOTHING = {"", "SELECT 1"}
+_voice = 1
 
 
 @dataclass
@@ -53,8 +74,10 @@ class Life:
     seller: str
     dies_at: list[object] | None = None  # a boundary, and when it is reached for the how manieth time
     victims: tuple[str, ...] = ("process",)
-    counted: str = "payment-signature"  # from the first request with this header on
     late: int = 0  # so many times long after the last one's end
+    transfer: str = "eip3009"
+    errand: str | None = None
+    wanted: dict[str, str] | None = None  # by an errand
 
     def __post_init__(self) -> None:
         self.passed: Counter[str] = Counter()
@@ -62,7 +85,7 @@ class Life:
 
     def reach(self, what: str) -> None:
         """Pass a boundary, or die there."""
-        task = asyncio.current_task()
+        task = _find_task()
         mends = task is not None and task.get_coro().__qualname__ == "_mend"  # beside the road, at any time
         if mends or not self.counting:
             return
@@ -81,8 +104,16 @@ class Life:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _find_task() -> asyncio.Task[Any] | None:
+    """None in a thread of the SDK's."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 def tell(event: str, **details: object) -> None:
-    os.write(1, json.dumps({"event": event, **details}).encode() + b"\n")
+    os.write(_voice, json.dumps({"event": event, **details}).encode() + b"\n")
 
 
 def kill_postgres(data_dir: Path) -> None:
@@ -101,40 +132,67 @@ def move_clock() -> None:
     clock.now = lambda: before() + LATER
 
 
-def count_database(life: Life) -> None:
+@dataclass
+class Ledger:
     """Statements that are transactions by themselves, and the ends of the others that did not only read."""
-    execute = psycopg.AsyncCursor.execute
-    leave = psycopg.AsyncTransaction.__aexit__
-    touched: dict[Any, list[str]] = {}
 
-    async def execute_counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
-        text = str(query)
+    life: Life
+
+    def __post_init__(self) -> None:
+        self.touched: dict[Any, list[str]] = {}
+
+    def begin(self, cursor: Any, query: Any) -> str | None:
+        """The name of a statement that is a boundary."""
+        text = query.decode() if isinstance(query, bytes) else str(query)
         if text in _NOTHING:  # the pool looks whether the line is up
-            return await execute(self, query, *args, **options)
+            return None
         verb = re.sub(r"--.*", "", text).split(maxsplit=1)[0]
         tables = [READ_ONLY] if READ_ONLY in text else [f"{verb} {table}" for table in _TABLES.findall(text)]
-        if self.connection.info.transaction_status != TransactionStatus.IDLE:
-            touched.setdefault(self.connection, []).extend(tables)
-            return await execute(self, query, *args, **options)
+        if cursor.connection.info.transaction_status != TransactionStatus.IDLE:
+            self.touched.setdefault(cursor.connection, []).extend(tables)
+            return None
         name = " ".join(dict.fromkeys(tables))
-        life.reach(f"before {name}")
-        result = await execute(self, query, *args, **options)
-        life.reach(f"after {name}")
-        return result
+        return None if name.startswith("SELECT stores.") else name  # who waits for his turn only reads
+
+    def end(self, transaction: Any, kind: Any) -> str | None:
+        """The name of a commit that is a boundary."""
+        tables = self.touched.pop(transaction.connection, [])
+        counts = kind is None and bool(tables) and READ_ONLY not in tables
+        return f"commit {' '.join(dict.fromkeys(tables))}" if counts else None
+
+    @contextmanager
+    def passing(self, name: str | None) -> Iterator[None]:
+        if name is not None:
+            self.life.reach(f"before {name}")
+        yield
+        if name is not None:
+            self.life.reach(f"after {name}")
+
+
+def count_database(life: Life) -> None:
+    """Both of psycopg's ways: ours, and that of the stores, which the SDK asks from threads."""
+    ledger = Ledger(life)
+    execute, leave = psycopg.AsyncCursor.execute, psycopg.AsyncTransaction.__aexit__
+    execute_sync, leave_sync = psycopg.Cursor.execute, psycopg.Transaction.__exit__
+
+    async def execute_counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        with ledger.passing(ledger.begin(self, query)):
+            return await execute(self, query, *args, **options)
 
     async def leave_counted(self: Any, kind: Any, error: Any, trace: Any) -> Any:
-        tables = touched.pop(self.connection, [])
-        counts = kind is None and bool(tables) and READ_ONLY not in tables
-        name = f"commit {' '.join(dict.fromkeys(tables))}"
-        if counts:
-            life.reach(f"before {name}")
-        result = await leave(self, kind, error, trace)
-        if counts:
-            life.reach(f"after {name}")
-        return result
+        with ledger.passing(ledger.end(self, kind)):
+            return await leave(self, kind, error, trace)
 
-    psycopg.AsyncCursor.execute = execute_counted
-    psycopg.AsyncTransaction.__aexit__ = leave_counted
+    def execute_sync_counted(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        with ledger.passing(ledger.begin(self, query)):
+            return execute_sync(self, query, *args, **options)
+
+    def leave_sync_counted(self: Any, kind: Any, error: Any, trace: Any) -> Any:
+        with ledger.passing(ledger.end(self, kind)):
+            return leave_sync(self, kind, error, trace)
+
+    psycopg.AsyncCursor.execute, psycopg.AsyncTransaction.__aexit__ = execute_counted, leave_counted
+    psycopg.Cursor.execute, psycopg.Transaction.__exit__ = execute_sync_counted, leave_sync_counted
 
 
 def count_node(life: Life) -> None:
@@ -161,12 +219,21 @@ def make_app(life: Life) -> Any:
         life.reach("handler")
         return {"what": what}
 
+    @app.get("/upto/{what}")
+    @app.get("/channel/{what}")
+    async def sell_by_use(what: str, response: Response) -> dict[str, str]:
+        set_settlement_overrides(response, {"amount": USED})
+        return await sell(what)
+
+    token = Token(TOKEN_ADDRESS, TOKEN_SYMBOL, TOKEN_DECIMALS, TOKEN_NAME, TOKEN_VERSION)
     app.add_middleware(
         Paywall,  # pyright: ignore[reportArgumentType]
-        payees=[Payee(NETWORK, life.seller)],
+        payees=[Payee(NETWORK, life.seller, token, life.transfer)],  # pyright: ignore[reportArgumentType]
         routes={
             "GET /before/{what}": PaidRoute("$0.01", settle="before", requests=REQUESTS),
             "GET /after/{what}": PaidRoute("$0.01", requests=REQUESTS),
+            "GET /upto/{what}": PaidRoute("$0.01", scheme="upto"),
+            "GET /channel/{what}": PaidRoute("$0.01", scheme="batch-settlement"),
         },
         facilitator=InProcessFacilitator({NETWORK: life.node_url}, life.operator_key, life.database_url),
         database_url=life.database_url,
@@ -179,11 +246,45 @@ def make_app(life: Life) -> Any:
             await send(message)
             life.reach(f"after {message['type']}")
 
-        wanted = any(name == life.counted.encode() for name, _ in scope.get("headers", ()))
+        wanted = any(name == COUNTED.encode() for name, _ in scope.get("headers", ()))
         life.counting = life.counting or wanted
         await app(scope, receive, send_counted if wanted else send)
 
     return count_answer
+
+
+async def send_back(life: Life) -> None:
+    """A refund by the API, by an operator who looks whether there is one already; and the worker's round."""
+    assert life.wanted is not None
+    headers = {"Authorization": f"Bearer {life.wanted['key']}", "Idempotency-Key": life.wanted["once"]}
+    api = create_api(life.database_url)
+    transport = httpx.ASGITransport(api)
+    async with (
+        Database(life.database_url) as database,
+        api.router.lifespan_context(api),
+        httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client,
+    ):
+        path = f"/v1/payments/{life.wanted['payment_id']}/refunds"
+        asked = (await client.get(path)).json()["items"]
+        life.counting = True
+        if not asked or "looks" not in life.wanted:
+            answer = await client.post(path, json={"amount": life.wanted["amount"]})
+            assert answer.status_code == 201, answer.text
+        await refund_desk.carry_out_open(database)
+
+
+def run_errand(life: Life) -> None:
+    os.environ |= {
+        "DATABASE_URL": life.database_url,
+        "TOLLBOOK_RPC_URLS": json.dumps({NETWORK: life.node_url}),
+        "TOLLBOOK_FACILITATOR_KEY": life.operator_key,
+    }
+    if life.errand == "refund":
+        asyncio.run(send_back(life))
+        return
+    life.counting = True
+    sys.argv[1:] = ["payments", "channels", "claim", "--network", NETWORK, "--json"]
+    run_command()
 
 
 def live(life: Life, listener: socket.socket) -> None:
@@ -192,6 +293,9 @@ def live(life: Life, listener: socket.socket) -> None:
     psycopg_pool.base.AttemptWithBackoff.INITIAL_DELAY = 0.05  # the server is back in a moment
     for _ in range(life.late):
         move_clock()
+    if life.errand is not None:
+        run_errand(life)
+        return
     config = uvicorn.Config(make_app(life), log_level="warning", ws="none")
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
@@ -215,7 +319,10 @@ def begin(life: Life, listener: socket.socket) -> int:
     pid = os.fork()
     if not pid:
         os.close(0)
-        live(life, listener)
+        try:
+            live(life, listener)
+        except BaseException:
+            traceback.print_exc()
         os._exit(0)
     return pid
 
@@ -228,6 +335,9 @@ def end(alive: list[int]) -> None:
 
 def main() -> None:
     """Serve lives until there are no more orders, each of which ends the lives before."""
+    global _voice
+    _voice = os.dup(1)
+    os.dup2(2, 1)  # what commands say is no event
     warm_up()
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=128) for _ in range(PROCESSES_MAX)]
     tell("listening", ports=[listener.getsockname()[1] for listener in listeners])
@@ -236,6 +346,8 @@ def main() -> None:
         order = json.loads(line)
         end(alive)
         alive = [begin(Life(**order["life"]), listener) for listener in listeners[: order["processes"]]]
+        if order["life"].get("errand"):
+            os.waitpid(alive.pop(), 0)
         tell("done")
     end(alive)
 
