@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 from solders.instruction import AccountMeta, Instruction
 from solders.keypair import Keypair
@@ -27,12 +28,14 @@ from tollbook.books.payments.claims import (
 from tollbook.books.payments.errors import AlreadyCounted
 from tollbook.books.payments.payments import Offer
 from tollbook.books.payments.rules import PaidRoute, Payee, Tolls, compile_tolls
+from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.books.payments.solana import payment as solana_payment
 from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.books.payments.transactions import AGE_MAX, TransactionTooYoung
 from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable, MalformedAddress, MalformedHash
 from tollbook.core.database import Database
+from tollbook.entrypoints.api import create_api
 
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")
 
@@ -267,3 +270,25 @@ async def test_a_node_of_another_network_is_not_asked_what_was_paid(
     monkeypatch.setattr("fixtures.solana_rpc.GENESIS_HASH", "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
     with pytest.raises(ChainUnreachable):
         await counter.claim(tx_hash)
+
+
+async def test_the_api_takes_the_claim_of_a_solana_payer_without_any_key(counter: Counter) -> None:
+    desk = counter.desk
+    settings = PaymentsSettings(
+        routes={ROUTE: PaidRoute("$0.01", requests=10)},
+        payees=[Payee("solana-devnet", str(desk.seller.pubkey()))],
+        rpc_urls={NETWORK: desk.chain.url},
+    )
+    app, tx_hash = create_api(desk.database_url, settings), counter.pay()
+    asked = {"network": "solana-devnet", "tx_hash": tx_hash, "payer": str(desk.payer.pubkey())}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        refused = await client.post("/v1/payments", json=asked)
+        assert refused.status_code == 401
+        signature = desk.payer.sign_message(refused.json()["message"].encode())
+        answer = await client.post("/v1/payments", json=asked | {"signature": str(signature)})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["requests_remaining"] == 10
+    assert answer.json()["access_token"].startswith("tbk_")
