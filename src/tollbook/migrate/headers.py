@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place
 
-LINE = re.compile(r"--\s*tollbook:\s*(?!allow\b)(?P<words>.*)")
+LINE = re.compile(r"--\s*tollbook:(?!\s*allow\b)\s*(?P<words>.*)")
 LENGTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|h|)")
 UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
 SWITCH = {"on": True, "true": True, "off": False, "false": False}

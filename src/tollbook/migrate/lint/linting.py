@@ -1,0 +1,60 @@
+"""Linting folders of migrations."""
+
+from collections.abc import Collection, Sequence
+
+from tollbook.migrate import formats
+from tollbook.migrate.errors import WrongUsage
+from tollbook.migrate.files import Folder, Migration
+from tollbook.migrate.lint import squawk
+from tollbook.migrate.lint.rule import Rule
+from tollbook.migrate.lint.rules import RULES
+from tollbook.migrate.lint.walk import Lint, Walk, sort
+
+
+def lint(
+    folders: Sequence[Folder],
+    *,
+    pending: Collection[str] | None = None,
+    rules: Collection[str] = (),
+    ask_squawk: bool = True,
+) -> Lint:
+    """Look for hazards in the migrations of the folders, without a database.
+
+    pending: the ids (folder/label) of what is not applied yet: only this is looked at, and what it makes is
+    new to all of it. Without it every file is looked at as if it were applied alone, upon those before it.
+    rules: ids of the rules to ask, all without. ask_squawk: let squawk look as well, if it is installed.
+    Raises WrongUsage for an unknown rule, and FolderRefused.
+    """
+    return lint_migrations(formats.read(folders), pending=pending, rules=rules, ask_squawk=ask_squawk)
+
+
+def lint_migrations(
+    migrations: Sequence[Migration],
+    *,
+    pending: Collection[str] | None = None,
+    rules: Collection[str] = (),
+    ask_squawk: bool = True,
+) -> Lint:
+    """Look for hazards in migrations that are read already; see `lint`."""
+    walk = Walk(choose(rules), pending, frozenset(rule.id for rule in RULES))
+    for migration in migrations:
+        walk.visit(migration)
+    version = squawk.find() if ask_squawk and not rules else None
+    if version:
+        squawk.merge(walk)
+    walk.finish()
+    return Lint(
+        sort(walk.findings),
+        len(walk.files),
+        sum(len(file.spans) for file in walk.files),
+        walk.allowed,
+        version,
+    )
+
+
+def choose(wanted: Collection[str]) -> list[Rule]:
+    """Return the rules of these ids, all without any. Raises WrongUsage for an unknown one."""
+    known = {rule.id for rule in RULES}
+    if unknown := sorted({*wanted} - known):
+        raise WrongUsage(f"There is no rule {unknown[0]}. `tollbook migrate lint --rules` lists them.")
+    return [rule for rule in RULES if not wanted or rule.id in wanted]

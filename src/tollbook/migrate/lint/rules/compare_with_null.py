@@ -1,0 +1,48 @@
+"""A comparison with NULL, which is never true."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pglast import ast
+from pglast.enums import A_Expr_Kind
+
+from tollbook.migrate.lint.rule import Example, Hit, Rule
+from tollbook.migrate.lint.trees import descend, is_a
+from tollbook.migrate.lint.unit import Unit
+from tollbook.migrate.lint.words import sql
+
+OPERATORS = {"=": "IS NULL", "<>": "IS NOT NULL", "!=": "IS NOT NULL"}
+LOOKED_AT = (
+    ast.UpdateStmt, ast.DeleteStmt, ast.InsertStmt, ast.SelectStmt, ast.ViewStmt, ast.IndexStmt,
+    ast.CreateStmt, ast.AlterTableStmt,
+)  # fmt: skip
+
+
+def check(unit: Unit) -> Iterable[Hit]:
+    if is_a(unit.tree, *LOOKED_AT):
+        for expression in _find(unit.tree):
+            operand = sql(expression.lexpr)
+            right = f"{operand} {OPERATORS[expression.name[-1].sval]}"
+            yield Hit(f"{sql(expression)} is never true, not even for NULL: {right} is meant.", right)
+
+
+def _find(tree: Any) -> Iterable[Any]:
+    """Give the comparisons of anything with the word NULL; SET x = NULL is none."""
+    for one in descend(tree):
+        if is_a(one, ast.A_Expr) and one.kind == A_Expr_Kind.AEXPR_OP and one.lexpr is not None:
+            null = is_a(one.rexpr, ast.A_Const) and one.rexpr.isnull
+            if null and one.name[-1].sval in OPERATORS:
+                yield one
+
+
+RULE = Rule(
+    "compare-with-null",
+    "warning",
+    str(__doc__),
+    "x = NULL is NULL, whatever x is: a WHERE with it finds no row, a CHECK with it refuses none, and no "
+    "error says so.",
+    "IS NULL, IS NOT NULL, or IS DISTINCT FROM.",
+    Example("UPDATE orders SET status = 'new' WHERE status = NULL;"),
+    check,
+    spares_new=False,
+)

@@ -1,0 +1,41 @@
+"""A constraint is added NOT VALID, and no file validates it."""
+
+from collections.abc import Iterable
+
+from tollbook.migrate.errors import Place
+from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
+from tollbook.migrate.lint.walk import End
+from tollbook.migrate.lint.words import quote
+
+
+def check_end(end: End) -> Iterable[tuple[Place, Hit]]:
+    for table, one in end.world.all_constraints():
+        if not one.validated and one.place is not None and one.enforced:
+            schema = "" if table.key[0] == end.world.path else f"{quote(table.key[0])}."
+            name = quote(one.name or "")
+            yield (
+                one.place,
+                Hit(
+                    f"{name} on {quote(table.key[1])} is NOT VALID and stays so: the rows from before it may "
+                    "break it.",
+                    f"-- In the next migration:\n"
+                    f"ALTER TABLE {schema}{quote(table.key[1])} VALIDATE CONSTRAINT {name};",
+                ),
+            )
+
+
+RULE = Rule(
+    "never-validated",
+    "notice",
+    str(__doc__),
+    "Old rows that break it stay, the planner does not trust it, and a dump is restored as if it held: there "
+    "it fails, on the day it is needed.",
+    "VALIDATE CONSTRAINT in the next migration.",
+    Example(
+        "ALTER TABLE orders ADD CONSTRAINT total_positive CHECK (total > 0) NOT VALID;",
+        Claim(changes="SELECT count(*) FROM pg_constraint WHERE NOT convalidated"),
+    ),
+    check_end=check_end,
+    spares_new=False,
+    down=False,
+)

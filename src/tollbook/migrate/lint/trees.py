@@ -1,0 +1,29 @@
+"""Trees of the grammar, walked and asked for what they are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pglast import ast
+
+
+def is_a(node: Any, *kinds: type) -> bool:
+    """Whether a node is of one of these kinds; it stays untyped, as pglast types every field as optional."""
+    return isinstance(node, kinds)
+
+
+def descend(node: Any) -> Iterator[Any]:
+    """Give every node of a tree, itself first."""
+    if is_a(node, ast.Node):
+        yield node
+        for name in node:
+            yield from descend(getattr(node, name))
+    elif is_a(node, tuple):
+        for one in node:
+            yield from descend(one)
+
+
+def find_columns(node: Any) -> Iterator[str]:
+    """Give the name of every column that an expression refers to."""
+    for one in descend(node):
+        if is_a(one, ast.ColumnRef) and is_a(one.fields[-1], ast.String):
+            yield one.fields[-1].sval
