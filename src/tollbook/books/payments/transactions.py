@@ -145,16 +145,16 @@ async def _read_solana(
     _check_age(await node.get_time(landing.slot), now)
     asset, recipient = option.requirements.asset, option.requirements.pay_to
     amount = sum(landing.moved.get((account, asset), 0) for account in find_accounts(recipient, asset))
-    losers = landing.find_losers(asset)
-    if amount <= 0 or (payer is not None and payer not in losers):
+    payers = [landing.name_payer(loser) for loser in landing.find_losers(asset)]
+    if amount <= 0 or (payer is not None and payer not in payers):
         raise _say_nothing(option, payer)
-    if len(losers) != 1:
+    if len(payers) != 1:
         raise ClaimRefused("It is not clear who pays in this transaction: send one with a single payer.")
     return Sent(
         tx_hash=tx_hash,
         block_number=landing.slot,
         confirmations=SOLANA_FINAL,
-        payer=losers[0],
+        payer=payers[0],
         amount=amount,
         nonces=(landing.message_hash,),
         signers=landing.signers,

@@ -1,6 +1,7 @@
 """Money as Solana saw it move to our recipients, whatever the books say: read from token balances."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,14 +76,13 @@ async def _find_sightings(node: SolanaNode, account: str, first: int, last: int)
 
 def _list_movements(network: str, tx_hash: str, landing: Landing) -> list[Movement]:
     """One movement a token and recipient. Its payer is who lost most of the token; a mint's own, nobody."""
+    gains: Counter[tuple[str, str]] = Counter()
+    for (account, mint), moved in landing.moved.items():
+        gains[mint, landing.owners[account]] += moved
     movements: list[Movement] = []
-    for mint in {mint for _, mint in landing.moved}:
-        changes = {account: moved for (account, of), moved in landing.moved.items() if of == mint}
-        poorest = min(changes, key=changes.__getitem__)
-        payer = landing.owners[poorest] if changes[poorest] < 0 else mint
-        movements += [
-            Movement(network, mint, payer, landing.owners[account], tx_hash, landing.slot, moved)
-            for account, moved in changes.items()
-            if moved > 0
-        ]
+    for (mint, owner), moved in gains.items():
+        if moved > 0:
+            losers = landing.find_losers(mint)
+            payer = landing.name_payer(losers[0]) if losers else mint
+            movements.append(Movement(network, mint, payer, owner, tx_hash, landing.slot, moved))
     return movements

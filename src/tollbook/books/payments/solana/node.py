@@ -77,12 +77,16 @@ class Landing:
     owners: Mapping[str, str]
 
     def find_losers(self, mint: str) -> list[str]:
-        """Return the owners who have less of a token than before."""
+        """Return the owners who have less of a token than before; who lost most is the first."""
         changes: Counter[str] = Counter()
         for (account, of), moved in self.moved.items():
             if of == mint:
                 changes[self.owners[account]] += moved
-        return [owner for owner, change in changes.items() if change < 0]
+        return sorted((each for each, change in changes.items() if change < 0), key=changes.__getitem__)
+
+    def name_payer(self, loser: str) -> str:
+        """Return who paid with an owner's tokens: he, or else who signed for him, as x402 counts it."""
+        return loser if loser in self.signers else self.signers[-1]
 
 
 class SolanaNode(JsonRpc):
