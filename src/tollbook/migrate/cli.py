@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tollbook.migrate import files, headers, report
+from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event
 from tollbook.migrate.files import Folder
@@ -376,4 +377,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "backup": backup,
     "restore": restore,
     "new": new,
+    "lint": lint,
 }
