@@ -10,7 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """The settings every book shares. A command's options win over the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="TOLLBOOK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOLLBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_dir: Path = Path("~/.local/share/tollbook")
     storage: Literal["disk", "memory"] = "disk"

@@ -23,12 +23,20 @@ def normalize(url: str) -> str:
     return "postgresql://" + text[match.end() :]
 
 
-def redact(url: str) -> str:
-    """Return the address without any password, for messages and logs."""
+def is_clear(url: str) -> bool:
+    """Whether it is sure which part of an address is its password: what libpq says of others may quote it."""
     try:
         parts = urlsplit(url)
     except ValueError:
+        return False
+    return parts.scheme.startswith("postgres") and url.count("@") == parts.netloc.count("@") <= 1
+
+
+def redact(url: str) -> str:
+    """Return the address without any password, for messages and logs."""
+    if not is_clear(url):
         return "postgresql://…"
+    parts = urlsplit(url)
     location = parts.netloc
     if "@" in location:
         user, _, host = location.rpartition("@")

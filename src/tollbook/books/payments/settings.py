@@ -16,7 +16,9 @@ class PaymentsSettings(BaseSettings):
     `channel_key` (TOLLBOOK_CHANNEL_KEY, 64 hexadecimal digits) seals the vouchers of payment channels.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TOLLBOOK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TOLLBOOK_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     routes: dict[str, PaidRoute] = Field(default_factory=dict[str, PaidRoute])
     payees: list[Payee] = Field(default_factory=list[Payee])
