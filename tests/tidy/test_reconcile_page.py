@@ -7,7 +7,7 @@ from typing import get_args
 from tollbook.books.payments.reconciler.differences import Kind
 
 ROOT = Path(__file__).parents[2]
-MIGRATION = ROOT / "src/tollbook/books/payments/migrations/0004_reconciliation.up.sql"
+MIGRATION = ROOT / "src/tollbook/books/payments/migrations/0005_refunds.up.sql"
 
 
 def test_the_page_names_exactly_the_kinds_of_the_code() -> None:

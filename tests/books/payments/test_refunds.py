@@ -8,16 +8,18 @@ from eth_account.signers.local import LocalAccount
 
 from fixtures.payments import pay
 from fixtures.reconciling import AMOUNT, Shop
+from fixtures.refunding import open_desk
 from tollbook.books.payments import payments, refunds
 from tollbook.books.payments.errors import PaymentNotInState, TokenExpired
-from tollbook.books.payments.refund_desk import RefundDesk, RefundPurseEmpty
+from tollbook.books.payments.refund_desk import RefundDesk
+from tollbook.books.payments.refund_purse import RefundPurseEmpty
 from tollbook.books.payments.refunds import RefundTooLarge
 from tollbook.books.payments.usage import Meter
 from tollbook.core import clock
 from tollbook.core.chains import Chain, UnknownNetwork
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import Lanes, NoGasMoney
+from tollbook.core.lanes import NoGasMoney
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 PURSE = 1_000_000_000
@@ -32,14 +34,10 @@ async def shop(database: Database, chain: LocalChain, token: str, payer: LocalAc
         yield Shop(database, chain, node, payer, chain.make_account(), bank)
 
 
-def open_lanes(shop: Shop, account: LocalAccount) -> Lanes:
-    return Lanes(shop.database, {NETWORK: shop.chain.url}, ["0x" + account.key.hex().removeprefix("0x")])
-
-
 @pytest.fixture
 async def desk(shop: Shop) -> AsyncIterator[RefundDesk]:
-    async with open_lanes(shop, shop.bank) as lanes:
-        yield RefundDesk(shop.database, lanes, {NETWORK: shop.node})
+    async with open_desk(shop) as desk:
+        yield desk
 
 
 async def read_stats(shop: Shop) -> tuple[object, object]:
@@ -112,8 +110,7 @@ async def test_one_refund_carried_out_by_many_is_sent_once(shop: Shop, desk: Ref
     before = shop.chain.read_balance(shop.payer.address)
     async with shop.database.write() as tx:
         asked = await refunds.request(tx, bought.payment_id, amount=5, reason=None, now=clock.now())
-    async with open_lanes(shop, shop.bank) as lanes:
-        other = RefundDesk(shop.database, lanes, desk.chains)
+    async with open_desk(shop) as other:
         done = await asyncio.gather(*(at.carry_out(asked.refund_id) for at in (desk, other) * 3))
     assert {refund.status for refund in done} == {"done"}
     assert len({refund.tx_hash for refund in done}) == 1
@@ -143,8 +140,7 @@ async def test_while_all_of_its_money_is_on_the_way_back_a_payment_buys_nothing(
 async def test_an_empty_purse_is_refused_by_name_and_the_sum_is_free_again(shop: Shop) -> None:
     bought = await shop.buy()
     poor = shop.chain.make_account(wei=GAS_MONEY_WEI)
-    async with open_lanes(shop, poor) as lanes:
-        desk = RefundDesk(shop.database, lanes, {NETWORK: shop.node})
+    async with open_desk(shop, poor) as desk:
         with pytest.raises(RefundPurseEmpty):
             await desk.refund(bought.payment_id, amount=None, reason=None)
         async with shop.database.read() as tx:
@@ -158,8 +154,7 @@ async def test_an_empty_purse_is_refused_by_name_and_the_sum_is_free_again(shop:
 async def test_a_refund_without_gas_money_waits_and_heals(shop: Shop) -> None:
     bought = await shop.buy()
     dry = shop.chain.make_account(amount=PURSE)
-    async with open_lanes(shop, dry) as lanes:
-        desk = RefundDesk(shop.database, lanes, {NETWORK: shop.node})
+    async with open_desk(shop, dry) as desk:
         with pytest.raises(NoGasMoney):
             await desk.refund(bought.payment_id, amount=None, reason=None)
         async with shop.database.read() as tx:

@@ -1,37 +1,38 @@
-"""The desk where refunds are paid out: by an ERC-20 transfer from the operator, through the nonce lanes.
+"""The desk where refunds are paid out, on whatever network the payment came by.
 
-A refund is `sent` in the book before its transaction is made, and its transaction has the refund for its
-purpose: however often, and by how many processes, it is carried out, one transaction pays it.
+A refund waits until its payment is final. Then it is `sent` in the book before its transaction is made, and
+that has the refund for its purpose and carries its mark: however often, by how many processes, and with
+whatever the database has forgotten, it is paid once.
 """
 
+import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import ClassVar
 
-from eth_abi.abi import encode
-from eth_utils.abi import function_signature_to_4byte_selector
-
-from tollbook.books.payments import payments, refunds
+from tollbook.books.payments import forgotten_refunds, payments, refund_marks, refunds
+from tollbook.books.payments.evm_refunds import EvmPurse
 from tollbook.books.payments.facilitator.signer import read_operator_key
+from tollbook.books.payments.payments import Payment
+from tollbook.books.payments.reconciler.movements import ChainWatcher, Watcher
+from tollbook.books.payments.refund_purse import Ending, Purse, RefundUnpayable
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.truth import BATCH_SCHEME
 from tollbook.core import clock
-from tollbook.core.chains import Chain, ChainRefused, UnknownNetwork, decode_transfer, is_solana
-from tollbook.core.database import Database, WriteTx
+from tollbook.core.chains import Chain, MalformedHash, UnknownNetwork, is_solana
+from tollbook.core.database import Database, ReadTx
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import Call, Lanes, Transaction
+from tollbook.core.lanes import Lanes
 
-GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
 WAIT_SECONDS_MAX = 30.0
+ORPHANED_AFTER = timedelta(minutes=10)  # no node lags that far behind
+PAGES_MAX = 1_000
 
-
-class RefundPurseEmpty(Refusal):
-    """The operator's account would not send the tokens. Nothing was sent, and the sum is free again."""
-
-    reason: ClassVar[str] = "refund-purse-empty"
-    status: ClassVar[int] = 409
+logger = logging.getLogger(__name__)
 
 
 class RefundReverted(Refusal):
@@ -43,124 +44,139 @@ class RefundReverted(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class RefundDesk:
-    """Pays refunds out. `chains` by CAIP-2 network, the lanes' own networks."""
+    """Pays refunds out. `purses` and `watchers` by CAIP-2 network."""
 
     database: Database
-    lanes: Lanes
-    chains: Mapping[str, Chain]
-    wait_seconds_max: float = WAIT_SECONDS_MAX
+    purses: Mapping[str, Purse]
+    watchers: Mapping[str, Watcher]
 
     async def refund(self, payment_id: int, *, amount: int | None, reason: str | None) -> Refund:
         """Send `amount` minor units of a payment back, or all that is left.
 
-        `sent` where its transaction is not mined yet: the worker goes on with it. Raises PaymentNotInState,
-        RefundTooLarge, RefundPurseEmpty, RefundReverted, UnknownNetwork, PaymentUnknown, what Lanes.submit
-        raises (then the worker tries again), ChainUnreachable, DatabaseUnreachable.
+        `requested` while the payment is not final, `sent` where its transaction is not in a block yet: the
+        worker goes on with it. Raises PaymentNotInState, RefundTooLarge, RefundUnpayable, RefundReverted,
+        UnknownNetwork, PaymentUnknown; and where the worker tries again, RefundMustWait, what Lanes.submit
+        raises, ChainUnreachable, DatabaseUnreachable.
         """
         async with self.database.write() as tx:
             payment = await payments.get(tx, payment_id)
-            self._check_network(payment.network)
+            self._get_purse(payment.network)
             asked = await refunds.request(tx, payment_id, amount=amount, reason=reason, now=clock.now())
         return await self.carry_out(asked.refund_id)
 
     async def carry_out(self, refund_id: int) -> Refund:
         """Go on with a refund from wherever it is. Raises as `refund` does."""
-        refund = await self._read(refund_id)
-        self._check_network(refund.network)
-        if refund.status == "requested":
-            await self._begin(refund)
-            refund = await self._read(refund_id)  # somebody else may have ended it meanwhile
+        refund, payment = await self._read(refund_id)
+        purse, mark = self._get_purse(refund.network), refund_marks.make(payment, refund_id)
+        if refund.status in ("requested", "sent") and not await purse.has_begun(refund):
+            position = await self._find_final(refund)
+            if position is None:
+                return (await self._read(refund_id))[0]
+            await self._recall(purse, payment, position)
+            refund, _ = await self._read(refund_id)
+            if refund.status == "requested":
+                await self._begin(purse, refund, mark)
+                refund, _ = await self._read(refund_id)  # somebody else may have ended it meanwhile
         if refund.status == "sent":
-            await self._send(refund)
-        return await self._read(refund_id)
+            await self._end(refund, await purse.send(refund, mark))
+        return (await self._read(refund_id))[0]
 
-    async def _read(self, refund_id: int) -> Refund:
+    async def _read(self, refund_id: int) -> tuple[Refund, Payment]:
         async with self.database.read() as tx:
-            return await refunds.get(tx, refund_id)
+            refund = await refunds.get(tx, refund_id)
+            return refund, await payments.get(tx, refund.payment_id)
 
-    async def _begin(self, refund: Refund) -> None:
-        """See that somebody here can pay it; from the commit on, its transaction may exist."""
-        purse = await self._find_purse(refund)
-        async with self.database.write() as tx:
-            if purse is not None:
-                if not await refunds.mark_sent(tx, refund.refund_id, now=clock.now()):
-                    await _drop_if_unpaid(tx, refund)
-                return
-            failed = await refunds.fail(
-                tx, refund.refund_id, RefundPurseEmpty.reason, was="requested", now=clock.now()
-            )
-        if failed:
-            raise RefundPurseEmpty(
-                f"None of the operator's accounts ({', '.join(self.lanes.addresses)}) can send "
-                f"{refund.amount} minor units of {refund.asset}. Nothing was sent: fill one and ask again."
-            )
+    async def _find_final(self, refund: Refund) -> int | None:
+        """Where the chain has the payment, once it is final; None until then.
 
-    async def _send(self, refund: Refund) -> None:
-        purpose = f"refund:{refund.refund_id}"
-        transaction = await self.lanes.find(purpose)
-        if transaction is None or transaction.status == "dropped":
-            transaction = await self.lanes.submit(
-                Call(
-                    network=refund.network,
-                    purpose=purpose,
-                    to=refund.asset,
-                    data=_encode_transfer(refund),
-                    gas=GAS_MAX,
-                    sender=await self._find_purse(refund),
-                )
-            )
-        mined = await self.lanes.wait(transaction.transaction_id, seconds_max=self.wait_seconds_max)
-        if mined.succeeded is not None:
-            await self._end(refund, mined)
-
-    async def _end(self, refund: Refund, mined: Transaction) -> None:
-        """Book what became of a mined transaction: the transfer that its logs show, and nothing else."""
-        receipt = mined.receipt or await self.chains[refund.network].get_transaction_receipt(mined.hash)
-        if receipt is None:
-            return
-        transfers = [decode_transfer(log) for log in receipt.logs]
-        arrived = any(
-            transfer is not None
-            and (transfer.token, transfer.receiver, transfer.amount)
-            == (refund.asset, refund.to_address, refund.amount)
-            for transfer in transfers
+        Where the chain took it back, nothing is sent back: such a refund fails.
+        """
+        async with self.database.read() as tx:
+            paid = await _read_paid(tx, refund.payment_id)
+        if paid.settlement != "settled":
+            await self._give_up(refund, f"the payment is {paid.settlement}: there is nothing to send back")
+            return None
+        if paid.ledger == "settled" and paid.confirmed_at is not None and paid.block_number is not None:
+            return paid.block_number
+        position = await self._find_position(refund, paid)
+        if position is None:
+            if refund.requested_at <= clock.now() - ORPHANED_AFTER:
+                why = f"the chain does not have the payment's transaction {paid.tx_hash}"
+                await self._give_up(refund, why)
+            return None
+        return (
+            position if position <= await self.watchers[refund.network].find_final(refund.network) else None
         )
+
+    async def _find_position(self, refund: Refund, paid: "_Paid") -> int | None:
+        """Where the chain has it. What a channel paid is as final as the block in which it was accepted."""
+        watcher = self.watchers[refund.network]
+        if paid.tx_hash is None or paid.scheme == BATCH_SCHEME:
+            return await watcher.find_position(refund.network, paid.settled_at)
+        try:
+            moved = await watcher.read_transaction(refund.network, paid.tx_hash)
+        except MalformedHash:  # a facilitator's word
+            return None
+        wanted = (refund.asset, refund.to_address, paid.pay_to)
+        found = [each for each in moved or [] if (each.asset, each.payer, each.pay_to) == wanted]
+        return found[0].block_number if found else None
+
+    async def _give_up(self, refund: Refund, why: str) -> None:
+        """End a refund of which no transaction exists; not while somebody may just be making one."""
+        now = clock.now()
+        if refund.status == "sent" and (refund.sent_at or now) > now - ORPHANED_AFTER:
+            return
+        was = "sent" if refund.status == "sent" else "requested"
         async with self.database.write() as tx:
-            if arrived:
+            await refunds.fail(tx, refund.refund_id, why, was=was, now=now)
+
+    async def _recall(self, purse: Purse, payment: Payment, position: int) -> None:
+        """Have what was sent back of this payment in the books, before more is sent."""
+        reader = purse.open_reader(payment.network)
+        for sender in purse.senders:
+            await forgotten_refunds.catch_up(self.database, reader, payment.asset, sender, position)
+        await forgotten_refunds.look_again(self.database, reader, refund_marks.identify(payment))
+
+    async def _begin(self, purse: Purse, refund: Refund, mark: bytes) -> None:
+        """See that somebody here can pay it; from the commit on, its transaction may exist."""
+        try:
+            await purse.find_sender(refund, mark)
+        except RefundUnpayable as refusal:
+            async with self.database.write() as tx:
+                failed = await refunds.fail(
+                    tx, refund.refund_id, refusal.reason, was="requested", now=clock.now()
+                )
+            if failed:
+                raise
+            return
+        async with self.database.write() as tx:
+            await refunds.mark_sent(tx, refund.refund_id, now=clock.now())
+
+    async def _end(self, refund: Refund, ending: Ending | None) -> None:
+        if ending is None:
+            return
+        async with self.database.write() as tx:
+            if ending.arrived:
                 await refunds.complete(
                     tx,
                     refund.refund_id,
-                    from_address=mined.sender,
-                    tx_hash=mined.hash,
-                    block_number=receipt.block_number,
+                    from_address=ending.from_address,
+                    tx_hash=ending.tx_hash,
+                    block_number=ending.position,
                     now=clock.now(),
                 )
                 return
-            if receipt.succeeded:
-                return  # it ran and moved another sum: the reconciler keeps naming it, a person decides
-            await refunds.fail(
-                tx, refund.refund_id, f"{mined.hash} was reverted", was="sent", now=clock.now()
-            )
-        raise RefundReverted(f"{mined.hash} was reverted: nothing was sent back. See why, and ask again.")
+            why = f"{ending.tx_hash} was reverted"
+            await refunds.fail(tx, refund.refund_id, why, was="sent", now=clock.now())
+        raise RefundReverted(f"{why}: nothing was sent back. See why, and ask again.")
 
-    async def _find_purse(self, refund: Refund) -> str | None:
-        """The first of the operator's accounts from which the transfer would go through, now."""
-        chain = self.chains[refund.network]
-        for address in self.lanes.addresses:
-            try:
-                answer = await chain.call(refund.asset, _encode_transfer(refund), sender=address)
-            except ChainRefused:
-                continue
-            if not answer or int.from_bytes(answer) == 1:  # some tokens return nothing
-                return address
-        return None
-
-    def _check_network(self, network: str) -> None:
-        if network not in self.chains:
+    def _get_purse(self, network: str) -> Purse:
+        purse = self.purses.get(network)
+        if purse is None:
             raise UnknownNetwork(
-                f"Nothing can be sent on {network} from here: give its node in TOLLBOOK_RPC_URLS; on Solana, "
-                "send it back by hand."
+                f"Nothing can be sent on {network} from here: give its node in TOLLBOOK_RPC_URLS."
             )
+        return purse
 
 
 async def carry_out_open(database: Database) -> int:
@@ -169,19 +185,37 @@ async def carry_out_open(database: Database) -> int:
         waiting = await refunds.find_open(tx)
     if not waiting:
         return 0
-    failures: list[Refusal] = []
+    failures: list[Exception] = []
+    done = 0
     async with open_desk(database, PaymentsSettings()) as desk:
-        await desk.lanes.mend()  # what was lost on its way, or waits with too low a fee
-        for refund in waiting:
+        for purse in {id(purse): purse for purse in desk.purses.values()}.values():
             try:
-                await desk.carry_out(refund.refund_id)
-            except (RefundPurseEmpty, RefundReverted):
-                pass  # the refund says so itself
+                await purse.mend()  # what was lost on its way, or waits with too low a fee
             except Refusal as refusal:
-                failures.append(refusal)  # the others may be possible
+                failures.append(refusal)
+        for _ in range(PAGES_MAX):
+            for refund in waiting:
+                failures += await _try(desk, refund)
+            done += len(waiting)
+            async with database.read() as tx:
+                waiting = await refunds.find_open(tx, after=waiting[-1].refund_id)
+            if not waiting:
+                break
     if failures:
         raise failures[0]
-    return len(waiting)
+    return done
+
+
+async def _try(desk: RefundDesk, refund: Refund) -> list[Exception]:
+    """Go on with one of many. What is the matter with it must not keep the others."""
+    try:
+        await desk.carry_out(refund.refund_id)
+    except (RefundUnpayable, RefundReverted):
+        pass  # the refund says so itself
+    except Exception as error:  # the others may be possible
+        logger.warning("%s: %s", refunds.show(refund.refund_id), type(error).__name__)
+        return [error]
+    return []
 
 
 @asynccontextmanager
@@ -194,17 +228,34 @@ async def open_desk(database: Database, settings: PaymentsSettings) -> AsyncGene
         chains = {
             network: await stack.enter_async_context(Chain(network, url)) for network, url in urls.items()
         }
-        yield RefundDesk(database, lanes, chains)
+        purse = EvmPurse(database, lanes, chains, WAIT_SECONDS_MAX)
+        yield RefundDesk(database, dict.fromkeys(chains, purse), dict.fromkeys(chains, ChainWatcher(chains)))
 
 
-async def _drop_if_unpaid(tx: WriteTx, refund: Refund) -> None:
-    """Give up a refund whose payment the chain took back; not one that somebody else has begun to send."""
-    payment = await payments.get(tx, refund.payment_id)
-    if payment.settlement != "settled":
-        why = f"the payment is {payment.settlement}: there is nothing to send back"
-        await refunds.fail(tx, refund.refund_id, why, was="requested", now=clock.now())
+@dataclass(frozen=True, slots=True)
+class _Paid:
+    """How far a payment's own money came. `ledger` is its settlement's status, where it has one."""
+
+    settlement: str
+    scheme: str
+    tx_hash: str | None
+    pay_to: str
+    settled_at: datetime
+    ledger: str | None
+    confirmed_at: datetime | None
+    block_number: int | None
 
 
-def _encode_transfer(refund: Refund) -> bytes:
-    selector = function_signature_to_4byte_selector("transfer(address,uint256)")
-    return selector + encode(["address", "uint256"], [refund.to_address, refund.amount])
+async def _read_paid(tx: ReadTx, payment_id: int) -> _Paid:
+    return await tx.one(
+        """
+        SELECT p.settlement, p.scheme, p.tx_hash, p.to_address AS pay_to, p.settled_at, s.status AS ledger,
+               s.confirmed_at, s.block_number
+        FROM payments.x402_payments AS p
+        LEFT JOIN payments.x402_settlements AS s
+          ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address AND s.nonce = p.nonce
+        WHERE p.payment_id = %(payment_id)s
+        """,
+        {"payment_id": payment_id},
+        into=_Paid,
+    )

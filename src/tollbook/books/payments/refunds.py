@@ -3,10 +3,11 @@
 What may follow what:
 
     (new)           -> requested  request: the sum is taken from what the payment still holds, at once
-    requested       -> sent       its transaction is written down in the lanes, and on its way
+    requested       -> sent       the payment is final; from here on a transaction may be on its way
     requested, sent -> done       the tokens have arrived; when nothing is left, the payment ends (refunded)
     requested       -> failed     refused before anything was sent
     sent            -> failed     its transaction was reverted, and nothing moved
+    (new)           -> done       the chain shows it, and the database had forgotten it (forgotten_refunds.py)
 
 All that was asked back of a payment is never more than was paid: one statement and one constraint hold it.
 In the journal a refund's subject is its number in decimal digits.
@@ -22,6 +23,7 @@ from pydantic import PlainSerializer
 from tollbook.books.payments import payments
 from tollbook.books.payments.errors import PaymentNotInState
 from tollbook.books.payments.payments import MinorUnits, PaymentId
+from tollbook.books.payments.refund_marks import MarkedTransfer
 from tollbook.core import ids, journal
 from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.errors import Refusal
@@ -93,8 +95,12 @@ async def request(
 ) -> Refund:
     """Take `amount` minor units, or all that is left, from what a payment holds, to be sent back.
 
-    Raises PaymentNotInState unless it is settled, RefundTooLarge, PaymentUnknown.
+    Where a restored database had forgotten a refund of this very sum, it is that one, `done`: asked for again
+    it is sent. Raises PaymentNotInState unless it is settled, RefundTooLarge, PaymentUnknown.
     """
+    recalled = await _claim_recalled(tx, payment_id, amount)
+    if recalled is not None:
+        return await get(tx, recalled)
     taken = await _take(tx, payment_id, amount)
     if taken is None:
         raise await _refuse(tx, payment_id)
@@ -158,8 +164,8 @@ async def complete(
         """,
         {
             "refund_id": refund_id,
-            "from_address": from_address.lower(),
-            "tx_hash": tx_hash.lower(),
+            "from_address": from_address,
+            "tx_hash": tx_hash,
             "block_number": block_number,
             "now": now,
         },
@@ -198,6 +204,36 @@ async def fail(
     return changed == 1
 
 
+async def restore(tx: WriteTx, payment_id: int, moved: MarkedTransfer, *, now: datetime) -> None:
+    """Enter a refund that the chain shows and the database had forgotten. Its sum is taken already."""
+    await tx.execute(
+        """
+        INSERT INTO payments.x402_refunds (
+            refund_id, payment_id, requested_at, sent_at, ended_at, block_number, amount, status, network,
+            asset, to_address, from_address, tx_hash, reason, recalled)
+        VALUES (
+            %(refund_id)s, %(payment_id)s, %(now)s, %(now)s, %(now)s, %(block_number)s, %(amount)s, 'done',
+            %(network)s, %(asset)s, %(to_address)s, %(from_address)s, %(tx_hash)s, %(reason)s, true)
+        """,
+        {
+            "refund_id": moved.refund_id,
+            "payment_id": payment_id,
+            "now": now,
+            "block_number": moved.position,
+            "amount": Decimal(moved.amount),
+            "network": moved.network,
+            "asset": moved.asset,
+            "to_address": moved.to_address,
+            "from_address": moved.from_address,
+            "tx_hash": moved.tx_hash,
+            "reason": "found on the chain: the database had forgotten it",
+        },
+    )
+    refund = await get(tx, moved.refund_id)
+    await _take_off(tx, refund, now)
+    await _tell(tx, "payment.refunded", refund, subject=payment_id)
+
+
 async def get(tx: ReadTx, refund_id: int) -> Refund:
     """One refund. Raises RefundNotFound."""
     refund = await tx.maybe(
@@ -232,16 +268,16 @@ async def page(
     )
 
 
-async def find_open(tx: ReadTx) -> list[Refund]:
-    """Those on their way, the oldest first; at most PAGE_MAX."""
+async def find_open(tx: ReadTx, *, after: int = 0) -> list[Refund]:
+    """Those on their way, the oldest first, that follow the id `after`; at most PAGE_MAX."""
     return await tx.all(
         """
         SELECT refund_id, payment_id, status, network, asset, amount, to_address, from_address, tx_hash,
                block_number, reason, error, requested_at, sent_at, ended_at
-        FROM payments.x402_refunds WHERE status IN ('requested', 'sent')
-        ORDER BY requested_at LIMIT %(limit)s
+        FROM payments.x402_refunds WHERE status IN ('requested', 'sent') AND refund_id > %(after)s
+        ORDER BY refund_id LIMIT %(limit)s
         """,
-        {"limit": PAGE_MAX},
+        {"after": after, "limit": PAGE_MAX},
         into=Refund,
     )
 
@@ -257,6 +293,20 @@ async def page_done(tx: ReadTx, *, since: datetime) -> list[Refund]:
         """,
         {"since": since, "limit": PAGE_MAX},
         into=Refund,
+    )
+
+
+async def _claim_recalled(tx: WriteTx, payment_id: int, amount: int | None) -> int | None:
+    return await tx.value(
+        """
+        UPDATE payments.x402_refunds SET recalled = false
+        WHERE recalled AND status = 'done' AND refund_id = (
+            SELECT refund_id FROM payments.x402_refunds
+            WHERE payment_id = %(payment_id)s AND recalled AND amount = %(amount)s
+            ORDER BY refund_id LIMIT 1 FOR UPDATE)
+        RETURNING refund_id
+        """,
+        {"payment_id": payment_id, "amount": None if amount is None else Decimal(amount)},
     )
 
 

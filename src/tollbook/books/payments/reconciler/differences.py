@@ -37,6 +37,7 @@ Kind = Literal[
     "token_missing",
     "refund_unknown",
     "refund_not_landed",
+    "refund_forgotten",
 ]
 Status = Literal["open", "mended", "accepted"]
 

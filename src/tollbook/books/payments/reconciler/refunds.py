@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from tollbook.books.payments import refunds
+from tollbook.books.payments import forgotten_refunds, refunds
+from tollbook.books.payments.evm_refunds import EvmReader
+from tollbook.books.payments.forgotten_refunds import Cursor, Reader
+from tollbook.books.payments.reconciler import differences
 from tollbook.books.payments.reconciler.differences import Finding, Kind
+from tollbook.books.payments.reconciler.movements import ChainWatcher
 from tollbook.books.payments.reconciler.run import Run
 from tollbook.books.payments.refunds import Refund
 from tollbook.core.database import ReadTx
@@ -24,7 +28,8 @@ class _Unequal:
 
 
 async def look_at_refunds(run: Run) -> None:
-    """Name the refunds that are late, and hold those that are done against the chain."""
+    """Book the refunds that were forgotten, name the late ones, compare the done ones with the chain."""
+    await _recall(run)
     async with run.database.read() as tx:
         waiting = await refunds.find_open(tx)
         done = await refunds.page_done(tx, since=run.since or run.now - RECENT)
@@ -36,6 +41,37 @@ async def look_at_refunds(run: Run) -> None:
         for payment in await _find_unequal(tx, run.since or run.now - RECENT):
             await run.note(tx, _tell_payment(payment))
     await run.each(done, lambda refund: refund.network, lambda refund: _look(run, refund))
+
+
+async def _recall(run: Run) -> None:
+    """Read what the operator's accounts sent since the last look; see forgotten_refunds."""
+    async with run.database.read() as tx:
+        cursors = await forgotten_refunds.find_cursors(tx)
+        unplaced = [each for each in await differences.page(tx) if each.kind == "refund_forgotten"]
+    await run.each(cursors, lambda cursor: cursor.network, lambda cursor: _catch_up(run, cursor))
+    networks = sorted({each.network for each in unplaced})
+    await run.each(networks, lambda network: network, lambda network: _look_again(run, network))
+    async with run.database.read() as tx:
+        for each in await differences.page(tx, status=None):
+            if each.kind == "refund_forgotten" and run.now <= (each.closed_at or each.last_seen):
+                run.seen[each.difference_id] = each
+
+
+async def _look_again(run: Run, network: str) -> None:
+    reader = _open_reader(run, network)
+    if reader is not None:
+        await forgotten_refunds.look_again(run.database, reader)
+
+
+async def _catch_up(run: Run, cursor: Cursor) -> None:
+    reader = _open_reader(run, cursor.network)
+    if reader is not None:
+        await forgotten_refunds.catch_up(run.database, reader, cursor.asset, cursor.sender, cursor.first)
+
+
+def _open_reader(run: Run, network: str) -> Reader | None:
+    watcher = run.watchers.get(network)
+    return EvmReader(watcher.chains[network]) if isinstance(watcher, ChainWatcher) else None
 
 
 async def _find_unequal(tx: ReadTx, since: datetime) -> list[_Unequal]:
