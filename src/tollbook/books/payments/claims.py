@@ -96,8 +96,6 @@ async def claim(
     option = _choose_option(toll, network.id)
     payer = _prove_payer(request, network, tx_hash, toll.key, vouched=vouched)
     sent = await read_sent(chains[network.id], option, tx_hash, payer, now)
-    if request.signature is not None and sent.payer not in sent.signers:
-        raise ClaimRefused(f"{sent.payer} did not sign the transaction that moved its tokens.")
     offer = _make_offer(toll, option, sent)
     async with database.write() as tx:
         try:
@@ -119,8 +117,8 @@ async def claim(
 async def _refuse_paid(tx: WriteTx, offer: Offer, sent: Sent, now: datetime) -> None:
     """Raise AlreadyCounted where x402 payments of its signers are what the transaction moved.
 
-    It may have used several authorizations, and on Solana a delegate's. Settlements that are being booked
-    are waited for; those that come after see this claim.
+    It may have used several authorizations. Settlements that are being booked are waited for; those that
+    come after see this claim.
     """
     await tx.execute(
         """
