@@ -11,8 +11,12 @@ What may follow what:
 Who asks holds the row for a time; a second asker meanwhile is told that it is in progress, a later one gets
 the answer that was given. A facilitator is asked again only where nothing moved, or the same one where it is
 not known: signed payments carry nonces, so a second broadcast of the same payment moves nothing more.
+
+A settlement has one owner, who alone may sell for it: the paywall, the SDK's middleware, or who claims its
+transaction. Owned by "sdk" it has bought nothing yet; as "sold" its answer was given.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -21,16 +25,19 @@ from psycopg.types.json import Jsonb
 from x402.mechanisms.evm.constants import ERR_AUTHORIZATION_VALUE_MISMATCH, SCHEME_UPTO
 from x402.schemas import SettleResponse, SupportedResponse
 
+from tollbook.books.payments.payments import Offer, spell
 from tollbook.books.payments.rules import Proof
 from tollbook.core import ids
 from tollbook.core.database import ReadTx, WriteTx
 
 Status = Literal["pending", "settled", "failed", "unknown"]
 Outcome = Literal["settled", "not settled", "open"]
+Owner = Literal["paywall", "sdk", "sold", "claim"]
 
 HOLD = timedelta(seconds=20)  # a process that ended keeps its payers waiting for so long
 REASON_LETTERS_MAX = 500
 UNHEARD = "nobody told how it ended"
+NOBODY = "nobody"  # the facilitator of what none was asked for yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Settlement:
     valid_before: datetime | None
     settled_at: datetime | None
     confirmed_at: datetime | None
+    owner: Owner = "paywall"
 
     def __post_init__(self) -> None:
         # PostgreSQL's 78-digit integers arrive as Decimal.
@@ -96,7 +104,7 @@ async def find(tx: ReadTx, proof: Proof) -> Settlement | None:
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-               valid_before, settled_at, confirmed_at
+               valid_before, settled_at, confirmed_at, owner
         FROM payments.x402_settlements
         WHERE network = %(network)s AND asset = %(asset)s AND payer = %(payer)s AND nonce = %(nonce)s
         """,
@@ -160,36 +168,39 @@ def make_answer(row: Settlement, verdict: Verdict) -> SettleResponse:
 
 
 async def take(
-    tx: WriteTx, proof: Proof, facilitator: str, now: datetime, hold: timedelta
+    tx: WriteTx, proof: Proof, facilitator: str, now: datetime, hold: timedelta, owner: Owner
 ) -> Settlement | None:
     """Take a settlement that is new, failed before, or was let go of; None where it is held or done.
 
-    Whose holder was never heard of again is unknown from here on.
+    Of another `owner` it can be taken only where it failed. Whose holder was never heard of again is unknown
+    from here on, if a facilitator may have been asked.
     """
     return await tx.maybe(
         """
         INSERT INTO payments.x402_settlements AS s (
             settlement_id, asked_at, updated_at, held_until, holder, valid_before, amount, status, network,
-            scheme, asset, payer, pay_to, nonce, facilitator)
+            scheme, asset, payer, pay_to, nonce, facilitator, owner)
         VALUES (
             %(settlement_id)s, %(now)s, %(now)s, %(held_until)s, %(settlement_id)s, %(valid_before)s,
             %(amount)s, 'pending', %(network)s, %(scheme)s, %(asset)s, %(payer)s, %(pay_to)s, %(nonce)s,
-            %(facilitator)s)
+            %(facilitator)s, %(owner)s)
         ON CONFLICT (network, asset, payer, nonce) DO UPDATE
         SET held_until = excluded.held_until, holder = excluded.holder, updated_at = excluded.updated_at,
-            asks = s.asks + 1,
-            status = CASE s.status WHEN 'failed' THEN 'pending' ELSE 'unknown' END,
-            facilitator = CASE s.status WHEN 'failed' THEN excluded.facilitator ELSE s.facilitator END,
-            reason = CASE s.status WHEN 'failed' THEN NULL ELSE coalesce(s.reason, %(unheard)s) END,
+            asks = s.asks + 1, owner = excluded.owner,
+            status = CASE WHEN s.status = 'failed' OR s.facilitator = %(nobody)s THEN 'pending'
+                          ELSE 'unknown' END,
+            facilitator = CASE WHEN s.status = 'failed' THEN excluded.facilitator ELSE s.facilitator END,
+            reason = CASE WHEN s.status = 'failed' OR s.facilitator = %(nobody)s THEN NULL
+                          ELSE coalesce(s.reason, %(unheard)s) END,
             pay_to = excluded.pay_to, scheme = excluded.scheme, amount = excluded.amount,
             valid_before = excluded.valid_before
         WHERE (s.status = 'failed'
                OR (s.status IN ('pending', 'unknown') AND s.held_until <= %(now)s
-                   AND s.pay_to = excluded.pay_to AND s.scheme = excluded.scheme
+                   AND s.owner = excluded.owner AND s.pay_to = excluded.pay_to AND s.scheme = excluded.scheme
                    AND (s.scheme <> 'exact' OR s.amount = excluded.amount)))
         RETURNING settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                   facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-                  valid_before, settled_at, confirmed_at
+                  valid_before, settled_at, confirmed_at, owner
         """,
         {
             "settlement_id": ids.make(),
@@ -204,6 +215,8 @@ async def take(
             "pay_to": proof.pay_to,
             "nonce": proof.nonce,
             "facilitator": facilitator,
+            "owner": owner,
+            "nobody": NOBODY,
             "unheard": UNHEARD,
         },
         into=Settlement,
@@ -220,14 +233,100 @@ async def renew(tx: WriteTx, row: Settlement, now: datetime) -> None:
     )
 
 
-async def move(tx: WriteTx, row: Settlement, facilitator: str) -> None:
-    await tx.execute(
+async def move(tx: WriteTx, row: Settlement, facilitator: str) -> bool:
+    """Enter who is about to be asked; whether the settlement is still held by who took it."""
+    moved = await tx.execute(
         """
         UPDATE payments.x402_settlements SET facilitator = %(facilitator)s
         WHERE settlement_id = %(settlement_id)s AND holder = %(holder)s AND status = 'pending'
         """,
         {"facilitator": facilitator, "settlement_id": row.settlement_id, "holder": row.holder},
     )
+    return moved == 1
+
+
+async def sell(tx: WriteTx, row: Settlement) -> bool:
+    """Enter that the SDK's middleware gives its answer for it now; whether that may be."""
+    sold = await tx.execute(
+        """
+        UPDATE payments.x402_settlements AS s SET owner = 'sold'
+        WHERE settlement_id = %(settlement_id)s AND owner = 'sdk' AND status = 'settled'
+          AND NOT EXISTS (
+              SELECT FROM payments.x402_payments AS claim
+              WHERE claim.network = s.network AND claim.tx_hash = s.tx_hash AND claim.from_address = s.payer
+                AND claim.scheme = 'transfer' AND claim.status <> 'failed')
+        """,
+        {"settlement_id": row.settlement_id},
+    )
+    return sold == 1
+
+
+async def claim(tx: WriteTx, offer: Offer, tx_hash: str, nonces: Sequence[str], *, now: datetime) -> bool:
+    """Own what a transaction settled, for its payer who claims it and bought nothing with it.
+
+    False where it is sold, or being settled now (the caller's transaction must then be left by an exception).
+    What is settled meanwhile, and not yet told, is waited for.
+    """
+    addresses = {"asset": offer.asset, "payer": offer.from_address, "pay_to": offer.to_address}
+    place = {name: spell(offer.network, text) for name, text in addresses.items()}
+    place |= {"network": offer.network, "tx_hash": tx_hash}
+    await tx.execute(
+        """
+        SELECT FROM payments.x402_settlements
+        WHERE network = %(network)s AND asset = %(asset)s AND payer = %(payer)s
+          AND (status IN ('pending', 'unknown') OR tx_hash = %(tx_hash)s)
+        ORDER BY settlement_id FOR NO KEY UPDATE
+        """,
+        place,
+    )
+    # Permit2 logs no nonces: its settlements are known by their transaction.
+    is_sold = await tx.value(
+        """
+        WITH owned AS (
+            UPDATE payments.x402_settlements SET owner = 'claim'
+            WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND asset = %(asset)s
+              AND payer = %(payer)s AND status = 'settled' AND owner <> 'sold'
+        )
+        SELECT EXISTS (
+            SELECT FROM payments.x402_settlements
+            WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND asset = %(asset)s
+              AND payer = %(payer)s AND owner = 'sold')
+        """,
+        place,
+    )
+    return not is_sold and all([await _claim_one(tx, place, offer.amount, nonce, now) for nonce in nonces])
+
+
+async def _claim_one(tx: WriteTx, place: Mapping[str, str], amount: int, nonce: str, now: datetime) -> bool:
+    answer = SettleResponse(
+        success=True, transaction=place["tx_hash"], network=place["network"], payer=place["payer"]
+    )
+    owned = await tx.execute(
+        """
+        INSERT INTO payments.x402_settlements AS s (
+            settlement_id, asked_at, updated_at, held_until, settled_at, confirmed_at, holder, amount,
+            status, network, scheme, asset, payer, pay_to, nonce, facilitator, tx_hash, answer, owner)
+        VALUES (
+            %(settlement_id)s, %(now)s, %(now)s, %(now)s, %(now)s, %(now)s, %(settlement_id)s, %(amount)s,
+            'settled', %(network)s, 'exact', %(asset)s, %(payer)s, %(pay_to)s, %(nonce)s, %(nobody)s,
+            %(tx_hash)s, %(answer)s, 'claim')
+        ON CONFLICT (network, asset, payer, nonce) DO UPDATE
+        SET owner = 'claim', status = 'settled', settled_at = excluded.settled_at, reason = NULL,
+            confirmed_at = excluded.confirmed_at, tx_hash = excluded.tx_hash, answer = excluded.answer,
+            updated_at = excluded.updated_at
+        WHERE s.status = 'failed' OR (s.status = 'settled' AND s.owner <> 'sold')
+        """,
+        {
+            **place,
+            "settlement_id": ids.make(),
+            "now": now,
+            "amount": amount,
+            "nonce": nonce,
+            "nobody": NOBODY,
+            "answer": Jsonb(as_json(answer)),
+        },
+    )
+    return owned == 1
 
 
 async def suspect(tx: WriteTx, row: Settlement, reason: str, tx_hash: str, now: datetime) -> None:

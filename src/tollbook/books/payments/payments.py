@@ -179,7 +179,7 @@ async def settle(
     """
     before = await get(tx, payment_id)
     if tx_hash is not None:
-        tx_hash = _spell(before.network, tx_hash)
+        tx_hash = spell(before.network, tx_hash)
         if before.nonce is None:  # with a nonce, that is its identity: one transaction may settle several
             await _refuse_other_owner(tx, before, tx_hash)
     changed = await tx.execute(
@@ -259,7 +259,7 @@ async def suspect(
     """
     reason = reason[:REASON_LETTERS_MAX]
     before = await get(tx, payment_id)
-    tx_hash = None if tx_hash is None else _spell(before.network, tx_hash)
+    tx_hash = None if tx_hash is None else spell(before.network, tx_hash)
     changed = await tx.execute(
         """
         UPDATE payments.x402_payments
@@ -309,7 +309,7 @@ async def find(tx: ReadTx, network: str, tx_hash: str) -> Payment | None:
         SELECT payment_id FROM payments.x402_payments
         WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND status <> 'failed'
         """,
-        {"network": network, "tx_hash": _spell(network, tx_hash)},
+        {"network": network, "tx_hash": spell(network, tx_hash)},
     )
     return None if payment_id is None else await get(tx, payment_id)
 
@@ -338,7 +338,7 @@ async def page(
         {
             "after": after,
             "status": status,
-            "from_address": _spell(network or "", from_address) if from_address else None,
+            "from_address": spell(network or "", from_address) if from_address else None,
             "network": network,
             "limit": min(limit, PAGE_MAX),
         },
@@ -373,7 +373,7 @@ async def _read(tx: ReadTx, payment_ids: Sequence[int]) -> list[Payment]:
     )
 
 
-def _spell(network: str, text: str) -> str:
+def spell(network: str, text: str) -> str:
     """The one spelling: EVM's hexadecimal in lower case; other chains' base 58 as it is."""
     evm = network.startswith("eip155:") or text[:2] in ("0x", "0X")
     return text.lower() if evm else text
@@ -382,10 +382,10 @@ def _spell(network: str, text: str) -> str:
 def _identify(offer: Offer) -> dict[str, str | None]:
     return {
         "network": offer.network,
-        "asset": _spell(offer.network, offer.asset),
-        "from_address": _spell(offer.network, offer.from_address),
-        "nonce": None if offer.nonce is None else _spell(offer.network, offer.nonce),
-        "tx_hash": None if offer.tx_hash is None else _spell(offer.network, offer.tx_hash),
+        "asset": spell(offer.network, offer.asset),
+        "from_address": spell(offer.network, offer.from_address),
+        "nonce": None if offer.nonce is None else spell(offer.network, offer.nonce),
+        "tx_hash": None if offer.tx_hash is None else spell(offer.network, offer.tx_hash),
     }
 
 
@@ -411,7 +411,7 @@ async def _insert(
             "chain": offer.chain,
             "decimals": offer.decimals,
             "amount": Decimal(offer.amount),
-            "to_address": _spell(offer.network, offer.to_address),
+            "to_address": spell(offer.network, offer.to_address),
             "scheme": offer.scheme,
             "endpoint": offer.endpoint,
             "requests_allocated": offer.requests_allocated,

@@ -5,7 +5,9 @@
 
 The SDK's middleware runs a route's handler between `verify` and `settle`. So `verify` already takes the
 payment in the ledger: of its copies one is served, and the others are told why not. What the middleware
-makes of an unknown end is its own (402 with `settlement_pending`); Tollbook's Paywall answers 503.
+makes of an unknown end is its own (402 with `settlement_pending`); Tollbook's Paywall answers 503. From then
+on the payment may be on the chain, signature and all, for everybody to present: it buys nothing here, and
+its payer claims its transaction with a signature (POST /v1/payments).
 """
 
 import asyncio
@@ -15,6 +17,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
 from x402.schemas import (
     PaymentPayload,
     PaymentRequirements,
@@ -35,7 +38,7 @@ from tollbook.books.payments.facilitator.ledgered import (
     SettlementInProgress,
 )
 from tollbook.books.payments.facilitator.remote import RemoteFacilitator
-from tollbook.books.payments.ledger import Settlement, Truth, find
+from tollbook.books.payments.ledger import Settlement, Truth
 from tollbook.books.payments.rules import Proof, read_proof
 from tollbook.core.database import Database
 
@@ -43,6 +46,7 @@ ALREADY_SETTLED = "payment_already_settled"
 IN_PROGRESS = "payment_in_progress"
 CONFLICT = "payment_used_for_other_terms"
 UNREACHABLE = "facilitator_unreachable"
+CLAIMS = "claims the transaction with his signature: POST /v1/payments."
 HANDLER_HOLD = timedelta(seconds=120)  # between verify and settle
 HELD_MAX = 10_000  # payments verified here and not yet settled
 
@@ -71,9 +75,8 @@ class LedgeredFacilitatorClient:
         if fault is not None:
             return _refuse(*fault)
         ledger, proof = await self._open(), read_proof(payload, requirements)
-        async with self._database.read() as tx:
-            before = await find(tx, proof)
-        if before is None or before.status == "failed":
+        before = await ledger.recall(payload, requirements)
+        if before is None or before.status not in ("settled", "unknown"):
             try:
                 answer = await ledger.verify(payload, requirements)
             except FacilitatorUnreachable as error:
@@ -86,8 +89,10 @@ class LedgeredFacilitatorClient:
             return _refuse(IN_PROGRESS, str(error))
         except SettlementConflict as error:
             return _refuse(CONFLICT, str(error))
-        if taken.status == "settled":
-            return _refuse(ALREADY_SETTLED, f"It was settled by {taken.tx_hash}, and buys one answer.")
+        if taken.status != "pending":
+            await ledger.let_go(taken)
+            reason = ALREADY_SETTLED if taken.status == "settled" else ERR_SETTLEMENT_PENDING
+            return _refuse(reason, f"It bought one answer. Who has paid and got none {CLAIMS}")
         self._hold(proof, taken)
         return VerifyResponse(is_valid=True, payer=proof.payer)
 
@@ -96,13 +101,26 @@ class LedgeredFacilitatorClient:
         ledger, proof = await self._open(), read_proof(payload, requirements)
         try:
             taken = self._held.pop(proof, None) or await ledger.take(payload, requirements)
-            return await asyncio.shield(ledger.settle_taken(taken, payload, requirements))
+            return await asyncio.shield(self._sell(ledger, taken, payload, requirements))
         except SettlementUnknown as error:
             return _fail(proof, error.error_reason, str(error), error.transaction)
         except SettlementConflict as error:
             return _fail(proof, CONFLICT, str(error))
         except FacilitatorUnreachable as error:
             return _fail(proof, UNREACHABLE, str(error))
+
+    async def _sell(
+        self,
+        ledger: LedgeredFacilitator,
+        taken: Settlement,
+        payload: PaymentPayload,
+        requirements: PaymentRequirements,
+    ) -> SettleResponse:
+        answer = await ledger.settle_taken(taken, payload, requirements)
+        if answer.success and not await ledger.sell(taken):
+            why = f"It has bought something else. Who has paid and got nothing {CLAIMS}"
+            return _fail(read_proof(payload, requirements), ALREADY_SETTLED, why, answer.transaction)
+        return answer
 
     def get_supported(self) -> SupportedResponse:
         """Return what is served. The SDK asks without an event loop, so one is made for it."""
@@ -121,7 +139,9 @@ class LedgeredFacilitatorClient:
         async with self._opening:
             if self._ledger is None:
                 await self._stack.enter_async_context(self._database)
-                self._ledger = LedgeredFacilitator(self._database, self._name(self._stack), self._truth)
+                self._ledger = LedgeredFacilitator(
+                    self._database, self._name(self._stack), self._truth, owner="sdk"
+                )
             return self._ledger
 
     def _name(self, stack: AsyncExitStack) -> Mapping[str, Facilitator]:

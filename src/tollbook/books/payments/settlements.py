@@ -20,7 +20,7 @@ async def page_open(tx: ReadTx, *, now: datetime, after: int) -> list[Settlement
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-               valid_before, settled_at, confirmed_at
+               valid_before, settled_at, confirmed_at, owner
         FROM payments.x402_settlements
         WHERE status IN ('pending', 'unknown') AND held_until <= %(now)s AND settlement_id > %(after)s
         ORDER BY settlement_id LIMIT %(limit)s
@@ -35,16 +35,17 @@ async def page_unconfirmed(
 ) -> list[Settlement]:
     """Those of these networks that are settled and not confirmed, from the id `after` on; at most PAGE_MAX.
 
-    Vouchers of channels move nothing by themselves, nor does usage of nothing.
+    Vouchers of channels move nothing by themselves, nor does usage of nothing; claims are looked at as
+    payments.
     """
     return await tx.all(
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-               valid_before, settled_at, confirmed_at
+               valid_before, settled_at, confirmed_at, owner
         FROM payments.x402_settlements
         WHERE status = 'settled' AND confirmed_at IS NULL AND settled_at <= %(until)s
-          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement'
+          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement' AND owner <> 'claim'
           AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)
           AND settlement_id > %(after)s
         ORDER BY settlement_id LIMIT %(limit)s
@@ -62,10 +63,10 @@ async def page_ended(
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-               valid_before, settled_at, confirmed_at
+               valid_before, settled_at, confirmed_at, owner
         FROM payments.x402_settlements
         WHERE status IN ('settled', 'failed') AND asked_at >= %(since)s AND updated_at <= %(until)s
-          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement'
+          AND network = ANY(%(networks)s) AND scheme <> 'batch-settlement' AND owner <> 'claim'
           AND (scheme <> 'upto' OR amount_moved <> 0 OR amount_moved IS NULL)
           AND settlement_id > %(after)s
         ORDER BY settlement_id LIMIT %(limit)s
@@ -83,7 +84,7 @@ async def find_by_nonces(
         """
         SELECT settlement_id, network, scheme, asset, payer, pay_to, nonce, amount, amount_moved, status,
                facilitator, tx_hash, block_number, reason, answer, asks, holder, asked_at, held_until,
-               valid_before, settled_at, confirmed_at
+               valid_before, settled_at, confirmed_at, owner
         FROM payments.x402_settlements
         WHERE network = %(network)s AND asset = %(asset)s AND payer = %(payer)s AND nonce = ANY(%(nonces)s)
         """,

@@ -31,7 +31,7 @@ from tollbook.books.payments.facilitator.in_process import (
     FacilitatorUnreachable,
     SettlementUnknown,
 )
-from tollbook.books.payments.ledger import UNHEARD, Settlement, Truth, Verdict
+from tollbook.books.payments.ledger import NOBODY, UNHEARD, Owner, Settlement, Truth, Verdict
 from tollbook.books.payments.rules import Proof, read_proof
 from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
@@ -58,31 +58,39 @@ class SettlementInProgress(SettlementUnknown):
 
 
 class SettlementConflict(Refusal):
-    """The authorization was presented before on other terms."""
+    """The authorization was presented before, on other terms or to another who sells for it."""
 
     reason: ClassVar[str] = "settlement-conflict"
     status: ClassVar[int] = 409
 
     def __init__(self) -> None:
-        super().__init__("This authorization was presented before on other terms. Sign a new one.")
+        super().__init__(
+            "This authorization was presented before, on other terms or for another sale. Sign a new one."
+        )
 
 
 class LedgeredFacilitator:
     """Facilitators with a memory: the first that can be reached is asked, and never two for one payment.
 
     `facilitators` are asked in their order, each by its name; `truth` looks at the chain where one of them
-    left it open. Outcomes as Facilitator has them: an answer that is sure, FacilitatorUnreachable (nothing
-    moved), or SettlementUnknown with its subclass SettlementInProgress; and SettlementConflict.
+    left it open; `owner` is who sells. Outcomes as Facilitator has them: an answer that is sure,
+    FacilitatorUnreachable (nothing moved), or SettlementUnknown with its subclass SettlementInProgress; and
+    SettlementConflict.
     """
 
     def __init__(
-        self, database: Database, facilitators: Mapping[str, Facilitator], truth: Truth | None = None
+        self,
+        database: Database,
+        facilitators: Mapping[str, Facilitator],
+        truth: Truth | None = None,
+        owner: Owner = "paywall",
     ) -> None:
         if not facilitators:
             raise ValueError("name at least one facilitator")
         self._database = database
         self._desks = {name: _Desk(name, facilitator) for name, facilitator in facilitators.items()}
         self._truth = truth
+        self._owner: Owner = owner
         self._supported: SupportedResponse | None = None
         self._supported_until = clock.now()
 
@@ -125,17 +133,27 @@ class LedgeredFacilitator:
         return await self.settle_taken(await self.take(payload, requirements), payload, requirements)
 
     async def take(
-        self, payload: PaymentPayload, requirements: PaymentRequirements, hold: timedelta = ledger.HOLD
+        self, payload: PaymentPayload, requirements: PaymentRequirements, hold: timedelta | None = None
     ) -> Settlement:
         """Write the intent down and hold it: for so long nobody else settles this payment.
 
-        A settlement that is settled already comes back as it is. Raises SettlementInProgress where somebody
-        else holds it, SettlementConflict.
+        With a `hold` nobody is asked yet. A settlement that is settled already comes back as it is. Raises
+        SettlementInProgress where somebody else holds it, SettlementConflict.
         """
-        proof = read_proof(payload, requirements)
+        proof, first = read_proof(payload, requirements), next(iter(self._desks)) if hold is None else NOBODY
         async with self._database.write() as tx:
-            row = await ledger.take(tx, proof, next(iter(self._desks)), clock.now(), hold)
-            return row or _check_settled(await ledger.find(tx, proof), proof)
+            row = await ledger.take(tx, proof, first, clock.now(), hold or ledger.HOLD, self._owner)
+            return row or _check_settled(await ledger.find(tx, proof), proof, self._owner)
+
+    async def sell(self, row: Settlement) -> bool:
+        """Enter that the answer to what was settled is given now; False where it bought something before."""
+        async with self._database.write() as tx:
+            return await ledger.sell(tx, row)
+
+    async def let_go(self, row: Settlement) -> None:
+        """Let go of what was taken and is unknown: it is not settled here."""
+        async with self._database.write() as tx:
+            await ledger.suspect(tx, row, row.reason or UNHEARD, "", clock.now())
 
     async def settle_taken(
         self, row: Settlement, payload: PaymentPayload, requirements: PaymentRequirements
@@ -168,7 +186,9 @@ class LedgeredFacilitator:
         async def on_paper(name: str) -> None:
             if name != row.facilitator:
                 async with self._database.write() as tx:
-                    await ledger.move(tx, row, name)
+                    is_ours = await ledger.move(tx, row, name)
+                if not is_ours:
+                    raise _say_in_progress(row.network, "")
 
         try:
             _, answer = await self._ask_first(
@@ -176,6 +196,8 @@ class LedgeredFacilitator:
             )
         except FacilitatorUnreachable as error:
             await self._close(row, Verdict("not settled", reason=error.reason))
+            raise
+        except SettlementInProgress:
             raise
         except Exception as error:
             raise await self._leave_open(row, error) from error
@@ -337,17 +359,22 @@ class _Desk:
             return await retrying(ask)
 
 
-def _check_settled(row: Settlement | None, proof: Proof) -> Settlement:
+def _check_settled(row: Settlement | None, proof: Proof, owner: Owner) -> Settlement:
     """Return a settlement that cannot be taken, where it is settled. Raises as take does."""
+    if row is not None and owner != ("sdk" if row.owner == "sold" else row.owner):
+        raise SettlementConflict
     if row is not None and (row.pay_to, row.scheme) != (proof.pay_to, proof.scheme):
         raise SettlementConflict
     if row is not None and row.scheme == SCHEME_EXACT and row.amount != proof.amount:
         raise SettlementConflict  # another authorization, signed with the same nonce
     if row is not None and row.status == "settled":
         return row
-    hash_ = "" if row is None else row.tx_hash or ""
-    raise SettlementInProgress(
-        proof.network, hash_, ERR_SETTLEMENT_PENDING, "another request is settling it now"
+    raise _say_in_progress(proof.network, "" if row is None else row.tx_hash or "")
+
+
+def _say_in_progress(network: str, tx_hash: str) -> SettlementInProgress:
+    return SettlementInProgress(
+        network, tx_hash, ERR_SETTLEMENT_PENDING, "another request is settling it now"
     )
 
 

@@ -33,6 +33,7 @@ class _Pair:
     network: str
     settlement_id: int | None
     settlement_status: str | None
+    settlement_owner: str | None
     settlement_tx: str | None
     settlement_block: int | None
     settlement_moved: Decimal | None
@@ -94,6 +95,11 @@ async def _decide(run: Run, pair: _Pair) -> None:
         payment = await _hold(tx, pair.payment_id)
         if payment is None or payment.status != "pending":
             return
+        if pair.settlement_owner != "paywall":
+            await payments.fail(
+                tx, payment.payment_id, "its authorization bought something else", now=run.now
+            )
+            return
         moved = payment.amount if pair.settlement_moved is None else int(pair.settlement_moved)
         verdict = Verdict("settled", pair.settlement_tx, pair.settlement_block, moved)
         if falls_short(payment, moved):
@@ -125,8 +131,9 @@ async def _decide_by_chain(run: Run, pair: _Pair) -> None:
             note = f"It moved {verdict.amount_moved} of {payment.amount}: nothing was granted."
             await run.note(tx, _tell(payment, "amount_differs", note, verdict=verdict))
         elif verdict.outcome == "settled":
+            if not await settlements.restore(tx, as_settlement(payment), verdict, now=run.now):
+                return  # somebody took it meanwhile: the next run sees how that ended
             await settle_payment(run, tx, payment, verdict)
-            await settlements.restore(tx, as_settlement(payment), verdict, now=run.now)
             note = "Settled in the books. The payer gets what he bought when he presents the payment again."
             await run.note(tx, _tell(payment, "paid_not_granted", note, verdict=verdict, mended=True))
         else:
@@ -275,7 +282,7 @@ async def _page_waiting(tx: ReadTx, before: datetime, after: int) -> list[_Pair]
     return await tx.all(
         """
         SELECT p.payment_id, p.network, s.settlement_id, s.status AS settlement_status,
-               s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
+               s.owner AS settlement_owner, s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
                s.amount_moved AS settlement_moved
         FROM payments.x402_payments AS p
         LEFT JOIN payments.x402_settlements AS s
@@ -296,11 +303,12 @@ async def _page_unbacked(tx: ReadTx, since: datetime, before: datetime, after: i
     return await tx.all(
         """
         SELECT p.payment_id, p.network, s.settlement_id, s.status AS settlement_status,
-               s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
+               s.owner AS settlement_owner, s.tx_hash AS settlement_tx, s.block_number AS settlement_block,
                s.amount_moved AS settlement_moved
         FROM payments.x402_payments AS p
         LEFT JOIN payments.x402_settlements AS s
           ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address AND s.nonce = p.nonce
+         AND s.owner = 'paywall'
         WHERE p.settlement = 'settled' AND p.settled_at >= %(since)s AND p.settled_at <= %(before)s
           AND p.scheme <> 'batch-settlement'
           AND (s.settlement_id IS NULL OR (s.status = 'failed' AND s.updated_at <= %(before)s))
@@ -320,11 +328,13 @@ async def _page_lone(tx: ReadTx, since: datetime, before: datetime) -> list[_Lon
                s.amount_moved,
                (SELECT max(f.payment_id) FROM payments.x402_payments AS f
                 WHERE f.network = s.network AND f.asset = s.asset AND f.from_address = s.payer
-                  AND f.nonce = s.nonce AND f.status = 'failed') AS failed_payment_id
+                  AND f.nonce = s.nonce AND f.status = 'failed' AND s.owner = 'paywall') AS failed_payment_id
         FROM payments.x402_settlements AS s
         WHERE s.status = 'settled' AND s.scheme <> 'batch-settlement'
           AND s.settled_at >= %(since)s AND s.updated_at <= %(before)s
-          AND EXISTS (SELECT FROM payments.x402_payments AS ours WHERE ours.to_address = s.pay_to)
+          AND (s.owner = 'sdk' OR (s.owner = 'paywall' AND EXISTS (
+              SELECT FROM payments.x402_payments AS ours
+              WHERE ours.network = s.network AND ours.to_address = s.pay_to)))
           AND NOT EXISTS (
               SELECT FROM payments.x402_payments AS p
               WHERE p.network = s.network AND p.asset = s.asset AND p.from_address = s.payer
@@ -353,7 +363,7 @@ async def _find_unequal(run: Run) -> None:
             FROM payments.x402_payments AS p
             JOIN payments.x402_settlements AS s
               ON s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address
-             AND s.nonce = p.nonce
+             AND s.nonce = p.nonce AND s.owner = 'paywall'
             WHERE p.settlement = 'settled' AND s.status = 'settled' AND s.confirmed_at IS NOT NULL
               AND (s.amount_moved <> p.amount OR s.tx_hash IS DISTINCT FROM p.tx_hash)
               AND p.settled_at >= %(since)s

@@ -170,7 +170,12 @@ async def take_back(
 
 
 async def find_payment(tx: WriteTx, row: Settlement) -> Payment | None:
-    """The payment of a settlement, held until the transaction ends; failed ones aside."""
+    """The payment of a settlement, held until the transaction ends; failed ones aside.
+
+    None where another than the paywall sells for it: a payment with the same nonce waits in vain.
+    """
+    if row.owner != "paywall":
+        return None
     payment_id = await tx.value(
         """
         SELECT payment_id FROM payments.x402_payments

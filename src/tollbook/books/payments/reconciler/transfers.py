@@ -8,6 +8,7 @@ from decimal import Decimal
 from x402.mechanisms.evm.batch_settlement.constants import BATCH_SETTLEMENT_ADDRESS
 
 from tollbook.books.payments import settlements
+from tollbook.books.payments.payments import spell
 from tollbook.books.payments.reconciler.differences import Finding, Kind
 from tollbook.books.payments.reconciler.movements import Movement, Watcher
 from tollbook.books.payments.reconciler.run import Run
@@ -169,15 +170,11 @@ async def _find_place(tx: ReadTx, network: str, payees: Sequence[Payee]) -> _Pla
     tokens = [payee.token or find_network(payee.network).usdc for payee in ours]
     return _Place(
         network,
-        sorted({*known.assets, *(_spell(network, token.address) for token in tokens if token is not None)}),
-        sorted({*known.recipients, *(_spell(network, payee.address) for payee in ours)}),
+        sorted({*known.assets, *(spell(network, token.address) for token in tokens if token is not None)}),
+        sorted({*known.recipients, *(spell(network, payee.address) for payee in ours)}),
         known.position,
         known.begun_at,
     )
-
-
-def _spell(network: str, address: str) -> str:
-    return address.lower() if network.startswith("eip155:") else address
 
 
 async def _find_booked(tx: ReadTx, movement: Movement) -> list[_Booked]:
@@ -187,7 +184,7 @@ async def _find_booked(tx: ReadTx, movement: Movement) -> list[_Booked]:
         SELECT settlement_id, NULL::bigint AS payment_id, coalesce(amount_moved, amount) AS amount
         FROM payments.x402_settlements
         WHERE network = %(network)s AND tx_hash = %(tx_hash)s AND asset = %(asset)s AND payer = %(payer)s
-          AND pay_to = %(pay_to)s AND status = 'settled'
+          AND pay_to = %(pay_to)s AND status = 'settled' AND owner <> 'claim'
         UNION ALL
         SELECT NULL::bigint, p.payment_id, p.amount
         FROM payments.x402_payments AS p
@@ -197,7 +194,7 @@ async def _find_booked(tx: ReadTx, movement: Movement) -> list[_Booked]:
           AND NOT EXISTS (
               SELECT FROM payments.x402_settlements AS s
               WHERE s.network = p.network AND s.asset = p.asset AND s.payer = p.from_address
-                AND s.nonce = p.nonce)
+                AND s.nonce = p.nonce AND s.owner <> 'claim')
         """,
         {
             "network": movement.network,
