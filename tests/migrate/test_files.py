@@ -47,7 +47,7 @@ def test_a_number_given_twice_is_refused_with_both_names(folder: Path, write: Wr
 
 
 @pytest.mark.parametrize(
-    "name", ["0001-a.up.sql", "a.up.sql", "0001_a.sql", "0001_a.UP.sql", "0001_a.undo.sql"]
+    "name", ["a.up.sql", "a.down.sql", f"{'1' * 41}_a.sql", "0001_b.undo.sql", "b.rollback.sql"]
 )
 def test_a_file_that_would_never_run_is_refused_by_name(folder: Path, name: str) -> None:
     (folder / name).write_text("SELECT 1")

@@ -48,6 +48,7 @@ class Call:
     def __init__(
         self,
         dirs: tuple[str, ...],
+        format_: str,
         url: str | None,
         defaults: tuple[DefaultFolders, DefaultUrl],
         *,
@@ -55,6 +56,7 @@ class Call:
         verbose: bool,
     ) -> None:
         self.dirs = dirs
+        self.format = format_
         self.given_url = url
         self.default_folders, self.default_url = defaults
         self.as_json = as_json
@@ -63,7 +65,7 @@ class Call:
     @property
     def folders(self) -> list[Folder]:
         """The folders of --dir, or the defaults."""
-        return [files.parse_folder(text) for text in self.dirs] or self.default_folders()
+        return [files.parse_folder(text, self.format) for text in self.dirs] or self.default_folders()
 
     @property
     def url(self) -> str:
@@ -175,9 +177,17 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
         """Add the options all commands share, and hand them over as one Call."""
 
         def invoke(
-            *, dirs: tuple[str, ...], database_url: str | None, as_json: bool, verbose: bool, **options: Any
+            *,
+            dirs: tuple[str, ...],
+            format_: str,
+            database_url: str | None,
+            as_json: bool,
+            verbose: bool,
+            **options: Any,
         ) -> None:
-            call = Call(dirs, database_url, (default_folders, default_url), as_json=as_json, verbose=verbose)
+            call = Call(
+                dirs, format_, database_url, (default_folders, default_url), as_json=as_json, verbose=verbose
+            )
             with reporting(call):
                 command(call, **options)
 
@@ -186,6 +196,14 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
         wrapped = click.option("--verbose", "-v", is_flag=True, help="Name every object.")(invoke)
         wrapped = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(wrapped)
         wrapped = click.option("--database-url", help="The database (else DATABASE_URL).")(wrapped)
+        wrapped = click.option(
+            "--format",
+            "format_",
+            default="auto",
+            show_default=True,
+            metavar="TOOL",
+            help="The tool the folder was made for, where it cannot be told from the files.",
+        )(wrapped)
         return click.option(
             "--dir",
             "dirs",

@@ -187,7 +187,7 @@ def run_check(conn: Connection, script: Script, reading: Reading, settings: str)
             f"The check failed: {error.sentence}", error.place, **error.details
         ) from None
     for statement, result in zip(reading.statements, results[sql.before_count :], strict=False):
-        if is_false(result):
+        if script.options.truths and is_false(result):
             raise VerificationFailed(
                 "The check failed: this statement returned false or NULL. The migration is rolled back.",
                 point(str(script.path), script.text, statement.index, caret=False),

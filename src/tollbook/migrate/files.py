@@ -1,7 +1,9 @@
 """What a folder of migrations comes to, whichever tool it was written for: migrations and their scripts."""
 
 import hashlib
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,17 +65,44 @@ class Migration:
         return f"{self.folder}/{self.label}"
 
 
-def parse_folder(text: str) -> Folder:
+def parse_folder(text: str, format: str = "auto") -> Folder:  # noqa: A002 -- what everybody calls it
     """Read a folder given as `name=path` or as a path, whose last part is then its name."""
     name, equals, path = text.partition("=")
     if equals and FOLDER_NAME.fullmatch(name):
-        return Folder(name, Path(path).expanduser())
+        return Folder(name, Path(path).expanduser(), format)
     folder = Path(text).expanduser()
     if not FOLDER_NAME.fullmatch(folder.resolve().name):
         raise WrongUsage(
             f"The folder {text} has no usable name of its own. Give it one that stays: --dir NAME={text}"
         )
-    return Folder(folder.resolve().name, folder)
+    return Folder(folder.resolve().name, folder, format)
+
+
+def list_sql(path: Path) -> list[Path]:
+    """Return the SQL files of a folder, by name. Raises FolderRefused."""
+    try:
+        names = sorted(path.iterdir())
+    except OSError as error:
+        raise FolderRefused(
+            f"The folder {path} cannot be read ({error.strerror}). Check --dir; paths are relative to "
+            "the current folder."
+        ) from None
+    # Editors and other systems leave hidden files behind (.0001_a.up.sql.swp, ._0001_a.up.sql).
+    return [one for one in names if one.name.lower().endswith(".sql") and not one.name.startswith(".")]
+
+
+def sort(migrations: Sequence[Migration]) -> list[Migration]:
+    """Return migrations by their numbers, 9 before 10. Raises FolderRefused where two have the same."""
+    if len(migrations) > MIGRATIONS_MAX:
+        raise FolderRefused(f"There are more than {MIGRATIONS_MAX} migrations. Split the folder.")
+    found = sorted(migrations, key=lambda one: ([int(part) for part in one.version.split(".")], one.label))
+    for one, other in itertools.pairwise(found):
+        if one.version == other.version:
+            raise FolderRefused(
+                f"{one.label} and {other.label} have the same number. Give one of them the next free number, "
+                "in all of its files (up, down and check must share one name)."
+            )
+    return found
 
 
 def read_script(path: Path) -> Script:

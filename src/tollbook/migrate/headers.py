@@ -15,12 +15,16 @@ KNOWN = "transaction=on|off, lock_timeout=5s, statement_timeout=10min, role=NAME
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a script is to be run. transaction False: each statement by itself."""
+    """How a script is to be run. transaction False: each statement by itself.
+
+    truths: of a check, a SELECT that returns false fails it too, not an error alone.
+    """
 
     transaction: bool = True
     lock_timeout_seconds: float | None = None
     statement_timeout_seconds: float | None = None
     role: str | None = None
+    truths: bool = True
 
 
 def read(path: Path, text: str) -> Options:

@@ -5,9 +5,19 @@ from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, WrongUsage
 from tollbook.migrate.files import FOLDER_NAME, Folder, Migration
-from tollbook.migrate.formats import native
+from tollbook.migrate.formats import dbmate, diesel, flyway, goose, graphile, native, prisma, sqitch
 
-FORMATS = {"native": native}
+# In this order a folder is asked what it is: the most particular first.
+FORMATS = {
+    "sqitch": sqitch,
+    "graphile": graphile,
+    "prisma": prisma,
+    "diesel": diesel,
+    "flyway": flyway,
+    "goose": goose,
+    "dbmate": dbmate,
+    "native": native,
+}
 
 
 def read(folders: Sequence[Folder]) -> list[Migration]:
@@ -31,7 +41,7 @@ def _read_folder(folder: Folder) -> list[Migration]:
 
 
 def recognise(path: Path) -> str:
-    """Return the format of the folder by what lies in it; native where it is empty."""
+    """Return the format of the folder by what lies in it; native where nothing says otherwise."""
     if not path.is_dir():
         raise FolderRefused(
             f"The folder {path} cannot be read. Check --dir; paths are relative to the current folder."

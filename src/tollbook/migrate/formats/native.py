@@ -1,16 +1,22 @@
-"""Our own folders, and all in the same manner: NNNN_name.up.sql, NNNN_name.down.sql, NNNN_name.check.sql.
+"""Numbered files: NNNN_name.up.sql, NNNN_name.down.sql and NNNN_name.check.sql, or NNNN_name.sql alone.
 
-golang-migrate and SQLx (reversible) name their files so too.
+So are our own folders, and those of golang-migrate, SQLx and all who just number their files, by date too.
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place, WrongUsage
-from tollbook.migrate.files import MIGRATIONS_MAX, Folder, Migration, read_script
+from tollbook.migrate.files import Folder, Migration, list_sql, read_script, sort
 
-FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]+)_(?P<name>[^.]+))\.(?P<part>up|down|check)\.sql")
+DATE = r"[0-9]{4}(?P<dash>[-_])[0-9]{2}(?P=dash)[0-9]{2}(?:[-_T]?[0-9]{4,6}(?![0-9]))?"
+NUMBER = r"[0-9]+(?:\.[0-9]+)*(?=[-_. ]|$)|[0-9]+"
+PARTS = "up|down|check|undo|rollback"
+FILE_NAME = re.compile(
+    rf"(?P<label>(?P<version>{DATE}|{NUMBER})(?P<name>.*?))(?:\.(?P<part>{PARTS}))?\.sql", re.IGNORECASE
+)
+FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
+SAME = {"undo": "down", "rollback": "down"}
 VERSION_DIGITS_MAX = 40  # a timestamp has 14
 NEW_VERSION_DIGITS = 4
 
@@ -21,58 +27,45 @@ def recognise(path: Path) -> bool:
 
 
 def read(folder: Folder) -> list[Migration]:
-    """Return one folder's migrations by version. Raises FolderRefused on any file it cannot place."""
-    parts: dict[tuple[int, str], dict[str, Path]] = {}
-    for path in _list_sql(folder):
+    """Return one folder's migrations by version. Raises FolderRefused on any file it cannot place.
+
+    Files without a number (a schema, seeds) are passed over.
+    """
+    parts: dict[tuple[str, str], dict[str, Path]] = {}
+    for path in list_sql(folder.path):
         match = FILE_NAME.fullmatch(path.name)
         if match is None or len(match["version"]) > VERSION_DIGITS_MAX:
-            raise FolderRefused(
-                "This file is not named NUMBER_name.up.sql, NUMBER_name.down.sql or NUMBER_name.check.sql, "
-                "so it would never run. Rename it, or move it out of the folder.",
-                Place(str(path)),
-            )
-        same = parts.setdefault((int(match["version"]), match["label"]), {})
-        if match["part"] in same:  # 0001_a and 01_a have different labels, so this cannot be two spellings
-            raise AssertionError(path)
-        same[match["part"]] = path
-    _refuse_duplicates(parts)
-    if len(parts) > MIGRATIONS_MAX:
-        raise FolderRefused(f"{folder.path} holds more than {MIGRATIONS_MAX} migrations. Split the folder.")
-    return [_read_migration(folder.name, key, files) for key, files in sorted(parts.items())]
+            if FORGOTTEN.fullmatch(path.name) or match is not None:
+                raise FolderRefused(
+                    "This file is not named NUMBER_name.up.sql, NUMBER_name.down.sql or "
+                    "NUMBER_name.check.sql, so it would never run. Rename it, or move it out of the folder.",
+                    Place(str(path)),
+                )
+            continue
+        same = parts.setdefault((parse_version(match["version"]), match["label"]), {})
+        part = (match["part"] or "up").lower()
+        part = SAME.get(part, part)
+        if part in same:
+            raise FolderRefused(f"{same[part].name} is the same migration. Take one away.", Place(str(path)))
+        same[part] = path
+    return sort([_read_migration(folder.name, *key, files) for key, files in parts.items()])
 
 
-def _list_sql(folder: Folder) -> list[Path]:
-    try:
-        names = sorted(folder.path.iterdir())
-    except OSError as error:
-        raise FolderRefused(
-            f"The folder {folder.path} cannot be read ({error.strerror}). Check --dir; paths are relative to "
-            "the current folder."
-        ) from None
-    # Editors and other systems leave hidden files behind (.0001_a.up.sql.swp, ._0001_a.up.sql).
-    return [path for path in names if path.name.lower().endswith(".sql") and not path.name.startswith(".")]
+def parse_version(text: str) -> str:
+    """Return a number or date as the history keeps it: 0001 is 1, 2024-05-01 is 20240501."""
+    if re.fullmatch(DATE, text):
+        return re.sub(r"\D", "", text)
+    return ".".join(str(int(part)) for part in text.split("."))
 
 
-def _refuse_duplicates(parts: Iterable[tuple[int, str]]) -> None:
-    labels: dict[int, str] = {}
-    for version, label in sorted(parts):
-        if version in labels:
-            raise FolderRefused(
-                f"{labels[version]} and {label} have the same number. Give one of them the next free number, "
-                "in all of its files (up, down and check must share one name)."
-            )
-        labels[version] = label
-
-
-def _read_migration(folder: str, key: tuple[int, str], files: dict[str, Path]) -> Migration:
-    version, label = key
+def _read_migration(folder: str, version: str, label: str, files: dict[str, Path]) -> Migration:
     if "up" not in files:
         path = next(iter(files.values()))
         raise FolderRefused(
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
     scripts = {part: read_script(path) for part, path in files.items()}
-    return Migration(folder, str(version), label, scripts["up"], scripts.get("down"), scripts.get("check"))
+    return Migration(folder, version, label, scripts["up"], scripts.get("down"), scripts.get("check"))
 
 
 def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
@@ -82,7 +75,7 @@ def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
         raise WrongUsage("The name needs a letter or a digit: tollbook migrate new add_refunds")
     folder.path.mkdir(parents=True, exist_ok=True)
     last = read(folder)[-1:]
-    digits = len(last[0].label.partition("_")[0]) if last else NEW_VERSION_DIGITS
+    digits = len(re.split(r"\D", last[0].label)[0]) if last else NEW_VERSION_DIGITS
     label = f"{(int(last[0].version) if last else 0) + 1:0{digits}}_{word}"
     up, down = (folder.path / f"{label}.{part}.sql" for part in ("up", "down"))
     for path, line in (

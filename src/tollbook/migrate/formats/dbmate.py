@@ -1,0 +1,59 @@
+"""dbmate: one file a migration, `-- migrate:up` and `-- migrate:down` in it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from tollbook.migrate.errors import FolderRefused, Place, point
+from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
+from tollbook.migrate.formats import sections
+
+FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]+).*)\.sql")
+BLOCK = re.compile(r"(?m)^--\s*migrate:(?P<part>up|down)\b(?P<options>.*)$")
+
+
+def recognise(path: Path) -> bool:
+    """Whether a numbered file of the folder has dbmate's blocks."""
+    named = (file for file in sorted(path.glob("*.sql")) if FILE_NAME.fullmatch(file.name))
+    first = next(named, None)
+    return first is not None and BLOCK.search(first.read_text(errors="replace")) is not None
+
+
+def read(folder: Folder) -> list[Migration]:
+    """Return the folder's migrations. Raises FolderRefused."""
+    found: list[Migration] = []
+    for path in list_sql(folder.path):
+        match = FILE_NAME.fullmatch(path.name)
+        if match is None:
+            continue  # dbmate itself passes over files that do not begin with a number
+        up, down = _split(read_script(path))
+        found.append(Migration(folder.name, match["version"], match["label"], up, down))
+    return sort(found)
+
+
+def _split(script: Script) -> tuple[Script, Script | None]:
+    blocks = list(BLOCK.finditer(script.text))
+    if not blocks or blocks[0]["part"] != "up":
+        raise FolderRefused("This file does not begin with `-- migrate:up`.", Place(str(script.path)))
+    head = script.text[: blocks[0].start()]
+    for index, line in zip(_starts(head), head.split("\n"), strict=True):
+        if line.strip() and not line.lstrip().startswith("--"):
+            raise FolderRefused(
+                "What stands before `-- migrate:up` never runs. Put it behind that line.",
+                point(str(script.path), script.text, index),
+            )
+    parts: dict[str, Script] = {}
+    ends = [block.start() for block in blocks[1:]] + [len(script.text)]
+    for block, end in zip(blocks, ends, strict=True):
+        transaction = script.options.transaction and "transaction:false" not in block["options"].split()
+        options = replace(script.options, transaction=transaction)
+        parts.setdefault(block["part"], sections.cut(script, [(block.end(), end)], options))
+    return parts["up"], parts.get("down")
+
+
+def _starts(text: str) -> list[int]:
+    starts, index = list[int](), 0
+    for line in text.split("\n"):
+        starts.append(index)
+        index += len(line) + 1
+    return starts

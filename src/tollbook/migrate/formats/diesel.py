@@ -1,0 +1,25 @@
+"""Diesel and Hasura: a folder a migration, with up.sql and down.sql in it."""
+
+from pathlib import Path
+
+from tollbook.migrate.errors import FolderRefused, Place
+from tollbook.migrate.files import Folder, Migration, read_script
+
+
+def recognise(path: Path) -> bool:
+    """Whether the folder has folders with up.sql in them."""
+    return next(path.glob("[0-9]*/up.sql"), None) is not None
+
+
+def read(folder: Folder) -> list[Migration]:
+    """Return the folder's migrations, by name. Raises FolderRefused."""
+    found: list[Migration] = []
+    for path in sorted(one for one in folder.path.iterdir() if one.is_dir() and one.name[0].isdigit()):
+        up, down = path / "up.sql", path / "down.sql"
+        if not up.is_file():
+            raise FolderRefused(
+                "There is no up.sql in this folder. Add it, or take it away.", Place(str(path))
+            )
+        way_back = read_script(down) if down.is_file() else None
+        found.append(Migration(folder.name, path.name, path.name, read_script(up), way_back))
+    return found

@@ -1,0 +1,231 @@
+"""Folders as other tools lay them out: recognised, read, and applied unchanged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tollbook.migrate import Folder, formats
+from tollbook.migrate.errors import FolderRefused
+from tollbook.migrate.formats import flyway, graphile
+
+Files = dict[str, str]
+Apply = Callable[..., Result]
+
+TABLE = "CREATE TABLE a (i int);\n"
+PLAIN: Files = {
+    "001_init.sql": TABLE,
+    "002-more.sql": "ALTER TABLE a ADD j int;\n",
+    "010.sql": "CREATE INDEX CONCURRENTLY a_i ON a (i);",
+    "schema.sql": "not run",
+}
+DATED: Files = {"2024-01-02-120000_a.sql": TABLE, "2024-01-03-080000_b.sql": "ALTER TABLE a ADD j int"}
+SQLX: Files = {
+    "20240102120000_init.up.sql": TABLE,
+    "20240102120000_init.down.sql": "DROP TABLE a;",
+    "20240103120000_more.up.sql": "ALTER TABLE a ADD j int;",
+    "20240103120000_more.down.sql": "ALTER TABLE a DROP j;",
+}
+GOLANG: Files = {
+    "000001_init.up.sql": f"BEGIN;\n{TABLE}COMMIT;\n",
+    "000001_init.down.sql": "BEGIN;\nDROP TABLE a;\nCOMMIT;\n",
+    "000002_more.up.sql": "ALTER TABLE a ADD j int",
+    "000002_more.down.sql": "ALTER TABLE a DROP j",
+}
+PRISMA: Files = {
+    "migration_lock.toml": 'provider = "postgresql"\n',
+    "20240102120000_init/migration.sql": "-- CreateTable\n" + TABLE,
+    "20240103120000_more/migration.sql": "ALTER TABLE a ADD j int;",
+}
+DIESEL: Files = {
+    "2024-01-02-120000_init/up.sql": TABLE,
+    "2024-01-02-120000_init/down.sql": "DROP TABLE a;",
+    "2024-01-03-120000_more/up.sql": "ALTER TABLE a ADD j int;",
+    "2024-01-03-120000_more/down.sql": "ALTER TABLE a DROP j;",
+}
+DBMATE: Files = {
+    "20240102120000_init.sql": f"-- migrate:up\n{TABLE}\n-- migrate:down\nDROP TABLE a;\n",
+    "20240103120000_more.sql": (
+        "-- migrate:up transaction:false\nALTER TABLE a ADD j int;\nCREATE INDEX CONCURRENTLY a_j ON a (j);\n"
+        "-- migrate:down\nALTER TABLE a DROP j;\n"
+    ),
+}
+GOOSE: Files = {
+    "00001_init.sql": f"-- +goose Up\n{TABLE}-- +goose Down\nDROP TABLE a;\n",
+    "00002_more.sql": (
+        "-- +goose NO TRANSACTION\n-- +goose Up\n-- +goose StatementBegin\n"
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$\n"
+        "-- +goose StatementEnd\nALTER TABLE a ADD j int;\n\n-- +goose Down\n-- +goose StatementBegin\n"
+        "ALTER TABLE a DROP j\n"
+        "-- +goose StatementEnd\nDROP FUNCTION f;\n"
+    ),
+}
+FLYWAY: Files = {
+    "V1__init.sql": TABLE,
+    "U1__init.sql": "DROP TABLE a",
+    "later/V1_10__ten.sql": "ALTER TABLE a ADD k int",
+    "later/V1_10__ten.sql.conf": "executeInTransaction=false\n",
+    "V1.2__more.sql": "ALTER TABLE a ADD j int",
+    "R__view.sql": "CREATE OR REPLACE VIEW v AS SELECT i, j, k FROM a",
+}
+SQITCH: Files = {
+    "sqitch.conf": "[core]\n\tengine = pg\n",
+    "sqitch.plan": (
+        "%syntax-version=1.0.0\n%project=shop\n\ninit 2024-01-02T12:00:00Z A <a@example.com> # First\n"
+        "@v1 2024-01-02T13:00:00Z A <a@example.com> # A tag\n\n"
+        "more [init] 2024-01-03T12:00:00Z A <a@example.com> # More\n"
+    ),
+    "deploy/init.sql": f"-- Deploy shop:init to pg\n\nBEGIN;\n\n{TABLE}\nCOMMIT;\n",
+    "revert/init.sql": "BEGIN;\nDROP TABLE a;\nCOMMIT;\n",
+    "verify/init.sql": "BEGIN;\nSELECT i FROM a WHERE false;\nROLLBACK;\n",
+    "deploy/more.sql": "BEGIN;\nALTER TABLE a ADD j int;\nCOMMIT;\n",
+    "revert/more.sql": "BEGIN;\nALTER TABLE a DROP j;\nCOMMIT;\n",
+    "verify/more.sql": "BEGIN;\nSELECT false;\nROLLBACK;\n",
+}
+
+
+def make_graphile() -> Files:
+    found: Files = {"current.sql": "-- not committed\n"}
+    previous = None
+    for number, body in enumerate((TABLE, "--! no-transaction\nALTER TABLE a ADD j int;\n"), 1):
+        hash_ = graphile.compute_hash(body, previous, "sha1")
+        found[f"committed/{number:06}.sql"] = f"--! Previous: {previous or '-'}\n--! Hash: {hash_}\n\n{body}"
+        previous = hash_
+    return found
+
+
+FOLDERS: dict[str, tuple[str, Files]] = {
+    "numbered": ("native", PLAIN),
+    "by date": ("native", DATED),
+    "SQLx": ("native", SQLX),
+    "golang-migrate": ("native", GOLANG),
+    "Prisma": ("prisma", PRISMA),
+    "Diesel": ("diesel", DIESEL),
+    "dbmate": ("dbmate", DBMATE),
+    "goose": ("goose", GOOSE),
+    "Flyway": ("flyway", FLYWAY),
+    "Sqitch": ("sqitch", SQITCH),
+    "graphile-migrate": ("graphile", make_graphile()),
+}
+REVERSIBLE = ("SQLx", "golang-migrate", "Diesel", "dbmate", "goose", "Sqitch")
+
+
+def lay(folder: Path, files: Files) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(params=FOLDERS)
+def tool(request: pytest.FixtureRequest, folder: Path) -> str:
+    lay(folder, FOLDERS[request.param][1])
+    return str(request.param)
+
+
+def test_a_folder_is_recognised_and_applied_unchanged(
+    tool: str, folder: Path, apply: Apply, ask: Any
+) -> None:
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask(
+        "SELECT string_agg(attname, ' ') FROM pg_attribute WHERE attrelid = 'a'::regclass AND attnum > 0"
+    )
+    assert ask("SELECT count(*) FROM pg_attribute WHERE attrelid = 'a'::regclass AND attname = 'j'") == 1
+    assert apply().exit_code == 0
+
+
+@pytest.mark.parametrize("tool", REVERSIBLE, indirect=True)
+def test_its_way_back_is_found(tool: str, folder: Path, apply: Apply, run: Any, ask: Any) -> None:
+    apply()
+    result = run("revert", "--auto", "--skip-backup", "--steps", "9")
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT to_regclass('a')") is None
+
+
+def test_flyways_versions_are_numbers_and_what_repeats_comes_last(folder: Path) -> None:
+    lay(folder, FLYWAY)
+    found = formats.read([Folder("shop", folder)])
+    assert [one.version for one in found] == ["1", "1.2", "1.10", "R__view"]
+    assert [one.up.options.transaction for one in found] == [True, True, False, True]
+
+
+def test_what_repeats_runs_again_when_it_has_changed(folder: Path, apply: Apply, ask: Any) -> None:
+    lay(folder, FLYWAY)
+    apply()
+    assert "Nothing to do" in apply().output
+    (folder / "R__view.sql").write_text("CREATE OR REPLACE VIEW v AS SELECT i, j, k, 1 AS one FROM a")
+    assert "R__view" in apply().output
+    assert ask("SELECT count(*) FROM information_schema.columns WHERE table_name = 'v'") == 4
+    assert "Nothing to do" in apply().output
+
+
+def test_flyways_placeholders_come_from_its_own_variables(
+    folder: Path, apply: Apply, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(folder, {"V1__a.sql": "CREATE TABLE ${name} (i int)"})
+    assert "FLYWAY_PLACEHOLDERS_NAME" in apply().output
+    monkeypatch.setenv("FLYWAY_PLACEHOLDERS_NAME", "filled")
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('filled')::text") == "filled"
+
+
+def test_flyways_checksum_is_that_of_flyway_itself(tmp_path: Path) -> None:
+    file = tmp_path / "V1__a.sql"
+    file.write_bytes(b"\xef\xbb\xbfcreate table t (\r\n  i int\r\n);\r\n")
+    other = tmp_path / "V2__a.sql"
+    other.write_bytes(b"create table t (\n  i int\n);\n")
+    assert flyway.compute_checksum(file) == flyway.compute_checksum(other)
+
+
+def test_a_reworked_change_of_sqitch_keeps_its_first_script(folder: Path) -> None:
+    plan = (
+        SQITCH["sqitch.plan"]
+        + "@v2 2024-01-04T12:00:00Z A <a@x.y> # t\ninit 2024-01-05T12:00:00Z A <a@x.y> # r\n"
+    )
+    lay(folder, SQITCH | {"sqitch.plan": plan, "deploy/init@v1.sql": "SELECT 1"})
+    assert [one.label for one in formats.read([Folder("shop", folder)])] == ["init@v1", "more", "init"]
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        (DBMATE | {"20240104120000_c.sql": "SELECT 1;\n-- migrate:up\nSELECT 1;"}, "before `-- migrate:up`"),
+        (GOOSE | {"00003_x.go": "package x"}, "program in Go"),
+        (GOOSE | {"00003_x.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;"}, "ENVSUB ON"),
+        (PRISMA | {"migration_lock.toml": 'provider = "mysql"'}, "not for PostgreSQL"),
+        (PRISMA | {"20240104120000_c/other.sql": ""}, "no migration.sql"),
+        (FLYWAY | {"V1.2.0__again.sql": "SELECT 1"}, "same version"),
+        (SQITCH | {"sqitch.conf": "[core]\n\tengine = mysql\n"}, "for mysql"),
+        (
+            SQITCH | {"sqitch.plan": SQITCH["sqitch.plan"] + "gone 2024-01-05T12:00:00Z A <a@x.y> # r\n"},
+            "not there",
+        ),
+        (make_graphile() | {"committed/000001.sql": make_graphile()["committed/000001.sql"] + "x"}, "edited"),
+    ],
+)
+def test_what_cannot_be_run_as_its_tool_would_is_refused_by_name(
+    folder: Path, files: Files, word: str
+) -> None:
+    lay(folder, files)
+    with pytest.raises(FolderRefused, match=word):
+        formats.read([Folder("shop", folder)])
+
+
+def test_an_error_has_its_place_in_a_file_of_several_parts(folder: Path, apply: Apply) -> None:
+    lay(folder, {"1_a.sql": "-- migrate:up\nSELECT 1;\nSELECT nothing;\n-- migrate:down\nSELECT 1;\n"})
+    assert "1_a.sql:3:8" in apply().output
+
+
+def test_a_changed_way_back_is_no_edited_migration(folder: Path, apply: Apply) -> None:
+    lay(folder, DBMATE)
+    apply()
+    lay(folder, {"20240102120000_init.sql": DBMATE["20240102120000_init.sql"] + "SELECT 1;\n"})
+    assert apply().exit_code == 0
+
+
+def test_formats_do_not_take_each_other_for_their_own(tmp_path: Path) -> None:
+    for name, (expected, files) in FOLDERS.items():
+        lay(tmp_path / name, files)
+        assert formats.recognise(tmp_path / name) == expected
