@@ -22,7 +22,8 @@ from fixtures.serve import serve
 from tollbook.books.payments import answers, payments
 from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
-from tollbook.books.payments.purchases import ANSWERS_KEPT, RERUNS_MAX
+from tollbook.books.payments.purchases import ANSWERS_KEPT
+from tollbook.books.payments.sellers import _Copy
 from tollbook.books.payments.wire import read_body
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -105,7 +106,11 @@ def make_app(shop: Shop) -> FastAPI:
         return PlainTextResponse("yes")
 
     @app.get("/stream")
-    async def stream() -> StreamingResponse:
+    @app.get("/brittle")
+    async def stream(request: Request) -> Response:
+        if shop.runs and request.url.path == "/brittle":
+            return PlainTextResponse("no", 500)
+
         async def body() -> AsyncIterator[bytes]:
             shop.runs.append("stream")
             yield b"all that is worth anything"
@@ -136,6 +141,7 @@ async def shop(
             "GET /long": PaidRoute("$0.01", requests=2),
             "GET /slow": PaidRoute("$0.01"),
             "GET /stream": PaidRoute("$0.01"),
+            "GET /brittle": PaidRoute("$0.01", settle="before"),
             "GET /turns": PaidRoute("$0.01"),
             "GET /upfront": PaidRoute("$0.01", settle="before"),
             "POST /dear": PaidRoute("$0.01", settle="before"),
@@ -381,15 +387,47 @@ async def test_of_an_answer_too_long_to_keep_the_token_is_given_again(
 async def test_who_hangs_up_before_the_end_is_not_served_for_ever(shop: Shop, payer: LocalAccount) -> None:
     header = await sign(shop, "/stream", payer)
     codes: list[int] = []
-    for _ in range(RERUNS_MAX + 3):
+    for _ in range(answers.BROKEN_MAX + 3):
         async with (
             httpx.AsyncClient(base_url=shop.url, timeout=30) as client,
             client.stream("GET", "/stream", headers={"PAYMENT-SIGNATURE": header}) as answer,
         ):
             codes.append(answer.status_code)
             await anext(answer.aiter_raw())
-    assert codes == [200] * (RERUNS_MAX + 1) + [409] * 2
-    assert len(shop.runs) == RERUNS_MAX + 1
+    assert codes == [200] * (answers.BROKEN_MAX + 1) + [409] * 2
+    assert len(shop.runs) == answers.BROKEN_MAX + 1
+
+
+async def test_an_answer_made_again_that_fails_gives_back_nothing(shop: Shop, payer: LocalAccount) -> None:
+    header = await sign(shop, "/brittle", payer)
+    async with (
+        httpx.AsyncClient(base_url=shop.url, timeout=30) as client,
+        client.stream("GET", "/brittle", headers={"PAYMENT-SIGNATURE": header}) as answer,
+    ):
+        await anext(answer.aiter_raw())
+    assert (await ask(shop, "/brittle", header)).status_code == 500
+    assert shop.query("SELECT requests_used FROM payments.x402_payments") == [(1,)]
+
+
+async def test_what_failed_and_was_then_had_by_token_is_not_had_by_the_payment_too(
+    shop: Shop, payer: LocalAccount
+) -> None:
+    header = await sign(shop, "/upfront", payer)
+    failed = await ask(shop, "/upfront", header)
+    async with httpx.AsyncClient(base_url=shop.url, timeout=30) as client:
+        bearer = {"Authorization": f"Bearer {failed.headers['PAYMENT-TOKEN']}"}
+        assert (await client.get("/upfront", headers=bearer)).text == "yes"
+    again = await ask(shop, "/upfront", header)
+    assert (again.status_code, again.json()["type"]) == (402, "urn:tollbook:problem:token-spent")
+    assert shop.query("SELECT requests_used FROM payments.x402_payments") == [(1,)]
+
+
+def test_a_file_that_the_server_sends_is_the_end_of_its_answer() -> None:
+    copy = _Copy()
+    assert copy.add({"type": "http.response.start", "status": 200, "headers": []}) is None
+    answer = copy.add({"type": "http.response.pathsend", "path": "/a/file"})
+    assert answer is not None
+    assert not answer.whole
 
 
 async def test_who_paid_upfront_and_met_a_failure_asks_again_with_the_same_payment(

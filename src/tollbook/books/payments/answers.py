@@ -5,7 +5,8 @@ What may follow what:
     (new)          -> running   with the payment's own row: this request, and no other, is what it buys
     running        -> kept      answered; the answer is given again to who asks with the same payment
     running        -> gone      answered, but too long to be kept: the receipt alone is given again
-    running        -> open      not answered (it broke, or the money's fate is unknown): ask again
+    running        -> open      not answered (or the money's fate is unknown): ask again
+    running        -> open      counted and broken off: ask again, BROKEN_MAX times
     open           -> running   asked again
     running        -> running   asked again, after nobody was heard of for HOLD
 
@@ -24,7 +25,7 @@ from typing import Any, Literal, cast
 from x402.schemas import PaymentPayload
 
 from tollbook.core import clock
-from tollbook.core.database import Database, ReadTx, WriteTx
+from tollbook.core.database import Database, WriteTx
 from tollbook.core.sealing import open_sealed, seal
 
 Status = Literal["running", "open", "kept", "gone"]
@@ -38,7 +39,7 @@ EXTENSION = "tollbook"
 IDENTIFIER_EXTENSION = "payment-identifier"
 SEAL = "tollbook paid answer"
 FORGET_MAX = 10_000
-FAILED_FROM = 500  # statuses of requests that are given back
+BROKEN_MAX = 3  # answers that broke off and are made again: else who hangs up would be served for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A payment's request as the book has it."""
+    """A payment's request as the book has it. `broken` is how often its answer, counted, broke off."""
 
     payment_id: int
     status: Status
     holder: int
     held_until: datetime
+    broken: int
     proof_hash: bytes
     request_hash: bytes
     sealed_answer: bytes | None
@@ -132,12 +134,12 @@ async def begin(
     )
 
 
-async def get(tx: ReadTx, payment_id: int) -> Record | None:
-    """The request that a payment came with; None where it came with none, or is forgotten."""
+async def get(tx: WriteTx, payment_id: int) -> Record | None:
+    """The request that a payment came with, held until this transaction ends; None where it is forgotten."""
     return await tx.maybe(
         """
-        SELECT payment_id, status, holder, held_until, proof_hash, request_hash, sealed_answer
-        FROM payments.x402_answers WHERE payment_id = %(payment_id)s
+        SELECT payment_id, status, holder, held_until, broken, proof_hash, request_hash, sealed_answer
+        FROM payments.x402_answers WHERE payment_id = %(payment_id)s FOR NO KEY UPDATE
         """,
         {"payment_id": payment_id},
         into=Record,
@@ -177,14 +179,14 @@ async def renew(tx: WriteTx, payment_id: int, holder: int, *, now: datetime) -> 
     )
 
 
-async def let_go(tx: WriteTx, payment_id: int, holder: int) -> None:
-    """It was not answered: whoever asks next goes on."""
+async def let_go(tx: WriteTx, payment_id: int, holder: int, *, is_counted: bool) -> None:
+    """It was not answered, or not to the end: whoever asks next goes on."""
     await tx.execute(
         """
-        UPDATE payments.x402_answers SET status = 'open'
+        UPDATE payments.x402_answers SET status = 'open', broken = broken + %(is_counted)s::integer
         WHERE payment_id = %(payment_id)s AND holder = %(holder)s AND status = 'running'
         """,
-        {"payment_id": payment_id, "holder": holder},
+        {"payment_id": payment_id, "holder": holder, "is_counted": is_counted},
     )
 
 
@@ -216,22 +218,6 @@ def read_answer(record: Record, asked: Asked) -> Answer:
     status, headers = json.loads(head)
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return Answer(status, pairs, body, whole=record.status == "kept")
-
-
-async def count_answered(tx: ReadTx, payment_id: int, most: int) -> int:
-    """How many requests of a payment were answered, up to `most`; those that the app failed aside."""
-    return cast(
-        int,
-        await tx.value(
-            """
-            SELECT count(*) FROM (
-                SELECT FROM payments.x402_usage
-                WHERE payment_id = %(payment_id)s AND status_code < %(failed)s LIMIT %(most)s
-            ) AS answered
-            """,
-            {"payment_id": payment_id, "failed": FAILED_FROM, "most": most},
-        ),
-    )
 
 
 async def forget(database: Database) -> int:

@@ -22,7 +22,7 @@ from x402.mechanisms.evm.constants import SCHEME_UPTO
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse
 
 from tollbook.books.payments import answers, payments, tokens
-from tollbook.books.payments.answers import Answer, Asked
+from tollbook.books.payments.answers import BROKEN_MAX, Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted, PaymentNotInState
 from tollbook.books.payments.facilitator.in_process import (
     FacilitatorUnreachable,
@@ -49,7 +49,6 @@ BOOKING_WAIT_SECONDS_MAX = 2.0
 RETRY_AFTER_SECONDS = 5
 IN_PROGRESS_SECONDS = 1
 OPENINGS_MAX = 3  # each lost one: the payment failed for another presenter meanwhile
-RERUNS_MAX = 3  # of an answer that broke off: else who hangs up before its end would be served for ever
 WAITING_MAX = 256  # copies of requests that are being answered
 WAIT_SECONDS_MAX = 10.0
 WAIT_SECONDS_MIN = 0.02
@@ -152,12 +151,14 @@ class PaymentUnknown(Refusal):
 class Opening:
     """A payment whose request may be answered now, by `holder`.
 
-    `resumed` where it was presented before and not answered: then it may be settled, and its request counted.
+    `resumed` where it was presented before and not answered: then it may be settled; `counted` where its
+    request was taken from the quota then, and not given back.
     """
 
     payment: Payment
     holder: int
     resumed: bool
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +221,14 @@ class Purchases:
             raise PaymentRefused(code, answer.invalid_message or f"The facilitator refused it: {code}.")
 
     async def _reserve(self, offer: Offer, asked: Asked) -> Opening:
-        holder, now = ids.make(), clock.now()
         async with self.database.write() as tx:
-            payment = await payments.reserve(tx, offer, now=now)
-            lifetime = max(offer.lifetime, self.answers_kept)
-            await answers.begin(tx, payment.payment_id, asked, holder, lifetime=lifetime, now=now)
+            return await self._begin(tx, offer, asked)
+
+    async def _begin(self, tx: WriteTx, offer: Offer, asked: Asked) -> Opening:
+        holder, now = ids.make(), clock.now()
+        payment = await payments.reserve(tx, offer, now=now)
+        lifetime = max(offer.lifetime, self.answers_kept)
+        await answers.begin(tx, payment.payment_id, asked, holder, lifetime=lifetime, now=now)
         return Opening(payment, holder, resumed=False)
 
     async def _resume(self, counted: AlreadyCounted, asked: Asked) -> Opening | Answer | None:
@@ -261,14 +265,16 @@ class Purchases:
             if not asked.has_secret:
                 raise counted
             return answers.read_answer(record, asked)
-        most = payment.requests_used + RERUNS_MAX
-        if await answers.count_answered(tx, payment.payment_id, most) == most:
+        if record.broken > BROKEN_MAX:
             raise AnswerGone
         holder = ids.make()
         if not await answers.take(tx, payment.payment_id, holder, now=clock.now()):
             return "busy"
         payment = await payments.get(tx, payment.payment_id)  # who let go of it may have released it first
-        return None if payment.status == "failed" else Opening(payment, holder, resumed=True)
+        # Of one whose process ended it is not known; counted twice he would have paid for nothing.
+        is_counted = record.broken > 0 or (record.status == "running" and payment.requests_used > 0)
+        opening = Opening(payment, holder, resumed=True, counted=is_counted)
+        return None if payment.status == "failed" else opening
 
     async def release(self, opening: Opening, reason: str) -> None:
         """Let go of a reserved payment that will not be settled: it costs its payer nothing.
@@ -278,13 +284,17 @@ class Purchases:
         if not opening.resumed:
             await finish(self._book_failure(opening, reason))
 
-    async def let_go(self, opening: Opening) -> None:
-        """Nothing was answered that can be given again: who presents the payment again is served."""
-        await finish(self._let_go(opening))
+    async def let_go(self, opening: Opening, *, is_counted: bool = False) -> None:
+        """Nothing was answered that can be given again: who presents the payment again is served.
 
-    async def _let_go(self, opening: Opening) -> None:
+        `is_counted` where its answer began, was counted, and broke off.
+        """
+        await finish(self._let_go(opening, is_counted=is_counted))
+
+    async def _let_go(self, opening: Opening, *, is_counted: bool) -> None:
         async with self.database.write() as tx:
-            await answers.let_go(tx, opening.payment.payment_id, opening.holder)
+            payment_id = opening.payment.payment_id
+            await answers.let_go(tx, payment_id, opening.holder, is_counted=is_counted)
 
     async def keep(self, opening: Opening, asked: Asked, answer: Answer) -> None:
         """Keep what was answered, for as long as answers are kept."""
@@ -359,7 +369,7 @@ class Purchases:
             async for attempt in _booking_attempts():
                 with attempt:
                     async with self.database.write() as tx:
-                        settled = await _settle_once(tx, payment_id, answer)
+                        settled = await self._settle_once(tx, payment_id, answer)
                         grant = await (tokens.rotate if opening.resumed else tokens.issue)(
                             tx, payment_id, now=clock.now()
                         )
@@ -367,13 +377,25 @@ class Purchases:
                     return Purchase(settled, grant, answer)
         except PaymentNotInState:
             raise
-        except AlreadyCounted as counted:
-            await self._book_failure(opening, counted.reason)
+        except (AlreadyCounted, PaymentRefused) as refused:
+            await self._book_failure(opening, refused.reason)
             raise
         except Exception as error:
             logger.exception("the settlement of %s is not booked", ids.show("pay", payment_id))
             raise await self._suspect(opening.payment, "settlement_not_booked", answer.transaction) from error
         raise AssertionError("unreachable: the attempts return or raise")
+
+    async def _settle_once(self, tx: WriteTx, payment_id: int, answer: SettleResponse) -> Payment:
+        """Book it, unless the reconciler, or one who was cut off before he could answer, has done so."""
+        payment = await payments.get(tx, payment_id)
+        if payment.status != "pending":
+            return await payments.renew(tx, payment_id, now=clock.now())
+        # A deposit's transaction fills a channel: it is not what moved this request's charge.
+        transaction = None if payment.scheme == SCHEME_BATCH_SETTLEMENT else _read_hash(payment, answer)
+        return await payments.settle(
+            tx, payment_id, tx_hash=transaction, block_number=None, confirmations=None,
+            now=clock.now(), amount=_read_charged(payment.scheme, answer),
+        )  # fmt: skip
 
     async def _book_failure(self, opening: Opening, reason: str) -> None:
         """Let go of the payment, unless somebody else took it over: then his settlement may be under way."""
@@ -395,19 +417,6 @@ class Purchases:
         except Exception:
             logger.exception("the unknown outcome of %s is not booked", ids.show("pay", payment.payment_id))
         return _say_unknown(payment, transaction)
-
-
-async def _settle_once(tx: WriteTx, payment_id: int, answer: SettleResponse) -> Payment:
-    """Book it, unless the reconciler, or one who was cut off before he could answer, has done so."""
-    payment = await payments.get(tx, payment_id)
-    if payment.status != "pending":
-        return await payments.renew(tx, payment_id, now=clock.now())
-    # A deposit's transaction fills a channel: it is not what moved this request's charge.
-    transaction = None if payment.scheme == SCHEME_BATCH_SETTLEMENT else _read_hash(payment, answer)
-    return await payments.settle(
-        tx, payment_id, tx_hash=transaction, block_number=None, confirmations=None,
-        now=clock.now(), amount=_read_charged(payment.scheme, answer),
-    )  # fmt: skip
 
 
 def _read_hash(payment: Payment, answer: SettleResponse) -> str | None:
@@ -455,7 +464,7 @@ def _booking_attempts() -> AsyncRetrying:
     return AsyncRetrying(
         stop=stop_after_attempt(BOOKING_ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=0.05, max=BOOKING_WAIT_SECONDS_MAX),
-        retry=retry_if_not_exception_type((PaymentNotInState, AlreadyCounted)),
+        retry=retry_if_not_exception_type((PaymentNotInState, AlreadyCounted, PaymentRefused)),
         reraise=True,
     )
 

@@ -165,6 +165,7 @@ class PaymentSeller:
         self._purchase: Purchase | None = None
         self._remaining: int | None = None
         self._copy: _Copy | None = None
+        self._is_counted = False
 
     async def open(self) -> Answer | None:
         opening = await self._purchases.open(self._toll, self._option, self._signed, self._asked)
@@ -210,13 +211,13 @@ class PaymentSeller:
         )
         self._remaining = count_remaining(admission, status)
         if status < SERVER_ERROR:
-            self._copy = _Copy()
+            self._copy, self._is_counted = _Copy(), True
         return self.receipt()
 
     async def _admit(self, purchase: Purchase) -> Admission:
-        """Take this request from the quota, unless one that was cut off before it could answer took it."""
+        """Take this request from the quota, unless one that was cut off took it."""
         payment = purchase.payment
-        if not payment.requests_used:
+        if not (self._opening.counted and payment.requests_used):
             return await self._meter.admit_first(payment.payment_id)
         remaining = payment.requests_allocated - payment.requests_used
         return Admission(payment.payment_id, remaining, purchase.grant.token.expires_at)
@@ -243,7 +244,7 @@ class PaymentSeller:
         """Let go of the request; what was answered and kept stays so."""
         self._holding.cancel()
         try:
-            await self._purchases.let_go(self._opening)
+            await self._purchases.let_go(self._opening, is_counted=self._is_counted)
         except Refusal:  # it is let go of by time
             logger.warning("the request of payment %s is still held", self._opening.payment.payment_id)
 
@@ -284,5 +285,5 @@ class _Copy:
 
 
 def count_remaining(admission: Admission, status: int) -> int:
-    """A failed request was given back."""
-    return admission.requests_remaining + (status >= SERVER_ERROR)
+    """A failed request was given back, if it was taken now."""
+    return admission.requests_remaining + (status >= SERVER_ERROR and admission.taken_at is not None)

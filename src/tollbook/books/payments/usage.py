@@ -117,13 +117,14 @@ class Meter:
     ) -> None:
         """Write the handled request down; returns when its row is on disk.
 
-        A status of 500 or more gives the request back to the quota first. Raises NotRecorded: the request
-        must then not be answered as a success.
+        A status of 500 or more gives the request back to the quota first, if it was taken for this admission.
+        Raises NotRecorded: the request must then not be answered as a success.
         """
         if not 0 < status_code <= STATUS_CODE_MAX:
             raise ValueError(f"{status_code} is no HTTP status")
         self._recorder.check_open()
-        given = self._give(admission.payment_id) if status_code >= SERVER_ERROR else None
+        is_given_back = status_code >= SERVER_ERROR and admission.taken_at is not None
+        given = self._give(admission.payment_id) if is_given_back else None
         endpoint_id = self._endpoint_ids.get(endpoint) or await self._name(endpoint)
         if given is not None and not await given:
             log.warning("a failed request of payment %s was not given back", admission.payment_id)

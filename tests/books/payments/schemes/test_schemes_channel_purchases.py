@@ -1,6 +1,9 @@
 """Purchases by channel, through the paywall: usage, refusals, copies, refunds, requests that were cut off."""
 
 import asyncio
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -8,6 +11,7 @@ import psycopg
 import pytest
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI, Response
+from x402 import x402Client
 from x402.http.middleware.fastapi import set_settlement_overrides
 from x402.http.utils import (
     decode_payment_response_header,
@@ -15,6 +19,7 @@ from x402.http.utils import (
     encode_payment_signature_header,
 )
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme as BatchClient
+from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY
 from x402.mechanisms.evm.batch_settlement.server.storage import Channel
 from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
 
@@ -22,6 +27,7 @@ from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from fixtures.schemes import query, selling
 from fixtures.serve import serve
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
+from tollbook.books.payments.paywall import Paywall
 from tollbook.books.payments.schemes.channel_purchases import ChannelPurchases
 from tollbook.books.payments.schemes.channels import claim, find_owners
 from tollbook.core.database import Database
@@ -185,62 +191,125 @@ async def test_a_payer_gets_back_what_is_left_in_his_channel_and_the_seller_what
     assert schemes_chain.read_balance(seller.address) == 3 * PRICE
 
 
-@pytest.mark.parametrize("moment", ["before the charge", "after the charge"])
-@pytest.mark.parametrize("first", [True, False])
-async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_is_presented_again(
-    moment: str,
-    first: bool,
+class Killed(BaseException):
+    """As a kill would: nothing after that moment is done, and what was in memory is gone."""
+
+
+@contextmanager
+def killed(method: str, *, after: bool = False) -> Generator[None]:
+    """Purchases end before, or right after, a step of theirs."""
+    step = getattr(ChannelPurchases, method)
+
+    async def die(self: ChannelPurchases, *arguments: Any) -> Any:
+        if after:
+            await step(self, *arguments)
+        raise Killed
+
+    async def dead(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as dying, pytest.raises(Killed):
+        for name in ("release", "let_go", "_free"):
+            dying.setattr(ChannelPurchases, name, dead)
+        dying.setattr(ChannelPurchases, method, die)
+        yield
+
+
+@dataclass
+class Life:
+    """One seller after another: what is in memory dies with each."""
+
+    facilitator: Facilitator
+    buyer: x402Client
+    seller: LocalAccount
+    database_url: str
+    runs: list[str] = field(default_factory=list)
+
+    def sell(self) -> AbstractAsyncContextManager[Paywall]:
+        app = make_app(self.runs)
+        return selling(app, self.seller, self.facilitator, self.database_url, scheme=SCHEME)
+
+    async def buy(self) -> None:
+        async with self.sell() as paywall, shop_at(paywall, self.buyer) as client:
+            assert (await client.get("/ticks")).status_code == 200
+
+    async def sign(self) -> str:
+        async with self.sell() as paywall:
+            return await sign_for(paywall, "/ticks", self.buyer)
+
+    async def present(self, signed: str) -> httpx.Response:
+        async with (
+            self.sell() as paywall,
+            httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client,
+        ):
+            return await client.get("/ticks", headers={"PAYMENT-SIGNATURE": signed})
+
+
+@pytest.fixture
+def life(
     schemes_chain: LocalChain,
     in_process: InProcessFacilitator,
     payer: LocalAccount,
     seller: LocalAccount,
     database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+) -> Life:
+    return Life(in_process, make_buyer(payer), seller, database_url)
+
+
+@pytest.mark.parametrize(
+    ("method", "after"), [("_ask", False), ("_book_settlement", False), ("_book_settlement", True)]
+)
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_is_presented_again(
+    method: str, after: bool, first: bool, life: Life
 ) -> None:
-    """As a kill would: nothing after that moment is done, and what was in memory is gone."""
-
-    class Killed(BaseException):
-        pass
-
-    buyer = make_buyer(payer)
     if not first:
-        async with (
-            selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall,
-            shop_at(paywall, buyer) as client,
-        ):
-            assert (await client.get("/ticks")).status_code == 200
-
-    charge = ChannelPurchases._ask
-
-    async def killed(self: ChannelPurchases, *arguments: Any) -> Any:
-        if moment == "after the charge":
-            await charge(self, *arguments)
-        raise Killed
-
-    async def dead(*_: Any) -> None:
-        raise Killed
-
-    async def present(**header: str) -> httpx.Response:
-        """One request, and its seller's whole life: what is in memory dies with him."""
-        async with selling(make_app([]), seller, in_process, database_url, scheme=SCHEME) as paywall:
-            header = header or {"PAYMENT-SIGNATURE": await sign_for(paywall, "/ticks", buyer)}
-            signed.append(header["PAYMENT-SIGNATURE"])
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url=SHOP) as client:
-                return await client.get("/ticks", headers=header)
-
-    signed: list[str] = []
-    with monkeypatch.context() as dying:
-        dying.setattr(ChannelPurchases, "_ask", killed)
-        dying.setattr(ChannelPurchases, "release", dead)
-        dying.setattr(ChannelPurchases, "let_go", dead)
-        with pytest.raises(Killed):
-            await present()
-    let_time_pass(database_url)
-    answer = await present(**{"PAYMENT-SIGNATURE": signed[0]})
+        await life.buy()
+    signed = await life.sign()
+    with killed(method, after=after):
+        await life.present(signed)
+    let_time_pass(life.database_url)
+    answer = await life.present(signed)
     assert answer.status_code == 200, answer.text
     charges = 1 if first else 2
-    assert read_channel(database_url).charged_cumulative_amount == str(charges * PRICE)
-    assert read_booked(database_url) == [(PRICE, "settled")] * charges
+    assert read_channel(life.database_url).charged_cumulative_amount == str(charges * PRICE)
+    assert read_booked(life.database_url) == [(PRICE, "settled")] * charges
+
+
+async def test_a_request_that_was_cut_off_does_not_take_the_charge_of_another_for_its_own(life: Life) -> None:
+    await life.buy()
+    signed = await life.sign()
+    with killed("_ask"):
+        await life.present(signed)
+    let_time_pass(life.database_url)
+    await life.buy()
+    assert len(life.runs) == 3
+    answer = await life.present(signed)
+    assert answer.status_code == 402
+    assert len(life.runs) == 3
+    assert read_channel(life.database_url).charged_cumulative_amount == str(2 * PRICE)
+    assert sorted(read_booked(life.database_url)) == [(PRICE, "failed"), *[(PRICE, "settled")] * 2]
+
+
+async def test_a_request_that_outlasts_its_reservation_is_not_charged_what_another_signed_for(
+    life: Life,
+) -> None:
+    await life.buy()
+    signed = await life.sign()
+    ask = ChannelPurchases._ask
+
+    async def dawdle(self: ChannelPurchases, *arguments: Any) -> Any:
+        ChannelPurchases._ask = ask
+        let_time_pass(life.database_url)
+        await life.buy()  # with the same voucher
+        return await ask(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as slow:
+        slow.setattr(ChannelPurchases, "_ask", dawdle)
+        answer = await life.present(signed)
+    assert (answer.status_code, answer.json()["code"]) == (402, ERR_CHANNEL_BUSY)
+    assert read_channel(life.database_url).charged_cumulative_amount == str(2 * PRICE)
+    assert sorted(read_booked(life.database_url)) == [(PRICE, "failed"), *[(PRICE, "settled")] * 2]
 
 
 @pytest.mark.parametrize(

@@ -133,16 +133,17 @@ class LedgeredFacilitator:
         return await self.settle_taken(await self.take(payload, requirements), payload, requirements)
 
     async def take(
-        self, payload: PaymentPayload, requirements: PaymentRequirements, hold: timedelta | None = None
+        self, payload: PaymentPayload, requirements: PaymentRequirements, hold: timedelta = ledger.HOLD
     ) -> Settlement:
         """Write the intent down and hold it: for so long nobody else settles this payment.
 
-        With a `hold` nobody is asked yet. A settlement that is settled already comes back as it is. Raises
+        The SDK's middleware takes it before its handler runs: nobody is asked yet. A settlement that is settled already comes back as it is. Raises
         SettlementInProgress where somebody else holds it, SettlementConflict.
         """
-        proof, first = read_proof(payload, requirements), next(iter(self._desks)) if hold is None else NOBODY
+        proof = read_proof(payload, requirements)
+        first = NOBODY if self._owner == "sdk" else next(iter(self._desks))
         async with self._database.write() as tx:
-            row = await ledger.take(tx, proof, first, clock.now(), hold or ledger.HOLD, self._owner)
+            row = await ledger.take(tx, proof, first, clock.now(), hold, self._owner)
             return row or _check_settled(await ledger.find(tx, proof), proof, self._owner)
 
     async def sell(self, row: Settlement) -> bool:
