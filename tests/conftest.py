@@ -6,8 +6,11 @@ pytest_plugins = [
     "fixtures.facilitator",
     "fixtures.lanes",
     "fixtures.paid_shop",
+    "fixtures.planted",
+    "fixtures.refunding",
     "fixtures.schemes",
     "fixtures.solana",
     "fixtures.solana_desk",
+    "fixtures.solana_shop",
     "fixtures.stores",
 ]

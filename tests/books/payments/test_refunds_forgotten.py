@@ -1,15 +1,13 @@
 """Refunds that a restored database forgot: the chain still has them, and money moves once."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
-import psycopg
 import pytest
 from eth_account.signers.local import LocalAccount
-from psycopg import sql
 
 from fixtures.reconciling import AMOUNT, Bought, Shop
-from fixtures.refunding import open_desk
+from fixtures.refunding import Copy, open_desk
 from tollbook.books.payments import refunds
 from tollbook.books.payments.errors import PaymentNotInState
 from tollbook.books.payments.refund_purse import RefundMustWait
@@ -17,36 +15,9 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
-from tollbook.core.embedded import Server
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 PURSE = 1_000_000_000
-Copy = Callable[[Database], str]
-
-
-@pytest.fixture
-def back_up(postgres: Server) -> Iterator[Copy]:
-    """Copies a database as it is; the address of the copy."""
-    made: list[str] = []
-    with psycopg.connect(postgres.url(user="postgres"), autocommit=True) as connection:
-
-        def copy(database: Database) -> str:
-            source = psycopg.conninfo.conninfo_to_dict(database.url)["dbname"]
-            name = f"{source}_copy_{len(made)}"
-            made.append(name)
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [source]
-            )
-            connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER tollbook").format(
-                    sql.Identifier(name), sql.Identifier(str(source))
-                )
-            )
-            return postgres.url(name)
-
-        yield copy
-        for name in made:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

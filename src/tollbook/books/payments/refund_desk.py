@@ -11,16 +11,27 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import ClassVar
 
 from tollbook.books.payments import forgotten_refunds, payments, refund_marks, refunds
 from tollbook.books.payments.evm_refunds import EvmPurse
-from tollbook.books.payments.facilitator.signer import read_operator_key
+from tollbook.books.payments.facilitator.signer import (
+    KEY_VARIABLE,
+    SOLANA_KEY_VARIABLE,
+    OperatorKeyUnusable,
+    is_solana_key,
+    read_keypair,
+    read_operator_keys,
+)
 from tollbook.books.payments.payments import Payment
 from tollbook.books.payments.reconciler.movements import ChainWatcher, Watcher
 from tollbook.books.payments.refund_purse import Ending, Purse, RefundUnpayable
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.settings import PaymentsSettings
+from tollbook.books.payments.solana.movements import SolanaWatcher
+from tollbook.books.payments.solana.node import SolanaNode
+from tollbook.books.payments.solana.refunds import SolanaPurse
 from tollbook.books.payments.truth import BATCH_SCHEME
 from tollbook.core import clock
 from tollbook.core.chains import Chain, MalformedHash, UnknownNetwork, is_solana
@@ -174,7 +185,8 @@ class RefundDesk:
         purse = self.purses.get(network)
         if purse is None:
             raise UnknownNetwork(
-                f"Nothing can be sent on {network} from here: give its node in TOLLBOOK_RPC_URLS."
+                f"Nothing can be sent on {network} from here: give its node in TOLLBOOK_RPC_URLS and the "
+                f"operator's key ({SOLANA_KEY_VARIABLE if is_solana(network) else KEY_VARIABLE})."
             )
         return purse
 
@@ -220,16 +232,35 @@ async def _try(desk: RefundDesk, refund: Refund) -> list[Exception]:
 
 @asynccontextmanager
 async def open_desk(database: Database, settings: PaymentsSettings) -> AsyncGenerator[RefundDesk]:
-    """Yield the desk with the nodes and the operator's key of the settings. Raises OperatorKeyUnusable."""
-    key = read_operator_key(settings.facilitator_key_file, os.environ)
-    urls = {network: url for network, url in settings.rpc_urls.items() if not is_solana(network)}
+    """Yield the desk with the nodes and the operator's keys of the settings. Raises OperatorKeyUnusable."""
+    keys = read_operator_keys([file for file in _list_key_files(settings) if file is not None], os.environ)
+    if not keys:
+        raise OperatorKeyUnusable(
+            f"There is no operator's key. Set {KEY_VARIABLE}, {SOLANA_KEY_VARIABLE}, or name a key file."
+        )
+    evm_keys = [key for key in keys if not is_solana_key(key)]
+    solana_keys = [read_keypair(key) for key in keys if is_solana_key(key)]
     async with AsyncExitStack() as stack:
-        lanes = await stack.enter_async_context(Lanes(database, urls, [key]))
-        chains = {
-            network: await stack.enter_async_context(Chain(network, url)) for network, url in urls.items()
-        }
-        purse = EvmPurse(database, lanes, chains, WAIT_SECONDS_MAX)
-        yield RefundDesk(database, dict.fromkeys(chains, purse), dict.fromkeys(chains, ChainWatcher(chains)))
+        chains: dict[str, Chain] = {}
+        nodes: dict[str, SolanaNode] = {}
+        for network, url in settings.rpc_urls.items():
+            if is_solana(network) and solana_keys:
+                nodes[network] = await stack.enter_async_context(SolanaNode(network, url))
+            elif not is_solana(network) and evm_keys:
+                chains[network] = await stack.enter_async_context(Chain(network, url))
+        purses: dict[str, Purse] = {}
+        if chains:
+            urls = {network: settings.rpc_urls[network] for network in chains}
+            lanes = await stack.enter_async_context(Lanes(database, urls, evm_keys))
+            purses |= dict.fromkeys(chains, EvmPurse(database, lanes, chains, WAIT_SECONDS_MAX))
+        if nodes:
+            purses |= dict.fromkeys(nodes, SolanaPurse(database, nodes, solana_keys[0], WAIT_SECONDS_MAX))
+        watchers = dict.fromkeys(chains, ChainWatcher(chains)) | dict.fromkeys(nodes, SolanaWatcher(nodes))
+        yield RefundDesk(database, purses, watchers)
+
+
+def _list_key_files(settings: PaymentsSettings) -> tuple[Path | None, Path | None]:
+    return settings.facilitator_key_file, settings.solana_key_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,3 +25,4 @@ class PaymentsSettings(BaseSettings):
     rpc_urls: dict[str, str] = Field(default_factory=dict[str, str], repr=False)
     channel_key: SecretStr | None = None
     facilitator_key_file: Path | None = None
+    solana_key_file: Path | None = None

@@ -12,6 +12,8 @@ from tollbook.books.payments.reconciler.differences import Finding, Kind
 from tollbook.books.payments.reconciler.movements import ChainWatcher
 from tollbook.books.payments.reconciler.run import Run
 from tollbook.books.payments.refunds import Refund
+from tollbook.books.payments.solana.movements import SolanaWatcher
+from tollbook.books.payments.solana.refunds import SolanaReader
 from tollbook.core.database import ReadTx
 
 ON_ITS_WAY_MAX = timedelta(minutes=10)
@@ -71,6 +73,8 @@ async def _catch_up(run: Run, cursor: Cursor) -> None:
 
 def _open_reader(run: Run, network: str) -> Reader | None:
     watcher = run.watchers.get(network)
+    if isinstance(watcher, SolanaWatcher):
+        return SolanaReader(watcher.nodes[network])
     return EvmReader(watcher.chains[network]) if isinstance(watcher, ChainWatcher) else None
 
 
