@@ -65,14 +65,14 @@ def check_connection(url: str) -> None:
     """Raise DatabaseUnreachable, with what the server or the network said, unless it lets us in."""
     import psycopg
 
-    from tollbook.migrate.url import is_clear, redact
+    from tollbook.core.database import check_address
+    from tollbook.migrate.url import redact
 
+    check_address(url)
     try:
         psycopg.connect(url, connect_timeout=CONNECT_SECONDS_MAX).close()
     except psycopg.Error as error:
         said = (str(error).strip().splitlines() or ["no answer"])[0].strip()
-        if isinstance(error, psycopg.ProgrammingError) or ("@" in url and not is_clear(url)):
-            said = "it cannot be read; what is special in its password must be percent-encoded"
         raise DatabaseUnreachable(
             f"The database at {redact(url)} does not let us in: {said}. Check that it runs and that "
             "--database-url or DATABASE_URL names it; without either, the embedded PostgreSQL is used."

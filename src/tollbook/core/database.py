@@ -6,6 +6,7 @@ from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import class_row, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -85,6 +86,7 @@ class Database:
         )
 
     async def __aenter__(self) -> Self:
+        check_address(self.url)
         await self.pool.open()
         try:
             await self.pool.wait(timeout=POOL_WAIT_SECONDS_MAX)
@@ -128,6 +130,22 @@ class Database:
             raise DatabaseUnreachable(
                 "The database does not answer. Try again; if it persists run: tollbook doctor."
             ) from error
+
+
+def check_address(url: str) -> None:
+    """Raise DatabaseUnreachable where it is not sure what is the password of an address.
+
+    Whoever tries such a one, libpq quotes the password, and the pool logs what it says.
+    """
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        parts = None
+    if parts is None or "@" in f"{parts.get('host')} {parts.get('dbname')}":
+        raise DatabaseUnreachable(
+            "The database's address cannot be read. Percent-encode what is special in its password, and see "
+            "that it begins with postgresql://."
+        )
 
 
 def _is_lost(error: psycopg.OperationalError) -> bool:
