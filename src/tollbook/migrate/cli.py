@@ -374,6 +374,24 @@ def _show_restored(done: Any) -> None:
         )
 
 
+@click.option("--to", metavar="VERSION", help="Up to where the database is, where no tool's history says it.")
+@click.option("--back", is_flag=True, help="Write what is applied here into the other tool's history.")
+@auto_option
+def baseline(call: Call, *, to: str | None, back: bool, auto: bool) -> None:
+    """Take over what another tool has applied: its history is read, its files checked, nothing is run."""
+    from tollbook.migrate import baseline as baselines
+
+    folders = call.folders
+    if len(folders) != 1 or (to and back):
+        raise WrongUsage("Give one folder by --dir, and either --to or --back.")
+    call.confirm("Record as applied without running?", auto=auto)
+    if back:
+        done = baselines.give_back(call.url, folders[0], listen=call.listen)
+    else:
+        done = baselines.baseline(call.url, folders[0], to=call.target(to), listen=call.listen)
+    call.answer(done, lambda done: report.show_baseline(done, back=back))
+
+
 @click.argument("name")
 def new(call: Call, name: str) -> None:
     """Create the next numbered pair of files."""
@@ -394,6 +412,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "revert": revert,
     "backup": backup,
     "restore": restore,
+    "baseline": baseline,
     "new": new,
     "lint": lint,
 }

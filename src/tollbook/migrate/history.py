@@ -22,7 +22,7 @@ SCHEMA_SQL = """
 CREATE SCHEMA IF NOT EXISTS tollbook_migrate;
 CREATE TABLE IF NOT EXISTS tollbook_migrate.runs (
     run_id uuid PRIMARY KEY,
-    command text NOT NULL CHECK (command IN ('apply', 'revert')),
+    command text NOT NULL CHECK (command IN ('apply', 'revert', 'baseline')),
     planned text[] NOT NULL,
     engine text NOT NULL,
     started_by text NOT NULL,
@@ -250,6 +250,22 @@ def add_and_commit(
 
     stepped: it has progress on record, which ends here.
     """
+    with conn.pipeline():
+        if stepped:
+            forget_progress(conn, migration.folder, migration.version)
+        add(conn, run, migration, duration, promised, removed)
+        conn.execute("COMMIT")
+
+
+def add(
+    conn: Connection,
+    run: UUID,
+    migration: Migration,
+    duration: timedelta,
+    promised: Sequence[Promise],
+    removed: Sequence[Promise],
+) -> None:
+    """Record a migration in the open transaction."""
     values = {
         "folder": migration.folder,
         "version": migration.version,
@@ -262,25 +278,21 @@ def add_and_commit(
         "promised": Jsonb([promise.pack() for promise in promised]),
         "removed": Jsonb([promise.pack() for promise in removed]),
     }
-    with conn.pipeline():
-        if stepped:
-            forget_progress(conn, migration.folder, migration.version)
-        if migration.repeatable:
-            conn.execute(
-                """UPDATE tollbook_migrate.history
-                SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
-                WHERE folder = %(folder)s AND version = %(version)s AND reverted_at IS NULL""",
-                values,
-            )
+    if migration.repeatable:
         conn.execute(
-            """INSERT INTO tollbook_migrate.history
-                (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql,
-                promised, removed)
-            VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
-                %(engine)s, %(down)s, %(promised)s, %(removed)s)""",
+            """UPDATE tollbook_migrate.history
+            SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
+            WHERE folder = %(folder)s AND version = %(version)s AND reverted_at IS NULL""",
             values,
         )
-        conn.execute("COMMIT")
+    conn.execute(
+        """INSERT INTO tollbook_migrate.history
+            (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql,
+            promised, removed)
+        VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
+            %(engine)s, %(down)s, %(promised)s, %(removed)s)""",
+        values,
+    )
 
 
 def take_back_and_commit(conn: Connection, run: UUID, applied: Applied, *, stepped: bool) -> None:

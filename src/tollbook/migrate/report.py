@@ -15,6 +15,7 @@ from tollbook.migrate.objects import show_counts
 
 if TYPE_CHECKING:
     from tollbook.migrate.application import Step
+    from tollbook.migrate.baseline import Baseline
     from tollbook.migrate.catalog import Change
     from tollbook.migrate.inspection import Status, Verification
     from tollbook.migrate.rehearsal import Plan
@@ -134,3 +135,13 @@ def show_verification(result: "Verification") -> None:
         click.secho(f"✗ pending: {names}. Apply with: tollbook migrate apply", fg="yellow")
     if result.sound:
         click.secho("✓ everything that was promised is there", fg="green")
+
+
+def show_baseline(done: "Baseline", *, back: bool) -> None:
+    """Print what was taken over from another tool's history, or told to it."""
+    what = f"told to {done.tool}" if back else f"taken over{f' from {done.tool}' if done.tool else ''}"
+    for name in done.taken:
+        click.echo(f"  {name}")
+    click.echo(f"{len(done.taken)} {what} on {done.database}.")
+    for sentence in done.missing:
+        click.secho(f"✗ {sentence}", fg="yellow")

@@ -1,0 +1,337 @@
+"""The histories that other tools keep in the database: read to take over, written to give back."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.files import Migration
+from tollbook.migrate.formats import flyway, graphile
+from tollbook.migrate.session import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A migration that a tool's table says is applied: by its own key, with the checksum it keeps, if any."""
+
+    key: str
+    checksum: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """A tool's table: what identifies a migration in it, how it sums a file, and how its rows are made."""
+
+    tool: str
+    table: str
+    columns: frozenset[str]
+    read: Callable[[Connection], list[Kept]]
+    key: Callable[[Migration], str]
+    checksums: Callable[[Migration], tuple[str, ...]]  # all that are right, the tool's own first
+    write: Callable[[Connection, Sequence[Migration]], None]
+
+
+def find(conn: Connection) -> Keeper | None:
+    """Return the keeper whose table is in this database; None where no known tool has been at work.
+
+    Raises MigrateError where there are two: the database does not say which one is in force.
+    """
+    found: list[Keeper] = []
+    for keeper in KEEPERS:  # two have tables of one name, the more particular one comes first
+        if keeper.table not in {one.table for one in found} and _has(conn, keeper):
+            found.append(keeper)
+    if len(found) > 1:
+        raise MigrateError(
+            f"{' and '.join(one.tool for one in found)} have both left a history here "
+            f"({', '.join(one.table for one in found)}). Rename the table that is not in force any more."
+        )
+    return found[0] if found else None
+
+
+def _has(conn: Connection, keeper: Keeper) -> bool:
+    rows = conn.execute(
+        """SELECT attname::text FROM pg_attribute
+        WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped""",
+        {"table": keeper.table},
+    )
+    return keeper.columns <= {row[0] for row in rows}
+
+
+def _number(migration: Migration) -> str:
+    return re.sub(r"\D", "", migration.version.partition("_")[0]).lstrip("0") or "0"
+
+
+def _digits(migration: Migration) -> str:
+    """Return the leading digits of the file's name, zeros and all."""
+    match = re.match(r"[0-9]+", migration.label)
+    return match[0] if match else migration.version
+
+
+def _version(migration: Migration) -> str:
+    return migration.version
+
+
+def _dateless(migration: Migration) -> str:
+    return migration.label.partition("_")[0].replace("-", "")
+
+
+def _none(migration: Migration) -> tuple[str, ...]:
+    return ()
+
+
+def _digest(name: str) -> Callable[[Migration], tuple[str, ...]]:
+    """Sum the file as it lies, as those tools do; with other line ends it is the same file."""
+
+    def digest(migration: Migration) -> tuple[str, ...]:
+        content = migration.up.path.read_bytes()
+        plain = content.replace(b"\r\n", b"\n")
+        texts = (content, plain, plain.replace(b"\n", b"\r\n"))
+        return tuple(hashlib.new(name, text).hexdigest() for text in texts)
+
+    return digest
+
+
+def _crc(migration: Migration) -> tuple[str, ...]:
+    return (str(flyway.compute_checksum(migration.up.path)),)
+
+
+def _hash(migration: Migration) -> tuple[str, ...]:
+    header = graphile.HEADER.match(migration.up.path.read_text(encoding="utf-8").replace("\r\n", "\n"))
+    return (header["hash"],) if header else ()
+
+
+def _read_sqlx(conn: Connection) -> list[Kept]:
+    rows = conn.execute(
+        "SELECT version::text, encode(checksum, 'hex'), success FROM _sqlx_migrations ORDER BY version"
+    ).fetchall()
+    if failed := [version for version, _, success in rows if not success]:
+        raise MigrateError(_half(f"_sqlx_migrations says that {failed[0]} failed half way"))
+    return [Kept(version, checksum) for version, checksum, _ in rows]
+
+
+def _half(what: str) -> str:
+    return f"{what}. Finish or undo it by that tool first; nothing was taken over."
+
+
+def _write_sqlx(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            """INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+            VALUES (%(version)s, %(description)s, true, decode(%(checksum)s, 'hex'), 0)""",
+            {
+                "version": int(one.version),
+                "description": one.label.partition("_")[2].replace("_", " "),
+                "checksum": _digest("sha384")(one)[0],
+            },
+        )
+
+
+def _read_prisma(conn: Connection) -> list[Kept]:
+    rows = conn.execute(
+        """SELECT migration_name, checksum, finished_at IS NOT NULL FROM _prisma_migrations
+        WHERE rolled_back_at IS NULL ORDER BY started_at"""
+    ).fetchall()
+    if failed := [name for name, _, finished in rows if not finished]:
+        raise MigrateError(_half(f"_prisma_migrations says that {failed[0]} was never finished"))
+    return [Kept(name, checksum) for name, checksum, _ in rows]
+
+
+def _write_prisma(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            """INSERT INTO _prisma_migrations
+                (id, checksum, finished_at, migration_name, started_at, applied_steps_count)
+            VALUES (%(id)s, %(checksum)s, now(), %(name)s, now(), 1)""",
+            {"id": str(uuid4()), "checksum": _digest("sha256")(one)[0], "name": one.version},
+        )
+
+
+def _read_golang(conn: Connection) -> list[Kept]:
+    row = conn.execute("SELECT version::text, dirty FROM schema_migrations").fetchone()
+    if row is None:
+        return []
+    if row[1]:
+        raise MigrateError(_half(f"schema_migrations says that version {row[0]} is dirty"))
+    return [Kept(row[0])]  # one row: this one, and all before it
+
+
+def _write_golang(conn: Connection, migrations: Sequence[Migration]) -> None:
+    conn.execute("DELETE FROM schema_migrations")
+    for one in migrations[-1:]:
+        conn.execute(
+            "INSERT INTO schema_migrations (version, dirty) VALUES (%(version)s, false)",
+            {"version": int(one.version)},
+        )
+
+
+def _read_dbmate(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version::text FROM schema_migrations ORDER BY version")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_dbmate(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO schema_migrations (version) VALUES (%(version)s)", {"version": _digits(one)}
+        )
+
+
+def _read_flyway(conn: Connection) -> list[Kept]:
+    rows = conn.execute(
+        """SELECT DISTINCT ON (coalesce(version, script)) version, script, checksum::text, type, success
+        FROM flyway_schema_history WHERE type <> 'SCHEMA'
+        ORDER BY coalesce(version, script), installed_rank DESC"""
+    ).fetchall()
+    if failed := [script for _, script, _, _, success in rows if not success]:
+        raise MigrateError(_half(f"flyway_schema_history says that {failed[0]} failed"))
+    return [
+        Kept(version or script.rpartition("/")[2].removesuffix(".sql"), checksum)
+        for version, script, checksum, kind, _ in rows
+        if not kind.startswith("UNDO")
+    ]
+
+
+def _write_flyway(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            """INSERT INTO flyway_schema_history (installed_rank, version, description, type, script,
+                checksum, installed_by, execution_time, success)
+            SELECT coalesce(max(installed_rank), 0) + 1, %(version)s, %(description)s, 'SQL', %(script)s,
+                %(checksum)s, session_user, 0, true FROM flyway_schema_history""",
+            {
+                "version": None if one.repeatable else one.version,
+                "description": one.label.partition("__")[2].replace("_", " "),
+                "script": one.up.path.name,
+                "checksum": int(_crc(one)[0]),
+            },
+        )
+
+
+def _read_goose(conn: Connection) -> list[Kept]:
+    rows = conn.execute(
+        """SELECT DISTINCT ON (version_id) version_id::text, is_applied FROM goose_db_version
+        WHERE version_id > 0 ORDER BY version_id, id DESC"""
+    )
+    return [Kept(version) for version, applied in rows if applied]
+
+
+def _write_goose(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO goose_db_version (version_id, is_applied) VALUES (%(version)s, true)",
+            {"version": int(one.version)},
+        )
+
+
+def _read_graphile(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT filename, hash FROM graphile_migrate.migrations ORDER BY filename")
+    return [Kept(name.removesuffix(".sql"), hash_) for name, hash_ in rows]
+
+
+def _write_graphile(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        match = graphile.HEADER.match(one.up.path.read_text(encoding="utf-8"))
+        conn.execute(
+            """INSERT INTO graphile_migrate.migrations (hash, previous_hash, filename)
+            VALUES (%(hash)s, %(previous)s, %(name)s)""",
+            {
+                "hash": match and match["hash"],
+                "previous": None if match is None or match["previous"] == "-" else match["previous"],
+                "name": one.up.path.name,
+            },
+        )
+
+
+def _read_diesel(conn: Connection) -> list[Kept]:
+    return [Kept(row[0]) for row in conn.execute("SELECT version FROM __diesel_schema_migrations ORDER BY 1")]
+
+
+def _write_diesel(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO __diesel_schema_migrations (version) VALUES (%(version)s)",
+            {"version": _dateless(one)},
+        )
+
+
+def _read_sqitch(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT change FROM sqitch.changes ORDER BY committed_at")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_nothing(conn: Connection, migrations: Sequence[Migration]) -> None:
+    names = " ".join(one.label for one in migrations)
+    raise MigrateError(
+        f"Sqitch names a change by a digest of its plan, which only Sqitch makes. Give it these as they are: "
+        f"sqitch deploy --log-only, up to {names.rpartition(' ')[2]}."
+    )
+
+
+def _columns(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+KEEPERS: tuple[Keeper, ...] = (
+    Keeper(
+        "SQLx", "_sqlx_migrations", _columns("version", "success", "checksum"),
+        _read_sqlx, _version, _digest("sha384"), _write_sqlx,
+    ),
+    Keeper(
+        "Prisma", "_prisma_migrations", _columns("migration_name", "checksum", "finished_at"),
+        _read_prisma, _version, _digest("sha256"), _write_prisma,
+    ),
+    Keeper(
+        "golang-migrate", "schema_migrations", _columns("version", "dirty"),
+        _read_golang, _number, _none, _write_golang,
+    ),
+    Keeper(
+        "Flyway", "flyway_schema_history", _columns("installed_rank", "version", "checksum"),
+        _read_flyway, _version, _crc, _write_flyway,
+    ),
+    Keeper(
+        "goose", "goose_db_version", _columns("version_id", "is_applied"),
+        _read_goose, _number, _none, _write_goose,
+    ),
+    Keeper(
+        "graphile-migrate", "graphile_migrate.migrations", _columns("hash", "filename"),
+        _read_graphile, lambda one: one.label, _hash, _write_graphile,
+    ),
+    Keeper(
+        "Diesel", "__diesel_schema_migrations", _columns("version", "run_on"),
+        _read_diesel, _dateless, _none, _write_diesel,
+    ),
+    Keeper(
+        "Sqitch", "sqitch.changes", _columns("change_id", "change"),
+        _read_sqitch, lambda one: one.label.partition("@")[0], _none, _write_nothing,
+    ),
+    # Last: Rails and others keep versions in a table of this name and shape as well.
+    Keeper(
+        "dbmate", "schema_migrations", _columns("version"), _read_dbmate, _digits, _none, _write_dbmate
+    ),
+)  # fmt: skip
+
+
+def match(
+    keeper: Keeper, history: Iterable[Kept], migrations: Sequence[Migration]
+) -> tuple[list[Migration], list[Migration], list[str]]:
+    """Set a tool's history beside the files.
+
+    Returns the migrations it says are applied, those of them whose file is not the one it applied, and the
+    keys it has no file for.
+    """
+    rows = {one.key: one for one in history}
+    by_key = {keeper.key(one): one for one in migrations}
+    if keeper.tool == "golang-migrate" and rows:
+        (key,) = rows
+        keys = list(by_key)
+        upto = keys.index(key) + 1 if key in by_key else 0
+        rows = {one: Kept(one) for one in keys[:upto]} or rows
+    applied = [one for key, one in by_key.items() if key in rows]
+    edited = [
+        one
+        for one in applied
+        if (kept := rows[keeper.key(one)].checksum) is not None and kept not in keeper.checksums(one)
+    ]
+    return applied, edited, [key for key in rows if key not in by_key]
