@@ -21,7 +21,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def migrate_server() -> Iterator[Server]:
-    with throwaway(settings={"max_connections": "100"}) as server:
+    with throwaway(settings={"max_connections": "100", "autovacuum": "off"}) as server:
         yield server
 
 
