@@ -122,7 +122,9 @@ def _add_constraint(step: Step, table: Table, element: Any, column: str | None) 
         columns = found[1].columns
     expression = sql(element.raw_expr) if element.raw_expr is not None else ""
     name = element.conname or _name(table, kind, columns, element.raw_expr)
-    made = Constraint(kind, name, columns, expression, not element.skip_validation, element.is_enforced)
+    refers = element.pktable and step.world.key(element.pktable.schemaname, element.pktable.relname)
+    valid = not element.skip_validation
+    made = Constraint(kind, name, columns, expression, refers, valid, element.is_enforced)
     made.place, made.made_in = step.place, step.made_in
     table.constraints.append(made)
     if kind in ("primary", "not null"):

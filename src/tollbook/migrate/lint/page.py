@@ -15,8 +15,8 @@ HEAD = """\
 <!-- Written by `tollbook migrate lint --rules --markdown`; a test holds it to the rules. -->
 
 {count} rules. An **error** loses something, fails on a table with rows, or locks it for as long as its rows
-take; a **warning** breaks the running release or locks for a moment that can grow long; a **notice** will cost
-somebody later. `docs/migrate-lint.md` says how to run it, and how to allow what is meant.
+take; a **warning** breaks the running release or locks for a moment that can grow long; a **notice** will
+cost somebody later. `docs/migrate-lint.md` says how to run it, and how to allow what is meant.
 
 What a rule says of locks, rewrites and losses is not from memory: a test runs each example below on
 PostgreSQL, with rows in the tables, and compares. The examples stand on these tables:

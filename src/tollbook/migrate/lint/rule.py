@@ -58,11 +58,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A file that the rule finds something in, over the tables of `examples.GIVEN` and what `given` adds."""
+    """A file that the rule finds something in, over the tables of `examples.GIVEN` and what `given` adds.
+
+    first is what is committed before its safe SQL, where that is not all that comes in the example's place.
+    """
 
     sql: str
     claim: Claim | None = None
     given: str = ""
+    first: str = ""
 
 
 def _find_nothing(unit: "Unit") -> Iterable[Hit]:

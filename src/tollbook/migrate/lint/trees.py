@@ -1,6 +1,7 @@
 """Trees of the grammar, walked and asked for what they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 from pglast import ast
@@ -27,3 +28,18 @@ def find_columns(node: Any) -> Iterator[str]:
     for one in descend(node):
         if is_a(one, ast.ColumnRef) and is_a(one.fields[-1], ast.String):
             yield one.fields[-1].sval
+
+
+def alter(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a copy of a tree in which each node is what `change` makes of it (None: what it was)."""
+    changed = change(node)
+    if changed is not None:
+        return changed
+    if is_a(node, tuple):
+        return tuple(alter(one, change) for one in node)
+    if not is_a(node, ast.Node):
+        return node
+    copy = deepcopy(node)
+    for name in copy:
+        setattr(copy, name, alter(getattr(copy, name), change))
+    return copy

@@ -1,17 +1,18 @@
 """One statement in its place: its tree, its words, where it stands and the schema before it."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from pglast import ast
+from pglast import ast, parse_sql
 from pglast.enums import ConstrType, ObjectType
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.errors import Place, point
 from tollbook.migrate.files import Script
-from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.words import relation_of
+from tollbook.migrate.lint.trees import descend, is_a
+from tollbook.migrate.lint.words import pretty, relation_of
 from tollbook.migrate.lint.world import Table, World
 
 TABLES = (ObjectType.OBJECT_TABLE, ObjectType.OBJECT_FOREIGN_TABLE)
@@ -100,6 +101,18 @@ class Unit:
                     yield tree.relation, element
         for added in self.added_columns():
             yield added.relation, added.def_
+
+    def retype(self, column: str, definition: str) -> str:
+        """Return the whole statement with a column declared by another type and what follows that."""
+        copy = deepcopy(self.tree)
+        made: Any = parse_sql(f"CREATE TABLE t (c {definition})")[0].stmt
+        declared = made.tableElts[0]
+        for one in descend(copy):
+            if is_a(one, ast.ColumnDef) and one.colname == column:
+                kept = [item for item in one.constraints or () if item.contype != ConstrType.CONSTR_IDENTITY]
+                one.typeName = declared.typeName
+                one.constraints = (*(declared.constraints or ()), *kept)
+        return f"{pretty(copy)};"
 
     def declared_constraints(self, *kinds: ConstrType) -> Iterator[Added]:
         """Give every constraint declared, by CREATE TABLE or ALTER TABLE."""

@@ -7,7 +7,7 @@ from typing import Any
 from pglast import ast
 from pglast.keywords import COL_NAME_KEYWORDS, RESERVED_KEYWORDS, TYPE_FUNC_NAME_KEYWORDS
 from pglast.parser import scan
-from pglast.stream import RawStream
+from pglast.stream import IndentedStream, RawStream
 
 from tollbook.migrate.lint.trees import is_a
 
@@ -47,6 +47,11 @@ def show(relation: Any) -> str:
     return f"{quote(relation.schemaname)}.{name}" if relation.schemaname else name
 
 
+def show_key(key: Key, path: str) -> str:
+    """Return a relation's name by its key, with its schema where that is not the first of the path."""
+    return quote(key[1]) if key[0] == path else f"{quote(key[0])}.{quote(key[1])}"
+
+
 def show_names(names: Sequence[Any]) -> str:
     """Return a qualified name given as a list of pglast strings."""
     return ".".join(quote(name.sval) for name in names)
@@ -67,6 +72,11 @@ def relation_of(names: Sequence[Any]) -> Any:
 def sql(node: Any) -> str:
     """Return a tree as SQL."""
     return RawStream()(node)
+
+
+def pretty(node: Any) -> str:
+    """Return a tree as SQL of several lines."""
+    return IndentedStream(comma_at_eoln=True)(node)
 
 
 def name_after(*parts: str) -> str:

@@ -27,6 +27,7 @@ class Constraint:
     name: str | None
     columns: tuple[str, ...] = ()
     expression: str = ""
+    refers: Key | None = None
     validated: bool = True
     enforced: bool = True
     place: Place | None = None

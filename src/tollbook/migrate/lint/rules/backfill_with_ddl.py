@@ -67,6 +67,7 @@ RULE = Rule(
         "ALTER TABLE orders ADD COLUMN region text;\n"
         "UPDATE orders SET region = 'EU' WHERE customer_id < 400;",
         Claim("AccessExclusiveLock", scan=True),
+        first="ALTER TABLE orders ADD COLUMN region text;",
     ),
     check_file=check_file,
 )

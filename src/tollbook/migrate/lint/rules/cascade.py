@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from pglast import ast
-from pglast.enums import DropBehavior
+from pglast.enums import DropBehavior, ObjectType
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import cut
+from tollbook.migrate.lint.words import cut, quote, show_key
 
 
 def check(unit: Unit) -> Iterable[Hit]:
@@ -22,7 +22,7 @@ def check(unit: Unit) -> Iterable[Hit]:
     if cascades and not _is_new(unit):
         yield Hit(
             "CASCADE takes along whatever depends on it in this database, also what the file does not name.",
-            f"{cut(unit.text, 'CASCADE', 'CASCADE')};",
+            f"{_name_dependents(unit)}{cut(unit.text, 'CASCADE', 'CASCADE')};",
         )
 
 
@@ -42,6 +42,23 @@ def _is_new(unit: Unit) -> bool:
 def _is_plain(tree: ast.DropStmt) -> bool:
     """Whether what is dropped has a plain name, as schemas and extensions have."""
     return any(is_a(name, ast.String) for name in tree.objects or ())
+
+
+def _name_dependents(unit: Unit) -> str:
+    """Return the statements that drop the foreign keys of other tables which the files say depend on it."""
+    tree = unit.tree
+    dropped = unit.drops(ObjectType.OBJECT_TABLE)
+    keys = {
+        table.key
+        for one in ([tree.relation] if is_a(tree, ast.AlterTableStmt) else dropped)
+        if (table := unit.table(one))
+    }
+    lines = [
+        f"ALTER TABLE {show_key(table.key, unit.world.path)} DROP CONSTRAINT {quote(one.name or '')};\n"
+        for table, one in unit.world.all_constraints()
+        if one.refers in keys and table.key not in keys
+    ]
+    return "".join(lines)
 
 
 RULE = Rule(

@@ -17,7 +17,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             yield Hit(
                 f"{show(relation)}.{name} is {kind}: shorter values are padded with blanks, which "
                 "comparisons ignore and LIKE does not.",
-                f"{name} text{length}",
+                unit.retype(column.colname, f"text{length}"),
             )
 
 

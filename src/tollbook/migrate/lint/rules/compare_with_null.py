@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pglast import ast
-from pglast.enums import A_Expr_Kind
+from pglast.enums import A_Expr_Kind, NullTestType
 
 from tollbook.migrate.lint.rule import Example, Hit, Rule
-from tollbook.migrate.lint.trees import descend, is_a
+from tollbook.migrate.lint.trees import alter, descend, is_a
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import sql
 
@@ -23,7 +23,10 @@ def check(unit: Unit) -> Iterable[Hit]:
         for expression in _find(unit.tree):
             operand = sql(expression.lexpr)
             right = f"{operand} {OPERATORS[expression.name[-1].sval]}"
-            yield Hit(f"{sql(expression)} is never true, not even for NULL: {right} is meant.", right)
+            yield Hit(
+                f"{sql(expression)} is never true, not even for NULL: {right} is meant.",
+                f"{sql(alter(unit.tree, _mend))};",
+            )
 
 
 def _find(tree: Any) -> Iterable[Any]:
@@ -33,6 +36,14 @@ def _find(tree: Any) -> Iterable[Any]:
             null = is_a(one.rexpr, ast.A_Const) and one.rexpr.isnull
             if null and one.name[-1].sval in OPERATORS:
                 yield one
+
+
+def _mend(node: Any) -> Any:
+    """Return the test for NULL that a comparison with NULL means."""
+    if not any(node is one for one in _find(node)):
+        return None
+    kind = NullTestType.IS_NULL if node.name[-1].sval == "=" else NullTestType.IS_NOT_NULL
+    return ast.NullTest(arg=node.lexpr, nulltesttype=kind)
 
 
 RULE = Rule(

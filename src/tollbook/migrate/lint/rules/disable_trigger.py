@@ -27,8 +27,7 @@ def check_file(file: File) -> Iterable[Hit]:
                 f"DISABLE TRIGGER {word} on {show(one.relation)} "
                 + ("keeps writers out until the commit." if back else "is not taken back in this file.")
                 + (" ALL are foreign keys too: rows may refer to nothing." if word == "ALL" else ""),
-                "-- For this transaction alone, without a lock on the table:\n"
-                "SET LOCAL session_replication_role = replica;",
+                "",
                 one.relation,
                 "warning" if back and word != "ALL" else None,
                 unit.index,
@@ -49,8 +48,8 @@ RULE = Rule(
     str(__doc__),
     "What they kept (counters, audit rows, foreign keys) is not kept meanwhile, for nobody: the switch is "
     "the table's, not the session's. It takes SHARE ROW EXCLUSIVE, held until the commit.",
-    "SET LOCAL session_replication_role = replica, which is of this transaction alone; or write so that the "
-    "trigger does no harm.",
+    "Write so that the trigger does no harm. Where the role may (superusers, or GRANT SET ON PARAMETER): SET "
+    "LOCAL session_replication_role = replica, which is of this transaction alone and locks nothing.",
     Example(
         "ALTER TABLE orders DISABLE TRIGGER USER;",
         Claim("ShareRowExclusiveLock"),

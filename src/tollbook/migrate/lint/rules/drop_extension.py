@@ -29,9 +29,9 @@ RULE = Rule(
     "database may use it, and its data (a job queue, a message log) goes with it.",
     "Ask pg_depend who uses it, move them, and drop it without CASCADE, by hand.",
     Example(
-        "DROP EXTENSION pgcrypto;",
-        Claim(changes="SELECT count(*) FROM pg_extension WHERE extname = 'pgcrypto'"),
-        "CREATE EXTENSION pgcrypto;",
+        "DROP EXTENSION hstore;",
+        Claim(changes="SELECT count(*) FROM pg_extension WHERE extname = 'hstore'"),
+        "CREATE EXTENSION hstore;",
     ),
     check,
 )

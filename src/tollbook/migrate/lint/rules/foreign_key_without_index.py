@@ -5,15 +5,14 @@ from collections.abc import Iterable
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.walk import End
-from tollbook.migrate.lint.words import name_after, quote, quote_all
+from tollbook.migrate.lint.words import name_after, quote, quote_all, show_key
 
 
 def check_end(end: End) -> Iterable[tuple[Place, Hit]]:
     for table, one in end.world.all_constraints():
         if one.kind != "foreign" or not one.columns or one.place is None or table.has_index_on(one.columns):
             continue
-        schema = "" if table.key[0] == end.world.path else f"{quote(table.key[0])}."
-        name = f"{schema}{quote(table.key[1])}"
+        name = show_key(table.key, end.world.path)
         index = quote(name_after(table.key[1], *one.columns, "idx"))
         yield (
             one.place,
@@ -25,6 +24,7 @@ def check_end(end: End) -> Iterable[tuple[Place, Hit]]:
         )
 
 
+EXAMPLE = "CREATE TABLE refunds (id bigint PRIMARY KEY, order_id bigint NOT NULL REFERENCES orders);"
 RULE = Rule(
     "foreign-key-without-index",
     "notice",
@@ -33,7 +33,8 @@ RULE = Rule(
     "rows here, by reading all of them, for every single row deleted, with its locks held.",
     "An index that begins with the foreign key's columns, built CONCURRENTLY on a table in use.",
     Example(
-        "CREATE TABLE refunds (id bigint PRIMARY KEY, order_id bigint NOT NULL REFERENCES orders);",
+        EXAMPLE,
+        first=EXAMPLE,
     ),
     check_end=check_end,
     spares_new=False,

@@ -42,6 +42,10 @@ def _is_bound(tree: Any, options: dict[str, list[Any]]) -> bool:
     return tree.sql_body is not None or language in ("c", "internal")
 
 
+EXAMPLE = (
+    "CREATE FUNCTION total_of(order_id bigint) RETURNS numeric LANGUAGE sql SECURITY DEFINER\n"
+    "AS 'SELECT total FROM orders WHERE id = order_id';"
+)
 RULE = Rule(
     "function-search-path",
     "notice",
@@ -53,9 +57,9 @@ RULE = Rule(
     "SET search_path in the function (pg_temp last), or a SQL-standard body (BEGIN ATOMIC), whose names are "
     "looked up once.",
     Example(
-        "CREATE FUNCTION total_of(order_id bigint) RETURNS numeric LANGUAGE sql SECURITY DEFINER\n"
-        "AS 'SELECT total FROM orders WHERE id = order_id';",
+        EXAMPLE,
         Claim(changes="SELECT count(*) FROM pg_proc WHERE proname = 'total_of' AND proconfig IS NULL"),
+        first=EXAMPLE,
     ),
     check,
     spares_new=False,

@@ -21,7 +21,7 @@ def check(unit: Unit) -> Iterable[Hit]:
         table = tree.objtype == ObjectType.OBJECT_TABLE and names and unit.tree is tree
         yield Hit(
             f"GRANT {words} TO PUBLIC gives it to every role there is, and every one to come.",
-            f"GRANT {words} ON {', '.join(names)} TO CURRENT_USER;  -- better: the role of the application"
+            f"-- Or the role of the application:\nGRANT {words} ON {', '.join(names)} TO CURRENT_USER;"
             if table
             else "",
         )

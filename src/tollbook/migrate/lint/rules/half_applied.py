@@ -26,8 +26,9 @@ RULE = Rule(
     "on, but until then the schema is one that no release was made for.",
     "One statement that runs outside a transaction for each file.",
     Example(
-        "ALTER TABLE orders ADD COLUMN region text;\nCREATE INDEX CONCURRENTLY orders_region ON orders "
-        "(region);",
+        "ALTER TABLE orders ADD COLUMN region text;\n"
+        "CREATE INDEX CONCURRENTLY orders_region ON orders (region);",
+        first="ALTER TABLE orders ADD COLUMN region text;",
     ),
     check_file=check_file,
 )

@@ -30,7 +30,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             yield Hit(
                 f"{show(relation)}.{quote(column.colname)} is {kind}: after {LAST[kind.name]} every insert "
                 "fails.",
-                f"{quote(column.colname)} bigint{rest}",
+                unit.retype(column.colname, f"bigint{rest}"),
             )
 
 

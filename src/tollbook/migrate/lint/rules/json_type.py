@@ -15,7 +15,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             yield Hit(
                 f"{show(relation)}.{quote(column.colname)} is json: SELECT DISTINCT, GROUP BY and = on it "
                 "fail, and each look into it parses the text anew.",
-                f"{quote(column.colname)} jsonb",
+                unit.retype(column.colname, "jsonb"),
             )
 
 

@@ -30,10 +30,12 @@ def _limit(relation: object, name: str, new: column_types.Type) -> str:
     if new.name not in ("varchar", "bpchar") or not new.mods:
         return ""
     rule = quote(name_after(getattr(relation, "relname", ""), name, "length"))
+    table, size = show(relation), f"length({quote(name)})"
     return (
-        f"ALTER TABLE {show(relation)} ADD CONSTRAINT {rule} "
-        f"CHECK (length({quote(name)}) <= {new.mods[0]}) NOT VALID;\n"
-        f"ALTER TABLE {show(relation)} VALIDATE CONSTRAINT {rule};"
+        f"SELECT count(*) FROM {table} WHERE {size} > {new.mods[0]};\n"
+        f"ALTER TABLE {table} ADD CONSTRAINT {rule} CHECK ({size} <= {new.mods[0]}) NOT VALID;\n"
+        "-- When no row is left that is longer, in a migration of its own:\n"
+        f"-- ALTER TABLE {table} VALIDATE CONSTRAINT {rule};"
     )
 
 

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.walk import End
-from tollbook.migrate.lint.words import quote
+from tollbook.migrate.lint.words import quote, show_key
 
 
 def check_end(end: End) -> Iterable[tuple[Place, Hit]]:
     for table, one in end.world.all_constraints():
         if not one.validated and one.place is not None and one.enforced:
-            schema = "" if table.key[0] == end.world.path else f"{quote(table.key[0])}."
             name = quote(one.name or "")
             yield (
                 one.place,
@@ -19,11 +18,12 @@ def check_end(end: End) -> Iterable[tuple[Place, Hit]]:
                     f"{name} on {quote(table.key[1])} is NOT VALID and stays so: the rows from before it may "
                     "break it.",
                     f"-- In the next migration:\n"
-                    f"ALTER TABLE {schema}{quote(table.key[1])} VALIDATE CONSTRAINT {name};",
+                    f"ALTER TABLE {show_key(table.key, end.world.path)} VALIDATE CONSTRAINT {name};",
                 ),
             )
 
 
+EXAMPLE = "ALTER TABLE orders ADD CONSTRAINT total_positive CHECK (total > 0) NOT VALID;"
 RULE = Rule(
     "never-validated",
     "notice",
@@ -32,8 +32,9 @@ RULE = Rule(
     "it fails, on the day it is needed.",
     "VALIDATE CONSTRAINT in the next migration.",
     Example(
-        "ALTER TABLE orders ADD CONSTRAINT total_positive CHECK (total > 0) NOT VALID;",
+        EXAMPLE,
         Claim(changes="SELECT count(*) FROM pg_constraint WHERE NOT convalidated"),
+        first=EXAMPLE,
     ),
     check_end=check_end,
     spares_new=False,

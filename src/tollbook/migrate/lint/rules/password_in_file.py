@@ -1,6 +1,7 @@
 """A password stands in the file."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 from pglast import ast
@@ -8,7 +9,7 @@ from pglast import ast
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import quote
+from tollbook.migrate.lint.words import quote, sql
 
 HASHED = ("SCRAM-SHA-256$", "md5")
 
@@ -23,9 +24,15 @@ def check(unit: Unit) -> Iterable[Hit]:
                 yield Hit(
                     f"The password of {quote(role or '')} is in plain words in the file, in its repository's "
                     "history, and, from the run on, in the server's log.",
-                    f"ALTER ROLE {quote(role or '')} PASSWORD NULL;  -- set the real one by hand: psql's "
-                    "\\password",
+                    _leave_out(tree),
                 )
+
+
+def _leave_out(tree: Any) -> str:
+    """Return the statement without the password, if it says anything else."""
+    copy = deepcopy(tree)
+    copy.options = tuple(option for option in tree.options if option.defname != "password")
+    return f"{sql(copy)};" if copy.options or is_a(tree, ast.CreateRoleStmt) else ""
 
 
 RULE = Rule(

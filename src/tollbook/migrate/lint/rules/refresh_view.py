@@ -29,7 +29,7 @@ RULE = Rule(
     "REFRESH … CONCURRENTLY, which needs a unique index on plain columns and lets readers in.",
     Example(
         "REFRESH MATERIALIZED VIEW sums;",
-        Claim("AccessExclusiveLock", on="sums"),
+        Claim("AccessExclusiveLock", on="sums", rewrite=True),
         "CREATE MATERIALIZED VIEW sums AS SELECT status, sum(total) FROM orders GROUP BY 1;\n"
         "CREATE UNIQUE INDEX sums_status ON sums (status);",
     ),

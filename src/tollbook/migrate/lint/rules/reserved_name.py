@@ -6,7 +6,7 @@ from typing import Any
 from pglast import ast
 from pglast.enums import ObjectType
 
-from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
+from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import PLAIN, is_reserved, name_after, quote, split
@@ -58,7 +58,7 @@ RULE = Rule(
     "`SELECT user FROM people` answers with the session's user, `order` is a syntax error: every query, tool "
     "and dump that forgets the quotes fails, or is wrong without a word.",
     "Choose a name in small letters that is no reserved word.",
-    Example('CREATE TABLE "user" (id bigint PRIMARY KEY, "order" text);', Claim(fails="42601")),
+    Example('CREATE TABLE "user" (id bigint PRIMARY KEY, "order" text);'),
     check,
     spares_new=False,
     down=False,

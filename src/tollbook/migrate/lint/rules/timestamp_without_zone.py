@@ -15,7 +15,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             yield Hit(
                 f"{show(relation)}.{quote(column.colname)} is a timestamp without time zone: which moment it "
                 "means depends on who wrote it.",
-                f"{quote(column.colname)} timestamptz{f'({kind.mods[0]})' if kind.mods else ''}",
+                unit.retype(column.colname, f"timestamptz{f'({kind.mods[0]})' if kind.mods else ''}"),
             )
 
 

@@ -31,7 +31,7 @@ RULE = Rule(
     "The rows are gone for good, no delete trigger fires, readers are locked out until it commits, and "
     "transactions with an older snapshot see an empty table.",
     "Keep a copy, and delete in batches, each in a transaction of its own.",
-    Example("TRUNCATE orders;", Claim("AccessExclusiveLock")),
+    Example("TRUNCATE orders;", Claim("AccessExclusiveLock", rewrite=True)),
     check,
     squawk=("ban-truncate",),
 )

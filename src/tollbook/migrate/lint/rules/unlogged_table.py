@@ -7,7 +7,7 @@ from pglast import ast
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import show
+from tollbook.migrate.lint.words import cut, show
 
 UNLOGGED = "u"
 
@@ -21,7 +21,7 @@ def check(unit: Unit) -> Iterable[Hit]:
         yield Hit(
             f"{show(relation)} is UNLOGGED: a crash of the server empties it, and no replica and no "
             "point-in-time recovery has its rows.",
-            f"ALTER TABLE {show(relation)} SET LOGGED;",
+            f"{cut(unit.text, 'UNLOGGED', 'UNLOGGED')};",
         )
 
 
@@ -35,7 +35,6 @@ RULE = Rule(
     Example(
         "CREATE UNLOGGED TABLE carts (id bigint PRIMARY KEY);",
         Claim(changes="SELECT relpersistence FROM pg_class WHERE relname = 'carts'"),
-        "-- nothing",
     ),
     check,
     spares_new=False,

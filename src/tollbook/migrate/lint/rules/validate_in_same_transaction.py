@@ -38,6 +38,7 @@ RULE = Rule(
         "ALTER TABLE orders ADD CONSTRAINT total_positive CHECK (total > 0) NOT VALID;\n"
         "ALTER TABLE orders VALIDATE CONSTRAINT total_positive;",
         Claim("AccessExclusiveLock", scan=True),
+        first="ALTER TABLE orders ADD CONSTRAINT total_positive CHECK (total > 0) NOT VALID;",
     ),
     check_file=check_file,
 )

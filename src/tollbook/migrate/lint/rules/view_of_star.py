@@ -1,6 +1,7 @@
 """A view of SELECT *, which is frozen the moment it is made."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 from pglast import ast
@@ -8,7 +9,7 @@ from pglast import ast
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import quote_all, show
+from tollbook.migrate.lint.words import show, sql
 
 
 def check(unit: Unit) -> Iterable[Hit]:
@@ -28,12 +29,15 @@ def check(unit: Unit) -> Iterable[Hit]:
 
 
 def _name_columns(unit: Unit, query: Any) -> str:
-    """Return the list for the *, where it is of one table whose columns the files say."""
+    """Return the view with a list for its *, where that is of one table whose columns the files say."""
     sources = query.fromClause or ()
     table = unit.table(sources[0]) if len(sources) == 1 and is_a(sources[0], ast.RangeVar) else None
-    if table is None or not table.whole or len(query.targetList or ()) != 1:
+    if table is None or not table.whole or len(query.targetList) != 1:
         return ""
-    return f"SELECT {quote_all(table.columns)}"
+    copy: Any = deepcopy(unit.tree)
+    names = [ast.ColumnRef(fields=(ast.String(sval=name),)) for name in table.columns]
+    copy.query.targetList = tuple(ast.ResTarget(val=name) for name in names)
+    return f"{sql(copy)};"
 
 
 RULE = Rule(
