@@ -1,11 +1,15 @@
 """Refunds wait until their payment is final; one that the chain took back is not sent back too."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 
 from fixtures.authorizations import transfer
+from fixtures.lanes import key_of
 from fixtures.reconciling import AMOUNT, Bought, Shop, make_hash
 from fixtures.refunding import open_desk
 from tollbook.books.payments import evm_refunds, payments, refunds, truth
@@ -15,6 +19,7 @@ from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
+from tollbook.entrypoints import cli
 
 PURSE = 1_000_000_000
 DEPTH = 3
@@ -106,6 +111,29 @@ async def test_what_a_channel_paid_waits_for_the_block_in_which_it_was_accepted(
     assert asked.status == "requested"
     shop.chain.call("anvil_mine", hex(2 * DEPTH), hex(60))
     assert (await desk.carry_out(asked.refund_id)).status == "done"
+
+
+async def test_reconcile_goes_on_with_refunds_where_it_has_the_key(
+    shop: Shop, desk: RefundDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = await shop.buy()
+    before, asked = balance(shop), await desk.refund(bought.payment_id, amount=None, reason=None)
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    monkeypatch.setenv("DATABASE_URL", shop.database.url)
+    monkeypatch.setenv("TOLLBOOK_RPC_URLS", json.dumps({NETWORK: shop.chain.url}))
+
+    def reconcile() -> None:
+        with suppress(SystemExit):
+            cli.run(["payments", "reconcile"])
+
+    await asyncio.to_thread(reconcile)
+    async with shop.database.read() as tx:
+        assert (await refunds.get(tx, asked.refund_id)).status == "requested"
+    monkeypatch.setenv("TOLLBOOK_FACILITATOR_KEY", key_of(shop.bank))
+    await asyncio.to_thread(reconcile)
+    async with shop.database.read() as tx:
+        assert (await refunds.get(tx, asked.refund_id)).status == "done"
+    assert balance(shop) == before + AMOUNT
 
 
 @pytest.mark.parametrize("was", ["requested", "sent"])

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock
 from tollbook.core.commands import Id, answer, ask, json_option, storage_options
 from tollbook.core.database import Database
+from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
 
 EXIT_FAILED = 1
@@ -55,13 +57,17 @@ def reconcile(*, settings: Settings, since: datetime | None, as_json: bool) -> N
     """Compare the books with the chains, name what differs, and mend what is safe to mend.
 
     Without --since: what is open, recent, or new on the chains of TOLLBOOK_RPC_URLS. Safe at any time, also
-    twice at once. Ends with 3 while differences are open, with 1 where a chain's node did not answer.
-    docs/reconcile.md says what each kind of difference means.
+    twice at once. With the operator's key it goes on with the refunds that were asked for. Ends with 3 while
+    differences are open, with 1 where a chain's node did not answer. docs/reconcile.md says what each kind of
+    difference means.
     """
 
     async def run(database: Database) -> Report:
         async with open_reconciler(database, PaymentsSettings()) as reconciler:
-            return await reconciler.run(since)
+            report = await reconciler.run(since)
+        with suppress(Refusal):  # without a key or a node they wait on, and are named where that takes long
+            await refund_desk.carry_out_open(database)
+        return report
 
     report = ask(settings, run)
     if as_json:
@@ -125,8 +131,10 @@ def refund_payment(
 ) -> None:
     """Send a payment back to its payer, whole or in part, from the operator's account.
 
-    The operator's key (TOLLBOOK_FACILITATOR_KEY or TOLLBOOK_FACILITATOR_KEY_FILE) pays, by the nodes of
-    TOLLBOOK_RPC_URLS. It is never more than was paid. A whole refund ends the payment.
+    The operator's key (TOLLBOOK_FACILITATOR_KEY or TOLLBOOK_FACILITATOR_KEY_FILE; on Solana
+    TOLLBOOK_SOLANA_KEY or TOLLBOOK_SOLANA_KEY_FILE) pays, by the nodes of TOLLBOOK_RPC_URLS. It is never more
+    than was paid. A whole refund ends the payment. While the payment is not final its refund is `requested`,
+    and the worker or `reconcile` goes on with it.
     """
 
     async def send(database: Database) -> Refund:
