@@ -1,17 +1,13 @@
 """Money as Solana saw it move to our recipients, whatever the books say: read from token balances."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tollbook.books.payments.reconciler.movements import Movement
-from tollbook.books.payments.solana.node import Landing, Sighting, SolanaNode
+from tollbook.books.payments.solana.node import Landing, SolanaNode
 from tollbook.books.payments.solana.truth import find_accounts
-
-SLOT_SECONDS_MIN = 0.3  # 0.4 by design; where the cluster stood still there are fewer in the same time
-PAGES_MAX = 1_000  # of one account's history in one look
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +22,7 @@ class SolanaWatcher:
 
     async def find_position(self, network: str, moment: datetime) -> int:
         """See Watcher: a slot that is surely not after the moment, if not the last of them."""
-        final = await self.nodes[network].get_final()
-        seconds = ((await self.nodes[network].get_time(final.slot)) - moment).total_seconds()
-        return max(final.slot - max(math.ceil(seconds / SLOT_SECONDS_MIN), 0), 0)
+        return await self.nodes[network].find_slot_before(moment)
 
     async def find_movements(
         self, network: str, assets: Sequence[str], recipients: Sequence[str], first: int, last: int
@@ -39,7 +33,9 @@ class SolanaWatcher:
         for asset in assets:
             for recipient in recipients:
                 for account in find_accounts(recipient, asset):
-                    for sighting in await _find_sightings(node, account, first, last):
+                    for sighting in await node.read_history(account, first, as_of=last):
+                        if not sighting.succeeded or sighting.slot > last:
+                            continue
                         for movement in await self._read(network, sighting.signature):
                             if (movement.asset, movement.pay_to) == (asset, recipient):
                                 found[f"{sighting.signature}:{asset}:{recipient}:{movement.payer}"] = movement
@@ -59,19 +55,6 @@ class SolanaWatcher:
 
     async def _read(self, network: str, signature: str) -> list[Movement]:
         return await self.read_transaction(network, signature) or []
-
-
-async def _find_sightings(node: SolanaNode, account: str, first: int, last: int) -> list[Sighting]:
-    """The transactions of an account that succeeded, from slot `first` to `last`."""
-    found: list[Sighting] = []
-    before: str | None = None
-    for _ in range(PAGES_MAX):
-        page = await node.find_signatures(account, before)
-        found += [each for each in page if each.succeeded and first <= each.slot <= last]
-        if not page or page[-1].slot < first:
-            return found
-        before = page[-1].signature
-    return node.complain("getSignaturesForAddress", ValueError("more history than can be read at once"))
 
 
 def _list_movements(network: str, tx_hash: str, landing: Landing) -> list[Movement]:

@@ -1,6 +1,7 @@
 """A Solana node as a facilitator asks it: would this land, send it, what became of it, is its time over."""
 
 import base64
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ LEVELS: tuple[Commitment, ...] = ("processed", "confirmed", "finalized")
 ERR_EXPIRED = "transaction_expired"  # why one that never landed is a failure
 CAIP_REFERENCE_CHARS = 32  # of the genesis hash, in Solana's CAIP-2 ids
 NODE_LAG_BLOCKS = 150  # a healthy node may be that far behind another, which knew the payer's block hash
+BLOCKHASH_BLOCKS = 150  # how long a block hash may be used
 SIGNATURES_MAX = 1000  # that a node gives at once
+PAGES_MAX = 1_000  # of one account's history in one look
+SLOT_SECONDS_MIN = 0.3  # 0.4 by design; where the cluster stood still there are fewer in the same time
+SLOT_SECONDS_MAX = 2.0  # of all but long outages, in the mean
 NONSENSE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
@@ -194,15 +199,35 @@ class SolanaNode(JsonRpc):
         except NONSENSE as error:
             self.complain("getBlockTime", error)
 
-    async def find_signatures(self, account: str, before: str | None = None) -> list[Sighting]:
-        """Return the newest transactions that name an account, newest first; at most SIGNATURES_MAX.
+    async def find_slot_before(self, moment: datetime) -> int:
+        """Return a slot that is surely not after the moment, if not the last of them, and is final."""
+        final = await self.get_final()
+        seconds = (await self.get_time(final.slot) - moment).total_seconds()
+        return max(final.slot - max(math.ceil(seconds / SLOT_SECONDS_MIN), 0), 0)
 
-        With `before`, those that are older than this one.
+    async def read_history(
+        self, account: str, first: int, *, as_of: int, pages_max: int = PAGES_MAX
+    ) -> list[Sighting]:
+        """Return the transactions that name an account, newest first, from slot `first` on.
+
+        A node that has not seen the slot `as_of` yet raises ChainRefused; so much that `pages_max` pages do
+        not reach back to `first`, ChainUnreachable.
         """
-        options: dict[str, object] = {"limit": SIGNATURES_MAX, "commitment": "confirmed"}
-        answer = await self.ask(
-            "getSignaturesForAddress", account, options | ({"before": before} if before else {})
-        )
+        found: list[Sighting] = []
+        for _ in range(pages_max):
+            page = await self._page_history(account, found[-1].signature if found else None, as_of)
+            found += page
+            if not page or page[-1].slot < first:
+                return [each for each in found if each.slot >= first]
+        return self.complain("getSignaturesForAddress", ValueError("more history than is read at once"))
+
+    async def _page_history(self, account: str, before: str | None, as_of: int) -> list[Sighting]:
+        options: dict[str, object] = {
+            "limit": SIGNATURES_MAX, "commitment": "confirmed", "minContextSlot": as_of,
+        }  # fmt: skip
+        if before is not None:
+            options["before"] = before
+        answer = await self.ask("getSignaturesForAddress", account, options)
         try:
             return [
                 Sighting(str(each["signature"]), int(each["slot"]), each["err"] is None, each["blockTime"])
@@ -210,6 +235,25 @@ class SolanaNode(JsonRpc):
             ]
         except NONSENSE as error:
             self.complain("getSignaturesForAddress", error)
+
+    async def has_outlived(self, moment: datetime) -> bool:
+        """Whether it is sure that no message signed by the moment can land any more.
+
+        Sure is it when so many blocks are final that were made since as a block hash lives, and as nodes may
+        be apart. It is seen late: a slot that is surely after the moment is guessed, and then looked at.
+        """
+        final = await self.get_final()
+        seconds = (await self.get_time(final.slot) - moment).total_seconds()
+        since = max(final.slot - int(seconds / SLOT_SECONDS_MAX), 0)
+        wanted = BLOCKHASH_BLOCKS + NODE_LAG_BLOCKS
+        answer = await self.ask("getBlocksWithLimit", since, wanted, {"commitment": "finalized"})
+        try:
+            slots = [int(slot) for slot in answer]
+        except NONSENSE as error:
+            self.complain("getBlocksWithLimit", error)
+        if seconds <= 0 or len(slots) < wanted or not since <= slots[0] <= slots[-1] <= final.slot:
+            return False
+        return await self.get_time(slots[0]) > moment
 
     async def is_over(self, signature: str, last_valid_height: int, signed_slot: int) -> bool:
         """Whether it is sure that a transaction is in no block and never will be.

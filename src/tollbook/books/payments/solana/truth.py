@@ -14,7 +14,9 @@ from tollbook.core.chains import ChainRefused
 from tollbook.core.database import Database
 
 SEARCH_BEFORE = timedelta(hours=1)  # the payer may have had it sent before we were asked
-CANDIDATES_MAX = 200  # transactions of one recipient that are looked into for one message
+SKEW = timedelta(minutes=5)  # that the cluster's clock and ours may differ
+CANDIDATES_MAX = 200  # transactions of one payer that are looked into for one message
+PAGES_MAX = 10
 LANDED_WITH_AN_ERROR = "its transaction landed with an error"
 
 
@@ -31,8 +33,6 @@ class SolanaTruth:
     async def find(self, settlement: Settlement) -> Verdict | None:
         """See ledger.Truth; `block_number` is the slot. "settled" may be shallow, as there; two thirds
         of the stake have voted for it.
-
-        A message that another facilitator signed stays "open" for good where it is found nowhere.
         """
         node = self.nodes.get(settlement.network)
         if node is None:
@@ -58,15 +58,23 @@ class SolanaTruth:
 
 
 async def _search(node: SolanaNode, row: Settlement) -> Verdict:
-    """Look for the message among what its recipient was sent."""
-    since = (row.asked_at - SEARCH_BEFORE).timestamp()
-    for account in find_accounts(row.pay_to, row.asset):
-        sightings = await node.find_signatures(account)
-        recent = [each for each in sightings if each.succeeded and (each.time is None or each.time >= since)]
-        for sighting in recent[:CANDIDATES_MAX]:
-            landing = await _find_own(node, row, sighting.signature)
-            if landing is not None:
-                return await _judge_landing(node, row, sighting.signature, landing)
+    """Look for a message that another facilitator signed among what names its payer.
+
+    "not settled" needs all of that to have been seen, after its time was over.
+    """
+    final, is_over = await node.get_final(), await node.has_outlived(row.asked_at + SKEW)
+    first = await node.find_slot_before(row.asked_at - SEARCH_BEFORE)
+    history = await node.read_history(row.payer, first, as_of=final.slot, pages_max=PAGES_MAX)
+    asked = row.asked_at.timestamp()  # it was sent about then
+    nearest = sorted(history, key=lambda each: abs((each.time or asked) - asked))[:CANDIDATES_MAX]
+    for sighting in nearest:
+        landing = await node.find_landing(sighting.signature, "confirmed")
+        if landing is None:
+            is_over = False  # the node does not know what it showed
+        elif landing.message_hash == row.nonce:
+            return await _judge_landing(node, row, sighting.signature, landing)
+    if is_over and len(history) == len(nearest) and await node.get_first_slot() <= first:
+        return Verdict("not settled", reason=ERR_EXPIRED)
     return Verdict("open")
 
 
