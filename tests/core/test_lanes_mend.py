@@ -3,10 +3,7 @@
 import asyncio
 import random
 import secrets
-import signal
-import sys
 from datetime import timedelta
-from typing import Any
 
 import psycopg
 import pytest
@@ -20,54 +17,17 @@ from tollbook.core.database import Database
 from tollbook.core.lanes import (
     Lanes,
     NodeRefusedTransaction,
-    NoGasMoney,
     Transaction,
     nonces,
     transactions,
 )
-from tollbook.core.lanes import network as lanes_network
-from tollbook.core.lanes.fees import FEE_PER_GAS_MAX, FeePolicy
 from tollbook.core.lanes.keys import Fees
-from tollbook.core.lanes.node import Node
 from tollbook.core.lanes.transactions import Signed
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 SEND = "eth_sendRawTransaction"
 NO_MATTER = "the node is confused"  # an answer that may mean anything
 NOW = {"lost_seconds": 0.0}
-
-# Ends itself without a trace where the n-th statement or request of a submit would begin.
-KILLED = """
-import asyncio, os, signal, sys
-from tollbook.core.lanes import network as lanes_network
-from tollbook.core.lanes import transactions
-from tollbook.core.database import Database
-from tollbook.core.lanes import Call, Lanes
-from tollbook.core.lanes.node import Node
-
-url, rpc, key, purpose, to, moment = sys.argv[1:]
-
-async def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-async def main():
-    ask_all = Node.ask_all
-    async def ask(node, asks):
-        sending = asks and asks[0].method == "eth_sendRawTransaction"
-        if sending and moment == "before broadcast":
-            await die()
-        said = await ask_all(node, asks)
-        if sending and moment == "after broadcast":
-            await die()
-        return said
-    Node.ask_all = ask
-    if moment == "before signing":
-        transactions.record_signed = die
-    async with Database(url) as database, Lanes(database, {"eip155:31337": rpc}, [key]) as lanes:
-        await lanes.submit(Call("eip155:31337", purpose, to, b"", 30_000, 1))
-
-asyncio.run(main())
-"""
 
 
 async def test_a_lost_answer_is_found_again_and_nothing_is_sent_twice(
@@ -128,47 +88,6 @@ async def test_a_gap_below_waiting_transactions_is_closed(
         await mine(lanes, answers[1])
         assert (await lanes.mend()).filled == 0
         assert (await mine(lanes, await lanes.submit(first))).nonce == 2
-
-
-@pytest.mark.parametrize("moment", ["before signing", "before broadcast", "after broadcast"])
-async def test_a_killed_process_leaves_one_transaction_or_none(
-    database: Database, own_chain: LocalChain, operator: LocalAccount, moment: str, monkeypatch: Any
-) -> None:
-    call = make_call()
-    arguments = [database.url, own_chain.url, key_of(operator), call.purpose, call.to, moment]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *arguments)
-    assert await process.wait() == -signal.SIGKILL
-    monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
-    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **NOW) as lanes:
-        left = await find(lanes, call.purpose)
-        assert left.status == ("reserved" if moment == "before signing" else "signed")
-        sweeps = await asyncio.gather(*(lanes.mend() for _ in range(3)))
-        if moment == "before signing":
-            assert sum(mended.abandoned for mended in sweeps) == 1
-            assert (await find(lanes, call.purpose)).status == "dropped"
-        else:
-            assert (await mine(lanes, left)).hash == left.hash
-        assert (await mine(lanes, await lanes.submit(call))).nonce == 0
-        assert (await lanes.mend()).resent == 0
-    assert count_paid(own_chain, call) == 1
-    assert count_used(own_chain, operator) == 1
-
-
-async def test_a_purpose_that_a_dead_process_reserved_is_sent_and_holds_up_no_other(
-    database: Database, own_chain: LocalChain, operator: LocalAccount, monkeypatch: Any
-) -> None:
-    call, other = make_call(), make_call()
-    arguments = [database.url, own_chain.url, key_of(operator), call.purpose, call.to, "before signing"]
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *arguments)
-    assert await process.wait() == -signal.SIGKILL
-    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)]) as lanes:
-        reserved = asyncio.create_task(lanes.submit(call))
-        sent = await lanes.submit(other)
-        assert not reserved.done()
-        monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
-        assert (await reserved).nonce == 0
-        await mine(lanes, sent)
-    assert [count_paid(own_chain, one) for one in (call, other)] == [1, 1]
 
 
 async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(database: Database) -> None:
@@ -259,67 +178,6 @@ async def test_a_caller_that_gives_up_does_not_take_its_transaction_along(
             await caller
         await mine(lanes, await lanes.submit(call))
     assert count_paid(chain, call) == 1
-
-
-async def test_a_stuck_transaction_offers_more_until_a_block_takes_it(
-    database: Database, own_chain: LocalChain, operator: LocalAccount
-) -> None:
-    own_chain.call("evm_setAutomine", False)
-    calls = [make_call() for _ in range(3)]
-    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], stuck_seconds=0, **NOW) as lanes:
-        sent = await asyncio.gather(*map(lanes.submit, calls))
-        offered = int(own_chain.call("eth_getTransactionByHash", sent[0].hash)["maxFeePerGas"], 16)
-        own_chain.call("anvil_setNextBlockBaseFeePerGas", hex(offered * 2))
-        own_chain.call("evm_mine")
-        assert (await lanes.wait(sent[0].transaction_id, seconds_max=0.2)).status == "sent"
-        assert (await lanes.mend()).bumped == 3
-        bumped = await find(lanes, calls[0].purpose)
-        assert bumped.hash != sent[0].hash
-        assert bumped.hashes == [sent[0].hash, bumped.hash]
-        assert (bumped.nonce, bumped.status) == (sent[0].nonce, "sent")
-        own_chain.call("evm_mine")
-        mined = [await mine(lanes, one) for one in sent]
-        assert mined[0].hash == bumped.hash
-    assert [count_paid(own_chain, call) for call in calls] == [1, 1, 1]
-
-
-async def test_a_transaction_mined_under_an_older_hash_is_noticed(
-    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
-) -> None:
-    own_chain.call("evm_setAutomine", False)
-    call = make_call()
-    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], stuck_seconds=0, **NOW) as lanes:
-        sent = await lanes.submit(call)
-        proxy.refusals = {SEND: [NO_MATTER]}
-        assert (await lanes.mend()).bumped == 0
-        assert len((await find(lanes, call.purpose)).hashes) == 2
-        own_chain.call("evm_mine")
-        assert (await lanes.mend()).mined == 1
-        mined = await find(lanes, call.purpose)
-        assert (mined.status, mined.hash) == ("mined", sent.hash)
-
-
-async def test_no_fee_above_the_cap_is_offered(
-    database: Database, own_chain: LocalChain, operator: LocalAccount
-) -> None:
-    own_chain.call("evm_setAutomine", False)
-    cap = 3 * 10**9
-    async with Lanes(
-        database, {NETWORK: own_chain.url}, [key_of(operator)], fee_per_gas_max=cap, stuck_seconds=0, **NOW
-    ) as lanes:
-        sent = await lanes.submit(make_call())
-        offered = own_chain.call("eth_getTransactionByHash", sent.hash)
-        assert int(offered["maxFeePerGas"], 16) == cap
-        mended = await lanes.mend()
-        assert (mended.bumped, mended.above_cap) == (0, 1)
-
-
-async def test_a_chain_that_stands_still_is_not_offered_ever_more() -> None:
-    policy, wanted = FeePolicy(Node(NETWORK, "http://127.0.0.1:9"), FEE_PER_GAS_MAX), Fees(1_000, 10)
-    offered: list[Fees] = [wanted]
-    while len(offered) < 100 and (more := policy.bump(offered[-1], wanted)) is not None:
-        offered.append(more)
-    assert 5_000 < offered[-1].fee_max <= 10_000
 
 
 async def test_a_nonce_that_was_used_elsewhere_is_given_up_when_that_is_final(
@@ -424,23 +282,6 @@ async def test_a_vanished_block_puts_its_transactions_on_their_way_again(
         assert (await lanes.mend()).confirmed == 2
         assert {(await find(lanes, call.purpose)).confirmed_at is not None for call in calls} == {True}
     assert [count_paid(own_chain, call) for call in calls] == [1, 1]
-
-
-async def test_a_signed_one_that_the_account_cannot_pay_goes_on_when_funded(
-    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
-) -> None:
-    call = make_call()
-    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
-        proxy.refusals = {SEND: [NO_MATTER]}
-        sent = await lanes.submit(call)
-        own_chain.set_gas_money(operator.address, 0)
-        assert (await lanes.mend()).no_gas_money == 1
-        with pytest.raises(NoGasMoney):
-            await lanes.submit(make_call())
-        own_chain.set_gas_money(operator.address, GAS_MONEY_WEI)
-        assert (await lanes.mend()).resent == 1
-        await mine(lanes, sent)
-    assert count_paid(own_chain, call) == 1
 
 
 async def test_a_dump_shows_no_call_and_no_key(

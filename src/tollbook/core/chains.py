@@ -31,6 +31,7 @@ REQUEST_SECONDS_MAX = 5.0
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 MESSAGE_CHARS_MAX = 200  # of what a node says, in our own messages
 CONFIRMATIONS_DEFAULT = 12
+GAS_GWEI_MAX, TIP_GWEI_MAX = 500, 50  # for a network of which nothing more is known
 SOLANA_FINAL = 32  # confirmations after which a Solana slot is rooted
 SOLANA_FAMILY = "solana:"
 OK = 200
@@ -117,12 +118,18 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network. `confirmations` counts the block that holds a transaction as the first."""
+    """A network. `confirmations` counts the block that holds a transaction as the first.
+
+    More than `gas_gwei_max` is not offered for a unit of gas, and `tip_gwei_max` of it as a tip, unless an
+    operator says so: a node that is wrong, or greedy, must not empty the account. 0 where it has no gas.
+    """
 
     id: str
     name: str
     confirmations: int
     usdc: Token | None
+    gas_gwei_max: int = 0
+    tip_gwei_max: int = 0
 
     @property
     def is_solana(self) -> bool:
@@ -250,14 +257,14 @@ def _find_solana_usdc(network_id: str) -> Token:
     return Token(asset["asset"], asset["symbol"], asset["decimals"], name="", version="")
 
 
-_NAMES_AND_CONFIRMATIONS = {
-    "eip155:1": ("ethereum", 12),
-    "eip155:8453": ("base", 6),
-    "eip155:84532": ("base-sepolia", 6),
-    "eip155:137": ("polygon", 128),
-    "eip155:42161": ("arbitrum", 20),
-    "eip155:421614": ("arbitrum-sepolia", 20),
-    "eip155:43114": ("avalanche", 12),
+_EVM_TRAITS = {  # name, confirmations, most gwei for a unit of gas, most gwei of it as a tip
+    "eip155:1": ("ethereum", 12, 300, 10),
+    "eip155:8453": ("base", 6, 5, 1),
+    "eip155:84532": ("base-sepolia", 6, 50, 5),
+    "eip155:137": ("polygon", 128, 2_000, 500),  # nodes there want a tip of 25 at least
+    "eip155:42161": ("arbitrum", 20, 5, 1),
+    "eip155:421614": ("arbitrum-sepolia", 20, 50, 5),
+    "eip155:43114": ("avalanche", 12, 300, 20),
 }
 _LOCAL = Network(
     local_chain.NETWORK,
@@ -270,15 +277,22 @@ _LOCAL = Network(
         local_chain.TOKEN_NAME,
         local_chain.TOKEN_VERSION,
     ),
+    GAS_GWEI_MAX,
+    TIP_GWEI_MAX,
 )
 _SOLANA = {
     key: Network(key, name, SOLANA_FINAL, _find_solana_usdc(key))
     for name, key in V1_TO_V2_NETWORK_MAP.items()
 }
-_EVM = {
-    key: Network(key, *_NAMES_AND_CONFIRMATIONS.get(key, (key, CONFIRMATIONS_DEFAULT)), _find_usdc(key))
-    for key in DEFAULT_ASSETS
-}
+
+
+def _describe_evm(key: str) -> Network:
+    unknown = (key, CONFIRMATIONS_DEFAULT, GAS_GWEI_MAX, TIP_GWEI_MAX)
+    name, confirmations, gas_gwei_max, tip_gwei_max = _EVM_TRAITS.get(key, unknown)
+    return Network(key, name, confirmations, _find_usdc(key), gas_gwei_max, tip_gwei_max)
+
+
+_EVM = {key: _describe_evm(key) for key in DEFAULT_ASSETS}
 NETWORKS: Mapping[str, Network] = {_LOCAL.id: _LOCAL} | _EVM | _SOLANA
 
 

@@ -18,7 +18,6 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 PORT_DEFAULT = 8402
 FACILITATOR_PORT_DEFAULT = 8404
-FACILITATOR_GWEI_MAX = 500
 CONFIRMATIONS_MAX = 1000
 BOOKS = ("payments",)
 
@@ -158,10 +157,8 @@ def doctor(
 )
 @click.option(
     "--gwei-max",
-    default=FACILITATOR_GWEI_MAX,
-    show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="More than this is not offered for a unit of gas, whatever the node says.",
+    help="More than this is not offered for a unit of gas, on any network. Without: what is sane on each.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=FACILITATOR_PORT_DEFAULT, show_default=True, type=click.IntRange(1, 65535))
@@ -174,7 +171,7 @@ def facilitator(
     confirmations: tuple[str, ...],
     *,
     sign_refunds: bool,
-    gwei_max: int,
+    gwei_max: int | None,
     settings: "Settings",
     host: str,
     port: int,
@@ -184,7 +181,7 @@ def facilitator(
     from tollbook.entrypoints.facilitator import Wish, run_facilitator
 
     urls, depths = read_rpc_urls(rpc), read_confirmations(confirmations)
-    wei_max = gwei_max * 10**9
+    wei_max = None if gwei_max is None else gwei_max * 10**9
     run_facilitator(
         Wish(settings, urls, key_files, recipients, depths, sign_refunds, wei_max, host, port, as_json)
     )
@@ -198,7 +195,7 @@ def read_rpc_urls(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
         name, equals, url = pair.partition("=")
         if not equals or not url.startswith(("http://", "https://")):
-            raise click.UsageError(f"--rpc {name[:60]}: give a network and its node's URL, as base=https://…")
+            raise click.UsageError("--rpc: give a network and its node's URL, as base=https://…")
         urls[find_network(name).id] = url
     return urls
 

@@ -28,7 +28,7 @@ class Wish:
     recipients: Sequence[str]
     confirmations: Mapping[str, int]
     signs_refunds: bool
-    fee_per_gas_max: int
+    fee_per_gas_max: int | None
     host: str
     port: int
     as_json: bool

@@ -15,20 +15,27 @@ from tollbook.core.chains import UnknownNetwork, find_network, hush_url_loggers
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import transactions
-from tollbook.core.lanes.fees import FEE_PER_GAS_MAX, FeePolicy, FeesAboveCap
+from tollbook.core.lanes.fees import GWEI, FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Key, SigningKeyUnusable
 from tollbook.core.lanes.mend import Mended, mend_network
 from tollbook.core.lanes.network import NetworkLanes, StillReserved, SubmissionOpen
 from tollbook.core.lanes.node import BATCH_MAX, Node
 from tollbook.core.lanes.outcomes import NodeRefusedTransaction, NoGasMoney, NonceContested
 from tollbook.core.lanes.receipts import Receipts
-from tollbook.core.lanes.transactions import Call, CallMalformed, PurposeReused, Transaction
+from tollbook.core.lanes.transactions import (
+    Call,
+    CallMalformed,
+    Keyless,
+    PurposeReused,
+    Transaction,
+    find_keyless,
+)
 
 __all__ = [
-    "FEE_PER_GAS_MAX",
     "Call",
     "CallMalformed",
     "FeesAboveCap",
+    "Keyless",
     "Lanes",
     "Mended",
     "NoGasMoney",
@@ -40,6 +47,7 @@ __all__ = [
     "SubmissionOpen",
     "Transaction",
     "UnknownTransaction",
+    "find_keyless",
 ]
 
 RECENT_MAX = 1_000
@@ -78,8 +86,8 @@ class _Pending:
 class Lanes:
     """Sends transactions with the operators' keys. Close it after use, or use it as `async with`.
 
-    `rpc_urls` by CAIP-2 network; `private_keys` as 0x and 64 hex digits; `fee_per_gas_max` in wei;
-    `confirmations` where a network's usual depth is not the wanted one. Raises SigningKeyUnusable,
+    `rpc_urls` by CAIP-2 network; `private_keys` as 0x and 64 hex digits; `fee_per_gas_max` in wei, and
+    `confirmations`, where a network's usual cap or depth is not the wanted one. Raises SigningKeyUnusable,
     UnknownNetwork.
     """
 
@@ -89,7 +97,7 @@ class Lanes:
         rpc_urls: Mapping[str, str],
         private_keys: Sequence[str],
         *,
-        fee_per_gas_max: int = FEE_PER_GAS_MAX,
+        fee_per_gas_max: int | None = None,
         confirmations: Mapping[str, int] | None = None,
         lost_seconds: float = LOST_SECONDS,
         stuck_seconds: float = STUCK_SECONDS,
@@ -104,10 +112,12 @@ class Lanes:
         self._pending: dict[str, _Pending] = {}
         self._recent: dict[int, Transaction] = {}  # sent here: who waits for them need not load them
         self._queues: dict[str, _Queue] = {}
-        depths = {one: find_network(one).confirmations for one in rpc_urls} | dict(confirmations or {})
         for network, url in rpc_urls.items():
-            node = Node(network, url)
-            lanes = NetworkLanes(database, node, keys, FeePolicy(node, fee_per_gas_max), depths[network])
+            node, traits = Node(network, url), find_network(network)
+            depth = (confirmations or {}).get(network, traits.confirmations)
+            cap = fee_per_gas_max or traits.gas_gwei_max * GWEI
+            fees = FeePolicy(node, cap, traits.tip_gwei_max * GWEI)
+            lanes = NetworkLanes(database, node, keys, fees, depth)
             self._queues[network] = _Queue(lanes, Receipts(lanes))
 
     def __repr__(self) -> str:

@@ -10,7 +10,6 @@ from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.node import Ask, Node
 
 GWEI = 10**9
-FEE_PER_GAS_MAX = 500 * GWEI  # more than this is not offered for a unit of gas, whatever the network asks
 KEEP_SECONDS = 2.0  # about a block of the networks x402 is paid in
 TIP_MIN = 1_000_000  # wei: a thousandth of a gwei, which rollups take
 BASE_FEE_HEADROOM = 2  # the base fee rises by an eighth a block at most: five full blocks' worth
@@ -28,9 +27,10 @@ class FeesAboveCap(Refusal):
 class FeePolicy:
     """The fees to offer on one network, remembered for about a block."""
 
-    def __init__(self, node: Node, fee_per_gas_max: int) -> None:
+    def __init__(self, node: Node, fee_per_gas_max: int, tip_per_gas_max: int) -> None:
         self._node = node
         self._cap = fee_per_gas_max
+        self._tip_cap = tip_per_gas_max
         self._lock = asyncio.Lock()
         self._fees: Fees | None = None
         self._base_fee = 0
@@ -83,7 +83,8 @@ class FeePolicy:
             self._base_fee = self._node.read_int("eth_gasPrice", price.result)
             return self._cap_fees(self._base_fee, None)
         self._base_fee = self._node.read_int("eth_getBlockByNumber", base_fee)
-        tip_max = TIP_MIN if tip.error else max(self._node.read_int("a tip", tip.result), TIP_MIN)
+        asked = TIP_MIN if tip.error else max(self._node.read_int("a tip", tip.result), TIP_MIN)
+        tip_max = min(asked, self._tip_cap)
         return self._cap_fees(self._base_fee * BASE_FEE_HEADROOM + tip_max, tip_max)
 
     def _cap_fees(self, fee_max: int, tip_max: int | None) -> Fees:

@@ -92,12 +92,33 @@ class _Sweep:
         await self._mend_lost(await self._find("lost"))
         for sender, used in self._used.items():
             await self._fill(sender, used)
+        await self._tell_keyless()
 
     async def _find(self, *statuses: str) -> list[Unfinished]:
         async with self._lanes.database.read() as tx:
             return await transactions.find_unfinished(
                 tx, self._node.network, statuses=statuses, sent_before=self._now - self._lost, limit=SWEEP_MAX
             )
+
+    async def _tell_keyless(self) -> None:
+        """Say once what waits for keys that were removed."""
+        network = self._node.network
+        async with self._lanes.database.read() as tx:
+            waiting = await transactions.find_keyless(tx, list(self._lanes.keys))
+        waiting = [one for one in waiting if one.network == network]
+        self.mended.keyless = sum(one.count for one in waiting)
+        telemetry.KEYLESS.labels(network).set(self.mended.keyless)
+        for one in waiting:
+            if one.sender not in self._lanes.keyless_told:
+                logger.warning(
+                    "%s transactions on %s wait for %s, whose key is not here; the oldest since %s. "
+                    "Configure the key again until they are done: their payments stay open as long.",
+                    one.count,
+                    network,
+                    one.sender,
+                    one.oldest_at,
+                )
+        self._lanes.keyless_told = {one.sender for one in waiting}
 
     # What is signed or sent --------------------------------------------------------------------------------
 
@@ -108,8 +129,8 @@ class _Sweep:
         base_fee = await self._lanes.fees.find_base_fee() if left else 0
         for row in left:
             if row.sender not in self._used:
-                self.mended.keyless += 1
-            elif row.nonce < self._used[row.sender]:
+                continue  # its key is not here
+            if row.nonce < self._used[row.sender]:
                 await self._mend_displaced(row)
             elif row.hash not in known and row.fee_max >= base_fee:
                 await self._resend(row)

@@ -82,6 +82,7 @@ class NetworkLanes:
         self._open = False
         self._genesis = ""
         self.behind_since: dict[str, float] = {}  # by key, since when the chain knows less than is final here
+        self.keyless_told: set[str] = set()  # whose removed keys the operator has been told of
         self._empty_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -154,6 +154,16 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Keyless:
+    """Open transactions of an account whose key is not configured: nobody looks after them."""
+
+    network: str
+    sender: str
+    count: int
+    oldest_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Mined:
     """What the chain says of a transaction: its receipt, the gas used, the fee paid (wei)."""
 
@@ -369,6 +379,20 @@ async def record_orphaned(tx: WriteTx, row: Unfinished) -> bool:
             """,
             {"transaction_id": row.transaction_id, "block_hash": row.block_hash},
         )
+    )
+
+
+async def find_keyless(tx: ReadTx, addresses: Sequence[str]) -> list[Keyless]:
+    """What is open and of none of these operators' addresses (lower case), by network and account."""
+    return await tx.all(
+        """
+        SELECT network, sender, count(*) AS count, min(created_at) AS oldest_at
+        FROM core.transactions
+        WHERE status IN ('reserved', 'signed', 'sent') AND sender <> ALL (%(addresses)s::text[])
+        GROUP BY network, sender ORDER BY network, sender
+        """,
+        {"addresses": list(addresses)},
+        into=Keyless,
     )
 
 

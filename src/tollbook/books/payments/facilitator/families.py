@@ -19,7 +19,6 @@ from tollbook.books.payments.solana.facilitator import SolanaFacilitator
 from tollbook.core.chains import SOLANA_FINAL, find_network, is_solana
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import FEE_PER_GAS_MAX
 
 
 class RecipientMissing(Refusal):
@@ -98,7 +97,7 @@ def make_facilitator(
     *,
     recipients: Sequence[str] = (),
     confirmations: Mapping[str, int] | None = None,
-    fee_per_gas_max: int = FEE_PER_GAS_MAX,
+    fee_per_gas_max: int | None = None,
 ) -> FamilyFacilitator:
     """Return a facilitator in this process for EVM networks and Solana, by their CAIP-2 ids or names.
 

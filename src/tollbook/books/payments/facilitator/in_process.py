@@ -50,7 +50,7 @@ from tollbook.books.payments.solana import payment as solana_payment
 from tollbook.core.chains import is_solana, normalize_address
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
-from tollbook.core.lanes import FEE_PER_GAS_MAX, Lanes
+from tollbook.core.lanes import Lanes
 
 __all__ = [
     "ERR_UNEXPECTED_SETTLE",
@@ -115,7 +115,7 @@ class InProcessFacilitator:
     else opens and closes. Any number of processes may share keys and database: a payment is broadcast once,
     and settling it again gives the same answer. `confirmations` is the depth, by network, at which
     a settlement is answered (1: the block that includes it). With `recipients`, nobody else is paid.
-    More than `fee_per_gas_max` wei is not offered for a unit of gas.
+    More than `fee_per_gas_max` wei, or else what is sane on a network, is not offered for a unit of gas.
     It opens by itself when it is first used; use it from one event loop, and close it.
     """
 
@@ -128,7 +128,7 @@ class InProcessFacilitator:
         receipt_seconds_max: float = RECEIPT_SECONDS_MAX,
         confirmations: Mapping[str, int] | None = None,
         recipients: Sequence[str] = (),
-        fee_per_gas_max: int = FEE_PER_GAS_MAX,
+        fee_per_gas_max: int | None = None,
     ) -> None:
         keys = [private_keys] if isinstance(private_keys, str) else private_keys
         self._accounts: list[LocalAccount] = [Account.from_key(check_operator_key(key)) for key in keys]
