@@ -15,7 +15,7 @@ from datetime import timedelta
 from psycopg.errors import InsufficientPrivilege
 
 from tollbook.books.payments import partitions
-from tollbook.books.payments.facilitator.in_process import Facilitator
+from tollbook.books.payments.facilitator.in_process import Facilitator, wake
 from tollbook.books.payments.facilitator.ledgered import LedgeredFacilitator
 from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.purchases import ANSWERS_KEPT, Purchases
@@ -87,6 +87,7 @@ class Paywall:
         self._opening = asyncio.Lock()
         self._failure: Refusal | None = None  # of the last attempt to open the books
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waking: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass free requests on as they are; sell the others."""
@@ -120,6 +121,8 @@ class Paywall:
 
     def _with_lifespan(self, send: Send) -> Send:
         async def send_lifespan(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._waking = asyncio.create_task(wake(self._facilitators))
             if message["type"] == "lifespan.shutdown.complete":
                 await self.close()
             await send(message)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -95,6 +95,13 @@ class Facilitator(Protocol):
 
     async def aclose(self) -> None:
         """Let go of threads and connections."""
+        ...
+
+
+@runtime_checkable
+class _Opens(Protocol):
+    async def open(self) -> None:
+        """Begin to finish what any process left unfinished."""
         ...
 
 
@@ -290,6 +297,16 @@ class InProcessFacilitator:
         authorizer = LocalAuthorizerSigner(self._accounts[0])
         schemes = Schemes(node, broadcast, exact, readers, authorizer, verifying, settling)
         return _Road(node, broadcast, exact, schemes)
+
+
+async def wake(facilitators: Sequence[object]) -> None:
+    """Have those in this process finish what was left unfinished now, and not with their first payment."""
+    for facilitator in facilitators:
+        if isinstance(facilitator, _Opens):
+            try:
+                await facilitator.open()
+            except Refusal as refusal:
+                logger.warning("what was sent is looked after from the first payment on: %s", refusal)
 
 
 def find_fault(payload: PaymentPayload, requirements: PaymentRequirements) -> Fault | None:
