@@ -13,7 +13,7 @@ from tollbook.migrate.backup import Backup
 from tollbook.migrate.course import Course, carry_out, check_progress, name_settings
 from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import Prepared
+from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Folder, Migration
 from tollbook.migrate.history import Interruption, Progress
 from tollbook.migrate.objects import Count, Promise
@@ -185,8 +185,8 @@ def _apply_one(
     before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
     settings = name_settings(course.lock_timeout_seconds)
 
-    def finish(path: Sequence[str], done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
-        kept = execution.prove(conn, one, path, settings)
+    def finish(outcome: Outcome, done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
+        kept = execution.prove(conn, one, outcome, settings)
         removed = _find_removed(conn, before)
         seconds = timedelta(seconds=time.monotonic() - started)
         history.add_and_commit(conn, course.run, one.migration, seconds, kept, removed, stepped=done > 0)

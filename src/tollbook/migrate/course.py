@@ -10,7 +10,7 @@ from pglast import ast
 from tollbook.migrate import alone, execution, history, segments
 from tollbook.migrate.errors import Problem, StatementFailed
 from tollbook.migrate.events import Event, Listener
-from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, RESET_ROLE, Prepared, Sql
+from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, RESET_ROLE, Outcome, Prepared, Sql
 from tollbook.migrate.headers import Options
 from tollbook.migrate.history import Progress
 from tollbook.migrate.retrying import read_sqlstate, retrying
@@ -75,11 +75,11 @@ def carry_out(
     one: Prepared,
     progress: Progress | None,
     direction: str,
-    finish: Callable[[Sequence[str], int], T],
+    finish: Callable[[Outcome, int], T],
 ) -> T:
     """Run a script from where it stopped. `finish` proves, records and commits inside its last transaction.
 
-    It is given the search path at the end, and how many statements were committed before its transaction.
+    It is given what its transaction came to, and how many statements were committed before its transaction.
     Raises StatementFailed, LockHeld, SessionNotOurs.
     """
     options = one.migration.up.options
@@ -106,7 +106,7 @@ class _Walk:
         self.resumed_at = self.done if progress else -1
         self.opened = False  # whether the session has the script's settings
 
-    def go(self, cut: Sequence[Segment], finish: Callable[[Sequence[str], int], T]) -> T:
+    def go(self, cut: Sequence[Segment], finish: Callable[[Outcome, int], T]) -> T:
         left = [_trim(segment, self.done) for segment in cut if segment.end > self.done]
         *before, last = left or [Segment(self.done, ())]
         if last.alone:
@@ -144,7 +144,7 @@ class _Walk:
         ]
         return f"{RESET} {settings} {' '.join(again)}", RESET_COUNT + settings.count(";") + len(again)
 
-    def _run(self, segment: Segment) -> tuple[str, ...]:
+    def _run(self, segment: Segment) -> Outcome:
         opening, count = self._open()
         role = name_role(self.one.migration.up.options)
         begin = f"{segment.modes};" if segment.modes else BEGIN

@@ -1,27 +1,24 @@
 """Running a script in one round trip inside the open transaction, and saying where it failed if it does."""
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import pq
 from psycopg.pq.abc import PGresult
-from psycopg.waiting import Wait
 
 from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
+from tollbook.migrate.exchange import GOOD, load, send, write
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.objects import Promise
-from tollbook.migrate.presence import Verdict, judge, look_up
+from tollbook.migrate.presence import Presence, Verdict, ask, gather, judge, look_up
 from tollbook.migrate.promises import Promises
 from tollbook.migrate.segments import Segment
 from tollbook.migrate.session import Connection, check_pid
 from tollbook.migrate.statements import Reading, Statement
 
 BOOLEAN_OID = 16
-COPY_BYTES = 64 * 1024
-GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY)
 # A file may have changed the role, the search path and any setting; none of it may reach the next one.
 RESET_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE;"
 RESET = f"{RESET_ROLE} RESET ALL;"
@@ -63,28 +60,6 @@ class Sql:
         """All that is sent."""
         own = self.reading.text[self.start : self.statements[-1].end] if self.statements else ""
         return f"{self.before}{own}\n;{self.after}"
-
-
-def send(conn: Connection, sql: str, rows: Iterable[str] = ()) -> list[PGresult]:
-    """Send statements as one simple query, and rows to those that COPY FROM STDIN, in their order.
-
-    Returns a result for each that ran; the last may be an error.
-    """
-    conn.pgconn.send_query(sql.encode())
-    return conn.wait(_exchange(conn, iter(rows)))
-
-
-def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list[PGresult]]:
-    results: list[PGresult] = yield from generators.execute(conn.pgconn)
-    while results and results[-1].status == pq.ExecStatus.COPY_IN:
-        data = next(rows).encode()
-        for start in range(0, len(data), COPY_BYTES):
-            yield from generators.copy_to(conn.pgconn, data[start : start + COPY_BYTES])
-        while conn.pgconn.put_copy_end() == 0:
-            yield Wait.W
-        yield from generators.send(conn.pgconn)
-        results = [*results[:-1], *(yield from generators.fetch_many(conn.pgconn))]
-    return results
 
 
 def run(conn: Connection, sql: Sql) -> list[PGresult]:
@@ -129,29 +104,48 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a segment left at its end: the search path, and what the catalog says of the script's promises."""
+
+    path: tuple[str, ...]
+    presence: Presence
+
+
 def perform(
     conn: Connection, prepared: Prepared, segment: Segment, pid: int, opening: str, opening_count: int
-) -> tuple[str, ...]:
+) -> Outcome:
     """Run a segment in the transaction that `opening` begins, leaving it uncommitted.
 
-    Returns the search path at its end. Raises StatementFailed and SessionNotOurs; the caller rolls back.
+    The catalog is asked for the script's promises in the same round trip. Raises StatementFailed and
+    SessionNotOurs; the caller rolls back.
     """
+    questions = ask(prepared.promises.made)
     after = (
         f"SET CONSTRAINTS ALL IMMEDIATE; {RESET_ROLE}"
-        "SELECT pg_backend_pid(), array_to_json(current_schemas(false))"
+        "SELECT pg_backend_pid(), array_to_json(current_schemas(false));"
     )
-    sql = Sql(prepared.migration.up, prepared.reading, segment.statements, opening, opening_count, after)
-    last = run(conn, sql)[-1]
-    check_pid(int(last.get_value(0, 0) or b"0"), pid)
-    return tuple(json.loads(last.get_value(0, 1) or b"[]"))
+    sql = Sql(
+        prepared.migration.up,
+        prepared.reading,
+        segment.statements,
+        opening,
+        opening_count,
+        after + write(conn, questions),
+    )
+    results = run(conn, sql)
+    said = results[len(results) - len(questions) - 1]
+    check_pid(int(said.get_value(0, 0) or b"0"), pid)
+    path = tuple(json.loads(said.get_value(0, 1) or b"[]"))
+    return Outcome(path, gather(load(conn, results[len(results) - len(questions) :])))
 
 
-def prove(conn: Connection, prepared: Prepared, path: Sequence[str], settings: str) -> tuple[Promise, ...]:
-    """Look for what a migration that ran promises, and run its check. Raises VerificationFailed.
+def prove(conn: Connection, prepared: Prepared, outcome: Outcome, settings: str) -> tuple[Promise, ...]:
+    """Judge what a migration that ran promises, and run its check. Raises VerificationFailed.
 
     Returns the promises with the schemas and names found.
     """
-    verdict = judge(prepared.promises.made, look_up(conn, prepared.promises.made), path)
+    verdict = judge(prepared.promises.made, outcome.presence, outcome.path)
     refuse_unkept(prepared.migration.id, verdict)
     if prepared.migration.check is not None and prepared.check is not None:
         run_check(conn, prepared.migration.check, prepared.check, settings)

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from tollbook.migrate.exchange import Query, command, write
 from tollbook.migrate.files import Migration
 from tollbook.migrate.objects import Promise, unpack
 from tollbook.migrate.session import Connection
@@ -180,10 +181,7 @@ def keep_progress(conn: Connection, run: UUID, progress: Progress) -> None:
 
 def forget_progress(conn: Connection, folder: str, version: str) -> None:
     """Take away the record of a script's progress, in the transaction that ends the script."""
-    conn.execute(
-        "DELETE FROM tollbook_migrate.progress WHERE folder = %(folder)s AND version = %(version)s",
-        {"folder": folder, "version": version},
-    )
+    conn.execute(FORGET, {"folder": folder, "version": version})
 
 
 def find_interrupted(conn: Connection) -> list[Interruption]:
@@ -250,11 +248,10 @@ def add_and_commit(
 
     stepped: it has progress on record, which ends here.
     """
-    with conn.pipeline():
-        if stepped:
-            forget_progress(conn, migration.folder, migration.version)
-        add(conn, run, migration, duration, promised, removed)
-        conn.execute("COMMIT")
+    queries = _record(run, migration, duration, promised, removed)
+    if stepped:
+        queries.append((FORGET, {"folder": migration.folder, "version": migration.version}))
+    command(conn, write(conn, [*queries, ("COMMIT", {})]))
 
 
 def add(
@@ -266,6 +263,16 @@ def add(
     removed: Sequence[Promise],
 ) -> None:
     """Record a migration in the open transaction."""
+    command(conn, write(conn, _record(run, migration, duration, promised, removed)))
+
+
+def _record(
+    run: UUID,
+    migration: Migration,
+    duration: timedelta,
+    promised: Sequence[Promise],
+    removed: Sequence[Promise],
+) -> list[Query]:
     values = {
         "folder": migration.folder,
         "version": migration.version,
@@ -278,21 +285,16 @@ def add(
         "promised": Jsonb([promise.pack() for promise in promised]),
         "removed": Jsonb([promise.pack() for promise in removed]),
     }
-    if migration.repeatable:
-        conn.execute(
-            """UPDATE tollbook_migrate.history
-            SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
-            WHERE folder = %(folder)s AND version = %(version)s AND reverted_at IS NULL""",
-            values,
-        )
-    conn.execute(
-        """INSERT INTO tollbook_migrate.history
-            (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql,
-            promised, removed)
-        VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
-            %(engine)s, %(down)s, %(promised)s, %(removed)s)""",
-        values,
-    )
+    return [(REPLACE, values), (RECORD, values)] if migration.repeatable else [(RECORD, values)]
+
+
+REPLACE = """UPDATE tollbook_migrate.history SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
+WHERE folder = %(folder)s AND version = %(version)s AND reverted_at IS NULL"""
+RECORD = """INSERT INTO tollbook_migrate.history
+    (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql, promised, removed)
+VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
+    %(engine)s, %(down)s, %(promised)s, %(removed)s)"""
+FORGET = "DELETE FROM tollbook_migrate.progress WHERE folder = %(folder)s AND version = %(version)s"
 
 
 def take_back_and_commit(conn: Connection, run: UUID, applied: Applied, *, stepped: bool) -> None:

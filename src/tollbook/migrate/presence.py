@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tollbook.migrate.exchange import Query, command, load, write
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.session import Connection
 
@@ -37,31 +38,32 @@ class Verdict:
 
 def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
     """Fetch what the catalog holds under the promised names, in one round trip."""
-    promises = list(promises)
+    questions = ask(list(promises))
+    return gather(load(conn, command(conn, write(conn, questions)))) if questions else Presence()
+
+
+def gather(rows: Iterable[Row]) -> Presence:
+    """Sort the answers to what was asked."""
     presence = Presence()
-    if not promises:
-        return presence
-    with conn.pipeline():
-        cursors = [conn.execute(sql, values) for sql, values in _choose_queries(promises)]  # pyright: ignore[reportArgumentType]
-    for cursor in cursors:
-        for what, *row in cursor.fetchall():
-            if what == "name":
-                presence.names.add((row[0], row[1]))
-            elif what == "type name":
-                presence.type_names[row[0]] = row[1]
-            else:
-                getattr(presence, what).append(tuple(row))
+    for what, *row in rows:
+        if what == "name":
+            presence.names.add((row[0], row[1]))
+        elif what == "type name":
+            presence.type_names[row[0]] = row[1]
+        else:
+            getattr(presence, what).append(tuple(row))
     return presence
 
 
-def _choose_queries(promises: Sequence[Promise]) -> list[tuple[str, dict[str, Any]]]:
+def ask(promises: Sequence[Promise]) -> list[Query]:
+    """Return the questions to the catalog that the promised names need."""
     names = {
         kind: sorted({p.name for p in promises if p.kind == kind and p.name})
         for kind in {p.kind for p in promises}
     }
     relations = [name for kind in RELATION_KINDS for name in names.get(kind, [])]
     unnamed = sorted({p.on for p in promises if p.kind == "index" and p.name is None and p.on})
-    queries: list[tuple[str, dict[str, Any]]] = []
+    queries: list[Query] = []
     if relations or unnamed:
         queries.append((RELATIONS, {"names": sorted(set(relations)), "tables": unnamed}))
     if "function" in names:

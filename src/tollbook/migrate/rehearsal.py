@@ -97,8 +97,8 @@ def _rehearse(
         opening = f"SAVEPOINT step_{number}; {RESET} {settings} {name_role(one.migration.up.options)}"
         try:
             whole = Segment(0, one.reading.statements)
-            path = execution.perform(conn, one, whole, pid, opening, opening.count(";"))
-            kept = execution.prove(conn, one, path, settings)
+            outcome = execution.perform(conn, one, whole, pid, opening, opening.count(";"))
+            kept = execution.prove(conn, one, outcome, settings)
         except StatementFailed as error:
             if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE:
                 raise

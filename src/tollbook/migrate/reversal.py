@@ -19,7 +19,7 @@ from tollbook.migrate.application import (
 from tollbook.migrate.course import Course, carry_out, check_progress
 from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import Prepared
+from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Folder, Migration, Script
 from tollbook.migrate.history import Applied, Progress
 from tollbook.migrate.objects import SHARED_KINDS, Promise
@@ -154,8 +154,8 @@ def _find_down(applied: Applied, migrations: dict[tuple[str, str], Migration]) -
 def _revert_one(course: Course, way: _Way, progress: Progress | None) -> Step:
     started = time.monotonic()
 
-    def finish(path: Sequence[str], done: int) -> None:
-        execution.prove(course.conn, way.down, path, "")
+    def finish(outcome: Outcome, done: int) -> None:
+        execution.prove(course.conn, way.down, outcome, "")
         if left := execution.find_standing(course.conn, way.gone):
             raise VerificationFailed(
                 f"The down statements of {way.applied.name} leave behind: "

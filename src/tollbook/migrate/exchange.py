@@ -1,0 +1,63 @@
+"""Statements sent together and their results: one round trip, however many they are."""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import generators, pq
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
+from psycopg.waiting import Wait
+
+from tollbook.migrate.session import Connection
+
+COPY_BYTES = 64 * 1024
+GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY)
+
+Query = tuple[LiteralString, Mapping[str, Any]]
+
+
+def send(conn: Connection, sql: str, rows: Iterable[str] = ()) -> list[PGresult]:
+    """Send statements as one simple query, and rows to those that COPY FROM STDIN, in their order.
+
+    Returns a result for each that ran; the last may be an error.
+    """
+    conn.pgconn.send_query(sql.encode())
+    return conn.wait(_exchange(conn, iter(rows)))
+
+
+def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list[PGresult]]:
+    results: list[PGresult] = yield from generators.execute(conn.pgconn)
+    while results and results[-1].status == pq.ExecStatus.COPY_IN:
+        data = next(rows).encode()
+        for start in range(0, len(data), COPY_BYTES):
+            yield from generators.copy_to(conn.pgconn, data[start : start + COPY_BYTES])
+        while conn.pgconn.put_copy_end() == 0:
+            yield Wait.W
+        yield from generators.send(conn.pgconn)
+        results = [*results[:-1], *(yield from generators.fetch_many(conn.pgconn))]
+    return results
+
+
+def write(conn: Connection, queries: Iterable[Query]) -> str:
+    """Return queries as text, their parameters written in."""
+    cursor = psycopg.ClientCursor(conn)
+    return " ".join(f"{cursor.mogrify(sql, values)};" for sql, values in queries)
+
+
+def command(conn: Connection, sql: str) -> list[PGresult]:
+    """Send statements of the engine's own. Raises psycopg.Error where one fails."""
+    results = send(conn, sql)
+    if results[-1].status not in GOOD:
+        raise psycopg.errors.error_from_result(results[-1])
+    return results
+
+
+def load(conn: Connection, results: Sequence[PGresult]) -> list[tuple[Any, ...]]:
+    """Return the rows of results, as Python values."""
+    found: list[tuple[Any, ...]] = []
+    for result in results:
+        transformer = Transformer(conn)
+        transformer.set_pgresult(result)
+        found += transformer.load_rows(0, result.ntuples, tuple)
+    return found
