@@ -4,6 +4,7 @@ pytest_plugins = [
     "fixtures.chain",
     "fixtures.database",
     "fixtures.facilitator",
+    "fixtures.failover",
     "fixtures.lanes",
     "fixtures.paid_shop",
     "fixtures.planted",
@@ -12,5 +13,6 @@ pytest_plugins = [
     "fixtures.solana",
     "fixtures.solana_desk",
     "fixtures.solana_shop",
+    "fixtures.solana_walk",
     "fixtures.stores",
 ]

@@ -35,10 +35,10 @@ from x402.http.middleware.fastapi import set_settlement_overrides
 
 from fixtures.running import find_children
 from tollbook.books.payments import refund_desk
-from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+from tollbook.books.payments.facilitator.families import make_facilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core import clock
-from tollbook.core.chains import Token
+from tollbook.core.chains import JsonRpc, Token
 from tollbook.core.database import Database
 from tollbook.core.local_chain import (
     NETWORK,
@@ -76,6 +76,7 @@ class Life:
     victims: tuple[str, ...] = ("process",)
     late: int = 0  # so many times long after the last one's end
     transfer: str = "eip3009"
+    network: str = NETWORK
     errand: str | None = None
     wanted: dict[str, str] | None = None  # by an errand
 
@@ -208,6 +209,17 @@ def count_node(life: Life) -> None:
         return answer
 
     aiohttp.ClientSession._request = ask_counted
+    ask_rpc = JsonRpc._ask
+
+    async def ask_rpc_counted(self: Any, method: str, params: Any) -> Any:
+        if method != "sendTransaction":
+            return await ask_rpc(self, method, params)
+        life.reach("before broadcast")
+        answer = await ask_rpc(self, method, params)
+        life.reach("after broadcast")
+        return answer
+
+    JsonRpc._ask = ask_rpc_counted
 
 
 def make_app(life: Life) -> Any:
@@ -226,18 +238,23 @@ def make_app(life: Life) -> Any:
         return await sell(what)
 
     token = Token(TOKEN_ADDRESS, TOKEN_SYMBOL, TOKEN_DECIMALS, TOKEN_NAME, TOKEN_VERSION)
+    payee = Payee(NETWORK, life.seller, token, life.transfer)  # pyright: ignore[reportArgumentType]
+    routes = {
+        "GET /before/{what}": PaidRoute("$0.01", settle="before", requests=REQUESTS),
+        "GET /after/{what}": PaidRoute("$0.01", requests=REQUESTS),
+    }
+    if life.network == NETWORK:
+        routes["GET /upto/{what}"] = PaidRoute("$0.01", scheme="upto")
+        routes["GET /channel/{what}"] = PaidRoute("$0.01", scheme="batch-settlement")
+    else:
+        payee = Payee(life.network, life.seller)
     app.add_middleware(
         Paywall,  # pyright: ignore[reportArgumentType]
-        payees=[Payee(NETWORK, life.seller, token, life.transfer)],  # pyright: ignore[reportArgumentType]
-        routes={
-            "GET /before/{what}": PaidRoute("$0.01", settle="before", requests=REQUESTS),
-            "GET /after/{what}": PaidRoute("$0.01", requests=REQUESTS),
-            "GET /upto/{what}": PaidRoute("$0.01", scheme="upto"),
-            "GET /channel/{what}": PaidRoute("$0.01", scheme="batch-settlement"),
-        },
-        facilitator=InProcessFacilitator({NETWORK: life.node_url}, life.operator_key, life.database_url),
+        payees=[payee],
+        routes=routes,
+        facilitator=make_facilitator({life.network: life.node_url}, life.operator_key, life.database_url),
         database_url=life.database_url,
-        rpc_urls={NETWORK: life.node_url},
+        rpc_urls={life.network: life.node_url},
     )
 
     async def count_answer(scope: Any, receive: Any, send: Any) -> None:

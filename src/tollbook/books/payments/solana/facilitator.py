@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import cycle
 from types import TracebackType
@@ -115,11 +116,9 @@ class SolanaFacilitator:
     async def open(self) -> None:
         """Open the database, and begin to look, now and then, for the ends that any process left unknown.
 
-        A facilitator that is not opened opens the database by itself, and looks when it is asked.
-        Raises DatabaseUnreachable.
+        It opens by itself when it is first used. Raises DatabaseUnreachable.
         """
         await self._books()
-        self._resolving = self._resolving or asyncio.create_task(self._resolve_on())
 
     async def check_ready(self) -> None:
         """Return if settlements can be made now. Raises FacilitatorUnreachable."""
@@ -228,14 +227,13 @@ class SolanaFacilitator:
         return ended
 
     async def _resolve_on(self) -> None:
-        while not self._closing.is_set():
+        while not await self._pause(RESOLVE_SECONDS):
             try:
                 await self.resolve()
             except _DATABASE_FAILURES as error:
                 logger.warning("what became of messages cannot be looked up now: %s", type(error).__name__)
             except Exception:
                 logger.exception("looking up what became of messages broke off; trying again")
-            await self._pause(RESOLVE_SECONDS)
 
     async def find(self, network: str, message_hash: str) -> SolanaSettlement | None:
         """What is known of a message (SHA-256, hex), asking the chain where its end is not known yet.
@@ -343,11 +341,11 @@ class SolanaFacilitator:
         async with (await self._books()).write() as tx:
             return await solana_settlements.claim_send(tx, settlement, quiet=QUIET, now=clock.now())
 
-    async def _pause(self, seconds: float) -> None:
-        try:
+    async def _pause(self, seconds: float) -> bool:
+        """Wait; whether it is closing by then."""
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
-        except TimeoutError:
-            return
+        return self._closing.is_set()
 
     async def _send(self, settlement: SolanaSettlement, text: str) -> None:
         """Whatever the node answers, or does not, says nothing of what the cluster will do."""
@@ -439,13 +437,12 @@ class SolanaFacilitator:
         return VersionedTransaction.from_bytes(base64.b64decode(signed))
 
     async def _books(self) -> Database:
-        if isinstance(self._database, Database):
-            return self._database
         async with self._opening:
-            if self._own_database is None:
-                database = Database(self._database, application=APPLICATION)
-                self._own_database = await database.__aenter__()
-            return self._own_database
+            if isinstance(self._database, str):
+                own = Database(self._database, application=APPLICATION)
+                self._database = self._own_database = await own.__aenter__()
+            self._resolving = self._resolving or asyncio.create_task(self._resolve_on())
+            return self._database
 
 
 def _answer(settlement: SolanaSettlement) -> SettleResponse:
