@@ -17,6 +17,7 @@ Params = Mapping[str, Any]
 
 POOL_SIZE_MAX = 10
 POOL_WAIT_SECONDS_MAX = 10.0
+READ_ONLY = psycopg.errors.ReadOnlySqlTransaction.sqlstate
 
 
 class ReadTx:
@@ -123,9 +124,15 @@ class Database:
     async def _connection(self) -> AsyncGenerator[AsyncConnection[Any]]:
         try:
             async with self.pool.connection() as connection:
-                yield connection
-        except psycopg.OperationalError as error:
-            if not _is_lost(error):
+                try:
+                    yield connection
+                except psycopg.errors.ReadOnlySqlTransaction:
+                    await (
+                        connection.close()
+                    )  # the primary became a standby: the next one goes where URL leads
+                    raise
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            if not is_lost(error):
                 raise
             raise DatabaseUnreachable(
                 "The database does not answer. Try again; if it persists run: tollbook doctor."
@@ -148,7 +155,10 @@ def check_address(url: str) -> None:
         )
 
 
-def _is_lost(error: psycopg.OperationalError) -> bool:
-    """Whether the connection is gone, rather than a statement refused (a lock time-out, a full disk)."""
+def is_lost(error: psycopg.Error) -> bool:
+    """Whether the connection is gone, rather than a statement refused (a lock time-out, a full disk).
+
+    So is one to a server that only reads now: a standby, since a failover.
+    """
     state = error.sqlstate
-    return state is None or state.startswith(("08", "57P"))
+    return state is None or state.startswith(("08", "57P")) or state == READ_ONLY

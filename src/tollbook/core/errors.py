@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+RETRY_AFTER_SECONDS = 2  # a failover takes longer, most restarts do not
+
 
 class Refusal(Exception):
     """Tollbook said no, and says why.
@@ -36,3 +38,6 @@ class DatabaseUnreachable(Refusal):
 
     reason = "database-unreachable"
     status = 503
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, retry_after_seconds=RETRY_AFTER_SECONDS)

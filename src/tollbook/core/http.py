@@ -126,6 +126,14 @@ async def find_caller(request: Request, credentials: Credentials) -> Key | None:
 Caller = Annotated[Key | None, Depends(find_caller)]
 
 
+def _read_new_id(request: Request) -> int:
+    return getattr(request.state, "new_id", None) or ids.make()
+
+
+# The id of what a POST makes: the same when it is sent again by its Idempotency-Key after its process died.
+NewId = Annotated[int, Depends(_read_new_id)]
+
+
 class IdempotentRoute(APIRoute):
     """A route whose POSTs may be sent again with the same Idempotency-Key: see core/idempotency."""
 
@@ -150,7 +158,8 @@ async def _handle_once(
     caller = (await _identify(request, secret)).key_id if scheme.lower() == "bearer" else ANONYMOUS
     target = f"{request.url.path}?{request.url.query}"
 
-    async def handle() -> Answer:
+    async def handle(new_id: int) -> Answer:
+        request.state.new_id = new_id
         response = await inner(request)
         kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
         return Answer(response.status_code, kept, bytes(response.body))
@@ -177,9 +186,10 @@ async def _identify(request: Request, secret: str) -> Key:
 
 async def _answer_refusal(_: Request, refusal: Refusal) -> Response:
     telemetry.REFUSALS.labels(refusal.reason).inc()
-    return answer_problem(
-        refusal.problem(), {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-    )
+    headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+    if "retry_after_seconds" in refusal.details:
+        headers["Retry-After"] = str(refusal.details["retry_after_seconds"])
+    return answer_problem(refusal.problem(), headers)
 
 
 async def _answer_invalid(_: Request, invalid: RequestValidationError) -> Response:

@@ -108,15 +108,13 @@ def make_app(shop: Shop) -> FastAPI:
     @app.get("/stream")
     @app.get("/brittle")
     async def stream(request: Request) -> Response:
-        if shop.runs and request.url.path == "/brittle":
-            return PlainTextResponse("no", 500)
-
         async def body() -> AsyncIterator[bytes]:
             shop.runs.append("stream")
             yield b"all that is worth anything"
             await asyncio.sleep(30)
 
-        return StreamingResponse(body())
+        is_over = shop.runs and request.url.path == "/brittle"
+        return PlainTextResponse("no", 500) if is_over else StreamingResponse(body())
 
     @app.get("/upfront")
     async def upfront() -> Response:

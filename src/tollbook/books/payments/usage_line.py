@@ -84,7 +84,7 @@ class Line:
                     async with connection.cursor(binary=True) as cursor:
                         await cursor.execute(sql, params, prepare=True)
                         return await cursor.fetchall() if cursor.description else []
-        except (psycopg.OperationalError, TimeoutError, OSError):
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, TimeoutError, OSError):
             await self._hang_up()
             if self.other is not None:
                 self.other.lose()

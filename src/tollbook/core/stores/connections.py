@@ -14,6 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
+from tollbook.core.database import READ_ONLY, is_lost
 from tollbook.core.errors import DatabaseUnreachable
 
 CONNECTIONS_MAX = 8
@@ -47,9 +48,11 @@ class Connections:
         try:
             with self._find_pool().connection() as connection:
                 yield connection
-        except psycopg.OperationalError as error:
-            if not _is_lost(error):
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
+            if not is_lost(error):
                 raise
+            if error.sqlstate == READ_ONLY:
+                self._find_pool().drain()
             # Without its cause: that may quote the address of the database.
             raise DatabaseUnreachable(
                 "The database of the stores does not answer. Check its address and that the server runs."
@@ -125,8 +128,3 @@ def _close(pool: Pool, process_id: int) -> None:
     """End the pool's threads before the process ends; not in a fork, whose sockets are its parent's."""
     if os.getpid() == process_id:
         pool.close()
-
-
-def _is_lost(error: psycopg.OperationalError) -> bool:
-    """Whether the connection is gone, rather than a statement refused."""
-    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))

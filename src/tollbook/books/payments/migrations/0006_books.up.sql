@@ -8,9 +8,10 @@ ALTER TABLE payments.x402_settlements
 -- How often the answer, counted already, broke off: so often it was made again for nothing.
 ALTER TABLE payments.x402_answers ADD COLUMN broken integer NOT NULL DEFAULT 0 CHECK (broken >= 0);
 
--- transfers._find_place, payments._page_lone: who is paid on a network, and in which tokens, step by step.
+-- transfers._find_pairs, payments._page_lone: who is paid on a network, and in which tokens, step by step.
 CREATE INDEX idx_x402_payments_place ON payments.x402_payments (network, to_address, asset);
-CREATE INDEX idx_x402_settlements_place ON payments.x402_settlements (network, pay_to, asset);
+CREATE INDEX idx_x402_settlements_place ON payments.x402_settlements (network, pay_to, asset)
+    WHERE scheme <> 'batch-settlement';
 
 -- As 0004 left it, whole: there it was made by replacing words.
 CREATE OR REPLACE FUNCTION payments.update_x402_analytics() RETURNS integer LANGUAGE plpgsql AS $$

@@ -332,9 +332,10 @@ async def _page_lone(tx: ReadTx, since: datetime, before: datetime) -> list[_Lon
         FROM payments.x402_settlements AS s
         WHERE s.status = 'settled' AND s.scheme <> 'batch-settlement'
           AND s.settled_at >= %(since)s AND s.updated_at <= %(before)s
-          AND (s.owner = 'sdk' OR (s.owner = 'paywall' AND EXISTS (
-              SELECT FROM payments.x402_payments AS ours
-              WHERE ours.network = s.network AND ours.to_address = s.pay_to)))
+          AND (s.owner = 'sdk' OR (s.owner = 'paywall' AND (
+              SELECT true FROM payments.x402_payments AS ours
+              WHERE ours.network = s.network AND ours.to_address = s.pay_to
+              ORDER BY ours.asset LIMIT 1)))  -- in the order of an index: a look, whoever is paid
           AND NOT EXISTS (
               SELECT FROM payments.x402_payments AS p
               WHERE p.network = s.network AND p.asset = s.asset AND p.from_address = s.payer

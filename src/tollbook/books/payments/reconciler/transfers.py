@@ -145,35 +145,70 @@ def _name(movement: Movement, booked: Sequence[_Booked], total: int) -> tuple[Ki
 
 async def _find_place(tx: ReadTx, network: str, payees: Sequence[Payee]) -> _Place:
     """The tokens and recipients that the books and the settings name on a network."""
-    known = await tx.one(
-        """
-        SELECT %(network)s::text AS network,
-               coalesce((SELECT array_agg(DISTINCT asset) FROM (
-                   SELECT asset FROM payments.x402_payments WHERE network = %(network)s
-                   UNION SELECT asset FROM payments.x402_settlements WHERE network = %(network)s
-               ) AS named), '{}') AS assets,
-               coalesce((SELECT array_agg(DISTINCT pay_to) FROM (
-                   SELECT to_address AS pay_to FROM payments.x402_payments WHERE network = %(network)s
-                   UNION SELECT pay_to FROM payments.x402_settlements
-                   WHERE network = %(network)s AND scheme <> 'batch-settlement'
-                   LIMIT %(limit)s
-               ) AS named), '{}') AS recipients,
-               (SELECT position FROM payments.x402_cursors WHERE network = %(network)s) AS position,
-               least((SELECT min(created_at) FROM payments.x402_payments WHERE network = %(network)s),
-                     (SELECT min(asked_at) FROM payments.x402_settlements WHERE network = %(network)s)
-               ) AS begun_at
-        """,
-        {"network": network, "limit": ADDRESSES_MAX},
-        into=_Place,
-    )
+    known = await _find_pairs(tx, network)
     ours = [payee for payee in payees if find_network(payee.network).id == network]
     tokens = [payee.token or find_network(payee.network).usdc for payee in ours]
+    position = await tx.value(
+        "SELECT position FROM payments.x402_cursors WHERE network = %(network)s", {"network": network}
+    )
     return _Place(
         network,
-        sorted({*known.assets, *(spell(network, token.address) for token in tokens if token is not None)}),
-        sorted({*known.recipients, *(spell(network, payee.address) for payee in ours)}),
-        known.position,
-        known.begun_at,
+        sorted({pair.asset for pair in known} | {spell(network, token.address) for token in tokens if token}),
+        sorted({pair.pay_to for pair in known} | {spell(network, payee.address) for payee in ours}),
+        position,
+        await _find_beginning(tx, network) if position is None else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    pay_to: str
+    asset: str
+
+
+async def _find_pairs(tx: ReadTx, network: str) -> list[_Pair]:
+    """Who is paid in which token: each step is one look into an index, however many rows name the pair.
+
+    The recipients of deposits are no sellers.
+    """
+    return await tx.all(
+        """
+        WITH RECURSIVE paid AS (
+            (SELECT to_address AS pay_to, asset FROM payments.x402_payments
+             WHERE network = %(network)s ORDER BY to_address, asset LIMIT 1)
+            UNION ALL
+            SELECT following.pay_to, following.asset FROM paid, LATERAL (
+                SELECT p.to_address AS pay_to, p.asset FROM payments.x402_payments AS p
+                WHERE p.network = %(network)s AND (p.to_address, p.asset) > (paid.pay_to, paid.asset)
+                ORDER BY p.to_address, p.asset LIMIT 1) AS following
+        ), settled AS (
+            (SELECT pay_to, asset FROM payments.x402_settlements
+             WHERE network = %(network)s AND scheme <> 'batch-settlement' ORDER BY pay_to, asset LIMIT 1)
+            UNION ALL
+            SELECT following.pay_to, following.asset FROM settled, LATERAL (
+                SELECT s.pay_to, s.asset FROM payments.x402_settlements AS s
+                WHERE s.network = %(network)s AND s.scheme <> 'batch-settlement'
+                  AND (s.pay_to, s.asset) > (settled.pay_to, settled.asset)
+                ORDER BY s.pay_to, s.asset LIMIT 1) AS following
+        )
+        (SELECT pay_to, asset FROM paid LIMIT %(limit)s)
+        UNION (SELECT pay_to, asset FROM settled LIMIT %(limit)s)
+        """,
+        {"network": network, "limit": ADDRESSES_MAX},
+        into=_Pair,
+    )
+
+
+async def _find_beginning(tx: ReadTx, network: str) -> datetime | None:
+    """When the books of a network begin. Ids are in the order of time."""
+    return await tx.value(
+        """
+        SELECT least((SELECT created_at FROM payments.x402_payments WHERE network = %(network)s
+                      ORDER BY payment_id LIMIT 1),
+                     (SELECT asked_at FROM payments.x402_settlements WHERE network = %(network)s
+                      ORDER BY settlement_id LIMIT 1))
+        """,
+        {"network": network},
     )
 
 
