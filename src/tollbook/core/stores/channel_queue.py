@@ -39,7 +39,7 @@ from x402.schemas import PaymentAbortedError, PaymentPayload, PaymentRequired, P
 from x402.schemas.hooks import VerifyContext, VerifyResultContext
 
 from tollbook.core.errors import Refusal
-from tollbook.core.stores.connections import Connections
+from tollbook.core.stores.connections import Connections, hash_key
 
 QUEUE_SECONDS_MAX = 30.0
 TURN_SECONDS = 5.0  # from the turn to the SDK's reservation, which makes it last as long as that
@@ -47,7 +47,6 @@ CORRECTION_SECONDS = 5.0  # a buyer's way back with a new signature
 PAUSE_SECONDS = (0.005, 0.05)  # between looks: the first, and the longest
 EXTENSION = "tollbook"
 CHALLENGE_BYTES = 24
-CHALLENGE_CHARS_MAX = 128
 ANYBODY = "anybody"  # who was told the state and sends no challenge
 
 Step = Callable[["_Request"], bool]
@@ -250,7 +249,8 @@ class ChannelQueue:
 
 def _read_challenge(payment: PaymentPayload) -> str | None:
     try:
-        return "challenge " + (payment.extensions or {})[EXTENSION]["info"]["challenge"][:CHALLENGE_CHARS_MAX]
+        challenge = str((payment.extensions or {})[EXTENSION]["info"]["challenge"])
+        return "challenge " + hash_key(challenge).hex()  # it is a secret: answers are given again for it
     except (KeyError, TypeError):
         return None
 

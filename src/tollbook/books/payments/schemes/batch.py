@@ -22,6 +22,9 @@ from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_VERIFICATION_STATE_UNAVAILABLE,
     ERR_VOUCHER_PAYLOAD,
 )
+from x402.mechanisms.evm.batch_settlement.facilitator.utils import (
+    verify_batch_settlement_voucher_typed_data,
+)
 from x402.mechanisms.evm.batch_settlement.server.scheme import (
     BatchSettlementEvmScheme,
     BatchSettlementEvmSchemeServerConfig,
@@ -35,6 +38,7 @@ from x402.mechanisms.evm.batch_settlement.types import (
 )
 from x402.mechanisms.evm.batch_settlement.utils import channel_id_binding_error
 from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
+from x402.mechanisms.evm.utils import get_evm_chain_id
 from x402.schemas import (
     PaymentAbortedError,
     PaymentPayload,
@@ -179,6 +183,8 @@ class Channels:
         )
         corrected = await asyncio.to_thread(self.scheme.enrich_payment_required_response, context)
         self.scheme.take_request_context(signed)
+        if corrected and not is_signed(signed, terms):  # the SDK shows it to everybody who names the channel
+            corrected[0].extra.pop("voucherState", None)
         return Standing(reason, message, corrected[0] if corrected else terms)
 
 
@@ -199,6 +205,25 @@ class _Client:
 
     def get_supported(self) -> SupportedResponse:
         return self._supported
+
+
+def is_signed(payment: PaymentPayload, terms: PaymentRequirements) -> bool:
+    """Whether a payment without fault is its channel's payer's own: another must not see what he signed.
+
+    His last voucher is good for more than he was charged, and so for somebody's request. Wallets that are
+    contracts sign nothing that is known here; they find their channel's state on the chain.
+    """
+    voucher = VoucherFields.from_dict(payment.payload["voucher"])
+    config = ChannelConfig.from_dict(payment.payload["channelConfig"])
+    return int(config.payer_authorizer, 16) != 0 and verify_batch_settlement_voucher_typed_data(
+        signer=cast(Any, None),  # asked for contracts' signatures only
+        channel_id=voucher.channel_id,
+        max_claimable_amount=voucher.max_claimable_amount,
+        payer_authorizer=config.payer_authorizer,
+        payer=config.payer,
+        signature=voucher.signature,
+        chain_id=get_evm_chain_id(terms.network),
+    )
 
 
 def find_kinds(kinds: Sequence[SupportedKind]) -> dict[str, SupportedKind]:
