@@ -157,7 +157,6 @@ def test_a_kill_at_any_boundary_of_a_refund_sends_it_once(paid_shop: Shop, victi
         assert any(refunding.run(boundary, victims) for _ in range(TRIES_MAX)), boundary
 
 
-@pytest.mark.xfail(strict=True, reason="a request that died is carried out anew, whatever it made")
 def test_a_refund_that_is_asked_for_again_by_its_idempotency_key_is_sent_once(paid_shop: Shop) -> None:
     shop = paid_shop
     shop.chain.mint(shop.operator.address, PURSE)

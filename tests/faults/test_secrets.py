@@ -4,85 +4,59 @@ import asyncio
 import base64
 import dataclasses
 import json
-import logging
+import random
+import re
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
 from eth_account.signers.local import LocalAccount
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from x402 import x402Client
+from x402.http.clients.httpx import x402AsyncTransport
+from x402.http.middleware.fastapi import set_settlement_overrides
 from x402.http.utils import decode_payment_required_header, encode_payment_signature_header
 from x402.schemas import PaymentPayload
 
-from clients.pay import make_x402_client
+from clients.bare_sdk import make_buyer
+from faults.walker import Listening
 from fixtures.facilitator import DEAD, key_of
+from fixtures.planted import Planted
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.serve import serve
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
 from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
+from tollbook.books.payments.schemes.batch import find_storage
+from tollbook.books.payments.schemes.channels import claim
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock, database, keys, telemetry
-from tollbook.core.chains import Chain
+from tollbook.core.chains import Chain, Token
 from tollbook.core.database import Database
 from tollbook.core.embedded import binaries
 from tollbook.core.lanes import Lanes
-from tollbook.core.local_chain import NETWORK, LocalChain
+from tollbook.core.local_chain import (
+    NETWORK,
+    TOKEN_ADDRESS,
+    TOKEN_DECIMALS,
+    TOKEN_NAME,
+    TOKEN_SYMBOL,
+    TOKEN_VERSION,
+    LocalChain,
+)
 from tollbook.core.settings import Settings
 from tollbook.entrypoints.api import create_api
 
 HIDDEN_IN_DEPTH_MAX = 12
-
-
-@dataclass
-class Planted:
-    """What must be found nowhere, by what it is; and everything that was said, by where."""
-
-    secrets: dict[str, str] = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)
-
-    def plant(self, what: str) -> str:
-        return self.hide(what, secrets.token_urlsafe(24))
-
-    def hide(self, what: str, secret: str) -> str:
-        self.secrets[what] = secret
-        return secret
-
-    def hear(self, where: str, text: str) -> None:
-        self.said[where] = self.said.get(where, "") + "\n" + text
-
-    def find(self) -> set[tuple[str, str]]:
-        """Which secret is where."""
-        return {
-            (what, where)
-            for what, secret in self.secrets.items()
-            for where, text in self.said.items()
-            if any(spelling in text for spelling in spell(secret))
-        }
-
-
-def spell(secret: str) -> set[str]:
-    """A secret as it may be written: text, and what the text is the hexadecimal of, in what ever coding."""
-    raws = {secret.encode()}
-    digits = secret.removeprefix("0x").lower()
-    try:
-        raws.add(bytes.fromhex(digits))
-        texts = {digits, digits.upper()}
-    except ValueError:
-        texts = {secret, quote(secret, safe="")}
-    for raw in raws:
-        texts |= {raw.hex(), raw.hex().upper(), repr(raw)[2:-1]}
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            texts.add(encode(raw).decode().rstrip("="))
-    return texts
+MUTILATED_MAX = 40
+SEED = 402
 
 
 @pytest.mark.parametrize("where", range(6))
@@ -99,28 +73,6 @@ def test_what_is_searched_for_is_found_in_every_spelling(where: int) -> None:
     spellings += [f"\\x{raw.hex()}", str(raw)]
     planted.hear("a log", f"before {spellings[where]} after")
     assert planted.find() == {("a key", "a log")}
-
-
-@pytest.fixture
-def planted() -> Iterator[Planted]:
-    """Listens to every log, that of Tollbook whole."""
-    planted = Planted()
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            planted.hear("the log", self.format(record))
-
-    ear = Ear(logging.DEBUG)
-    ear.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
-    root, ours = logging.getLogger(), logging.getLogger("tollbook")
-    before = root.level, ours.level
-    root.addHandler(ear)
-    root.setLevel(logging.INFO)
-    ours.setLevel(logging.DEBUG)
-    yield planted
-    root.removeHandler(ear)
-    root.setLevel(before[0])
-    ours.setLevel(before[1])
 
 
 class Broken:
@@ -140,6 +92,12 @@ def make_app(paywall: dict[str, Any]) -> FastAPI:
     async def good() -> dict[str, str]:
         return {"answer": paywall["answer"]}
 
+    @app.get("/upto")
+    @app.get("/channel")
+    async def used(response: Response) -> dict[str, str]:
+        set_settlement_overrides(response, {"amount": "40%"})
+        return await good()
+
     @app.get("/bad")
     async def bad() -> dict[str, str]:
         raise RuntimeError("a bug in the shop")
@@ -149,6 +107,8 @@ def make_app(paywall: dict[str, Any]) -> FastAPI:
         routes={
             "GET /good": PaidRoute("$0.01", requests=2),
             "GET /bad": PaidRoute("$0.01", settle="before"),
+            "GET /upto": PaidRoute("$0.01", scheme="upto"),
+            "GET /channel": PaidRoute("$0.01", scheme="batch-settlement"),
         },
         **{name: value for name, value in paywall.items() if name != "answer"},
     )
@@ -167,7 +127,7 @@ class Scene:
     rpc_url: str
     proxy: Proxy
     facilitator: InProcessFacilitator
-    stood: list[Any] = field(default_factory=list)  # what was built, to look into
+    buyer: x402Client
 
     def describe(self, **changes: Any) -> dict[str, Any]:
         described = {
@@ -181,13 +141,15 @@ class Scene:
 
     async def sign(self, client: httpx.AsyncClient, path: str) -> str:
         asked = decode_payment_required_header((await client.get(path)).headers["PAYMENT-REQUIRED"])
-        payment = await make_x402_client(self.payer, self.token).create_payment_payload(asked)
+        payment = await self.buyer.create_payment_payload(asked)
         assert isinstance(payment, PaymentPayload)
         number = len(self.planted.secrets)
-        signature = payment.payload["signature"]
-        self.planted.hide(f"signature {number}", signature)
-        self.planted.hide(f"r {number}", signature[:66])
-        self.planted.hide(f"s {number}", signature[66:130])
+        signatures = list(find_signatures(payment.payload))
+        assert signatures
+        for signature in signatures:
+            self.planted.hide(f"signature {number} of {path}", signature)
+            self.planted.hide(f"r {number}", signature[:66])
+            self.planted.hide(f"s {number}", signature[66:130])
         info: Any = payment.extensions
         self.planted.hide(f"challenge {number}", info["tollbook"]["info"]["challenge"])
         return encode_payment_signature_header(payment)
@@ -196,7 +158,9 @@ class Scene:
         """What is answered; of refusals, the words are heard."""
         answer = await client.get(path, headers=headers)
         if answer.status_code >= 300:
-            self.planted.hear(f"the body of a {answer.status_code}", answer.text)
+            # A payer who fell behind his channel is shown his own last voucher, as x402 has it.
+            said = re.sub(r'"voucherState": \{.*?\}', "", answer.text)
+            self.planted.hear(f"the body of a {answer.status_code}", said)
             shown = {name: value for name, value in answer.headers.items() if name != "payment-required"}
             if "payment-token" not in shown:
                 self.planted.hear(f"the headers of a {answer.status_code}", json.dumps(shown))
@@ -206,25 +170,28 @@ class Scene:
         header = header or await self.sign(client, path)
         return await self.ask(client, path, **{"PAYMENT-SIGNATURE": header})
 
-    async def fail(self, **changes: Any) -> int:
+    async def fail(self, path: str = "/good", **changes: Any) -> int:
         """How a payment is answered by a shop with something broken."""
         good, bad = self.describe(), self.describe(**changes)
         async with serve(make_app(good)) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-            header = await self.sign(client, "/good")
+            header = await self.sign(client, path)
         async with serve(make_app(bad)) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-            return (await self.pay(client, "/good", header)).status_code
+            return (await self.pay(client, path, header)).status_code
 
 
 @pytest.fixture
 async def scene(
     planted: Planted,
-    chain: LocalChain,
+    schemes_chain: LocalChain,
     token: str,
-    payer: LocalAccount,
+    permit2_payer: LocalAccount,
     operator: LocalAccount,
     seller: LocalAccount,
     database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Scene]:
+    chain, payer = schemes_chain, permit2_payer
+    monkeypatch.setenv("TOLLBOOK_CHANNEL_KEY", planted.hide("the channels' key", secrets.token_hex(32)))
     planted.hide("the operator's key", key_of(operator))
     planted.plant("an answer")
     database_url += "&password=" + planted.plant("the database's password")
@@ -234,7 +201,8 @@ async def scene(
         facilitator = InProcessFacilitator(
             {NETWORK: rpc_url}, key_of(operator), database_url, receipt_seconds_max=1
         )
-        yield Scene(planted, seller.address, token, payer, database_url, rpc_url, proxy, facilitator)
+        buyer = make_buyer(payer, chain.url)
+        yield Scene(planted, seller.address, token, payer, database_url, rpc_url, proxy, facilitator, buyer)
         await facilitator.aclose()
 
 
@@ -260,18 +228,82 @@ async def play_round_trip(scene: Scene) -> None:
         assert (await scene.ask(client, "/good", Authorization=f"Bearer {bearer}x")).status_code == 401
 
 
+async def play_schemes(scene: Scene) -> None:
+    """Permit2, usage and channels on a good day, and on days when the node does not answer all."""
+    token = Token(TOKEN_ADDRESS, TOKEN_SYMBOL, TOKEN_DECIMALS, TOKEN_NAME, TOKEN_VERSION)
+    by_permit2 = {"payees": [Payee(NETWORK, scene.seller, token, "permit2")]}
+    async with (
+        serve(make_app(scene.describe(**by_permit2))) as url,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
+    ):
+        for path in ("/good", "/upto"):
+            header = await scene.sign(client, path)
+            answers = [await scene.pay(client, path, header) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+            assert (await scene.pay(client, path + "?other=1", header)).status_code == 409
+            scene.planted.hide(
+                f"a token of {path}", answers[0].headers.get("payment-token", secrets.token_hex(9))
+            )
+    async with serve(make_app(scene.describe())) as url:
+        line = Listening()
+        transport = x402AsyncTransport(scene.buyer, line)
+        async with httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client:
+            for _ in range(2):
+                bought = await client.get("/channel")
+                assert bought.status_code == 200, bought.text
+                hide_payment(scene.planted, line.payment)
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            header = await scene.sign(client, "/channel")
+            assert (await scene.pay(client, "/channel", header)).status_code == 200
+            for wrong in random.Random(SEED).sample(list(mutilate(header)), MUTILATED_MAX):
+                await scene.pay(client, "/channel", wrong)
+    for path, changes in (("/good", by_permit2), ("/upto", by_permit2), ("/channel", {})):
+        scene.proxy.lost_answers = {"eth_sendRawTransaction", "eth_getTransactionReceipt", "eth_getLogs"}
+        failed = await scene.fail(path, **changes)
+        assert failed == 503 or path == "/channel", failed  # whose vouchers need no node
+        scene.proxy.lost_answers = {"eth_call", "eth_getCode", "eth_chainId", "eth_blockNumber"}
+        await scene.fail(path, **changes)
+        scene.proxy.lost_answers = set()
+    done = await claim(find_storage(scene.database_url), scene.facilitator, NETWORK)
+    scene.planted.hear("a claim", repr(done))
+    assert done[0].vouchers == 1, done
+
+
+def hide_payment(planted: Planted, header: str) -> None:
+    """Of a payment that the client made by himself."""
+    for signature in find_signatures(json.loads(base64.b64decode(header))["payload"]):
+        planted.hide(f"signature {len(planted.secrets)} of a channel", signature)
+
+
+def find_signatures(thing: Any) -> Iterator[str]:
+    """All that are in a payload, wherever."""
+    if isinstance(thing, dict):
+        for name, value in thing.items():
+            if "signature" in name.lower() and isinstance(value, str):
+                yield value
+            else:
+                yield from find_signatures(value)
+
+
+def find_paths(thing: Any, *above: str) -> Iterator[tuple[str, ...]]:
+    """The ways to everything that is in a payload."""
+    if isinstance(thing, dict):
+        for name, value in thing.items():
+            yield (*above, name)
+            yield from find_paths(value, *above, name)
+
+
 def mutilate(header: str) -> Iterator[str]:
     """Payments that are none, with the signature still somewhere in them."""
     body = json.loads(base64.b64decode(header))
+    signature = next(find_signatures(body["payload"]))
     yield header[:-40]
     yield header + "!"
     for path in (
-        ("x402Version",), ("accepted",), ("payload",), ("extensions",), ("payload", "authorization"),
-        ("payload", "signature"), ("accepted", "amount"), ("accepted", "payTo"), ("accepted", "network"),
-        ("accepted", "extra"), *(("payload", "authorization", each) for each in
-                                  ("from", "to", "value", "nonce", "validAfter", "validBefore")),
+        ("x402Version",), ("accepted",), ("payload",), ("extensions",), ("accepted", "amount"),
+        ("accepted", "payTo"), ("accepted", "network"), ("accepted", "extra"),
+        *find_paths(body["payload"], "payload"),
     ):  # fmt: skip
-        signature = body["payload"]["signature"]
         misplaced = [signature, [signature], {"x": signature}, signature + "ff", signature[:-4]]
         # Who writes his signature where terms belong reads it in the answer, which tells what does not fit.
         for wrong in (None, 7, "x", {"x": 7}, *(misplaced if path[0] != "accepted" else ())):
@@ -307,6 +339,8 @@ async def play_failures(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     password = planted.secrets["the database's password"]
     gone = f"postgresql://tollbook:{password}@127.0.0.1:9/gone"
     assert await scene.fail(database_url=gone) == 503
+    for unreadable in (f"postgresql://tollbook:{password}%zz@127.0.0.1:9/gone", gone.replace(":9/", ":x/")):
+        assert await scene.fail(database_url=unreadable) == 503
     scene.proxy.lost_answers = {"eth_sendRawTransaction", "eth_getTransactionReceipt", "eth_getLogs"}
     assert await scene.fail() == 503
     scene.proxy.lost_answers = {"eth_call", "eth_getCode", "eth_chainId", "eth_blockNumber"}
@@ -361,10 +395,19 @@ async def test_no_secret_is_in_any_log_error_trace_or_dump(
 ) -> None:
     await play_round_trip(scene)
     await play_malformed(scene)
+    await play_schemes(scene)
     await play_failures(scene, monkeypatch)
     await play_api(scene, database, monkeypatch)
     dumped = await asyncio.to_thread(dump, scene.database_url)
-    for table in ("x402_payments", "x402_settlements", "x402_answers", "x402_tokens", "transactions", "keys"):
+    for table in (
+        "x402_payments",
+        "x402_settlements",
+        "x402_answers",
+        "x402_tokens",
+        "transactions",
+        "keys",
+        "channels",
+    ):
         assert f"{table} VALUES" in dumped, table
     scene.planted.hear("the dump", dumped)
     told = capfd.readouterr()

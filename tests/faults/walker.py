@@ -71,6 +71,16 @@ VOUCHER = Way("voucher", "channel", price=USED, requests=1, opened=True, road=CH
 WAYS = (BEFORE, AFTER, PERMIT2, UPTO, DEPOSIT, VOUCHER)
 
 
+class Listening(httpx.AsyncHTTPTransport):
+    """Remembers the payment that went by: the SDK's client signs it inside."""
+
+    payment = ""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.payment = request.headers.get("PAYMENT-SIGNATURE", self.payment)
+        return await super().handle_async_request(request)
+
+
 @dataclass
 class Buyer:
     """A payer with the SDK's client, which remembers its channels."""
@@ -102,16 +112,16 @@ class Buyer:
     def buy(self) -> httpx.Response:
         """A purchase on a day like any other, by the client alone; told to ask again, he does."""
 
-        async def buy() -> httpx.Response:
-            transport = x402AsyncTransport(self.client, httpx.AsyncHTTPTransport())
+        async def buy(line: Listening) -> httpx.Response:
+            transport = x402AsyncTransport(self.client, line)
             async with httpx.AsyncClient(transport=transport, timeout=60) as client:
                 return await client.get(self.shop.urls[0] + self.path)
 
         for _ in range(ASKED_MAX):
-            answer = asyncio.run(buy())
-            header = answer.request.headers.get("PAYMENT-SIGNATURE")
-            if answer.status_code == 503 and header is not None:
-                return ask_patiently(self.shop, self.path, **{"PAYMENT-SIGNATURE": header})
+            line = Listening()
+            answer = asyncio.run(buy(line))
+            if answer.status_code == 503 and line.payment:
+                return ask_patiently(self.shop, self.path, **{"PAYMENT-SIGNATURE": line.payment})
             if answer.status_code != 503:
                 return answer
             time.sleep(PAUSE_SECONDS)
@@ -152,6 +162,8 @@ class Case:
         shop.forget_labels()
         payment = {"PAYMENT-SIGNATURE": buyer.sign()}
         first = shop.ask(buyer.path, **payment, **{COUNTED: "1"})
+        if first is not None and first.status_code == 200:
+            shop.calm_down()
         if self.dies_again_at:
             shop.let_time_pass()
             shop.live(late=1, dies_at=(ANY, self.dies_again_at), transfer=self.way.transfer)
@@ -242,6 +254,7 @@ def find_boundaries(shop: Shop, way: Way) -> list[Boundary]:
     answer = shop.ask(buyer.path, **{"PAYMENT-SIGNATURE": buyer.sign(), COUNTED: "1"})
     assert answer is not None
     assert answer.status_code == 200, answer.text
+    shop.calm_down()
     shop.end()
     boundaries = list_boundaries(shop)
     check_road(boundaries, way.road)
