@@ -19,7 +19,7 @@ SPELT = {"int2": "smallint", "int4": "integer", "int8": "bigint", "float4": "rea
 TIME_DIGITS_MAX = 6
 INTERVAL_ALL_FIELDS = 0x7FFF
 
-Effect = Literal["free", "free in UTC", "rewrite"]
+Effect = Literal["free", "indexes", "indexes in UTC", "rewrite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,32 @@ def is_serial(node: Any) -> bool:
 def judge(old: Type, new: Type) -> Effect:
     """Return what changing a column from one type to another does to the table.
 
-    Free is a change of the catalog alone. What cannot be told is a rewrite: PostgreSQL's own default.
+    Free is a change of the catalog alone; indexes: those of the column are built anew, as the type sorts by
+    other rules. What cannot be told is a rewrite: PostgreSQL's own default.
     """
     if old == new:
         return "free"
     if old.array or new.array:
         return "rewrite"
-    if {old.name, new.name} == {"timestamp", "timestamptz"} and _digits(old) <= _digits(new):
-        return "free in UTC"
+    if {old.name, new.name} == {"timestamp", "timestamptz"} and not new.mods:
+        return "indexes in UTC"
+    if not new.mods and ("citext" in (old.name, new.name) or old.name == "bit") and _is_alike(old, new):
+        return "indexes"
     return "free" if _is_free(old, new) else "rewrite"
+
+
+def _is_alike(old: Type, new: Type) -> bool:
+    """Whether two types keep the same bytes, though they compare them in other ways."""
+    names = {old.name, new.name}
+    return names <= {"citext", *STRINGS} or (old.name, new.name) == ("bit", "varbit")
 
 
 def _is_free(old: Type, new: Type) -> bool:
     if new.name in STRINGS and old.name in STRINGS:
         return not new.mods or (bool(old.mods) and old.mods[0] <= new.mods[0])
-    if (old.name, new.name) == ("cidr", "inet"):
+    if (old.name, new.name) == ("cidr", "inet") or (
+        old.name == "xml" and new.name in STRINGS and not new.mods
+    ):
         return True
     if old.name != new.name:
         return False

@@ -20,20 +20,33 @@ def check(unit: Unit) -> Iterable[Hit]:
         old = column.type if column else None
         if new is None or (column and column.made_in in unit.world.fresh and unit.world.is_new(one.relation)):
             continue
-        if hit := _judge(one, old, new):
+        if hit := _judge(one, old, new, indexed=_is_indexed(unit, one)):
             yield hit
 
 
-def _judge(one: Alteration, old: Type | None, new: Type) -> Hit | None:
+def _is_indexed(unit: Unit, one: Alteration) -> bool:
+    table = unit.table(one.relation)
+    keys = [item.columns for item in (*table.indexes, *table.constraints)] if table else []
+    return table is None or any(one.name in columns or "" in columns for columns in keys)
+
+
+def _judge(one: Alteration, old: Type | None, new: Type, *, indexed: bool) -> Hit | None:
     table, name = show(one.relation), quote(one.name or "")
     computed = one.def_.raw_default is not None and not _is_plain_cast(one)
     effect = "rewrite" if computed or old is None else column_types.judge(old, new)
-    if effect == "free":
+    if effect == "free" or (effect == "indexes" and not indexed):
         return None
-    if effect == "free in UTC":
+    if effect == "indexes":
         return Hit(
-            f"{table}.{name} from {old} to {new} is free only in a session whose TimeZone is UTC; else the "
-            "table is written anew.",
+            f"{table}.{name} from {old} to {new} builds its indexes anew under an ACCESS EXCLUSIVE lock, for "
+            "they sort in another way.",
+            "",
+            one.relation,
+        )
+    if effect == "indexes in UTC":
+        return Hit(
+            f"{table}.{name} from {old} to {new} leaves the rows as they are only in a session whose "
+            "TimeZone is UTC; else the table is written anew. (Its indexes are, in either case.)",
             f"SET LOCAL timezone = 'UTC';\nALTER TABLE {table} ALTER COLUMN {name} TYPE {new};",
             one.relation,
             "warning",
