@@ -374,7 +374,7 @@ class SolanaFacilitator:
     async def _find_end(self, settlement: SolanaSettlement) -> End | None:
         """What a message did that landed without an error: only its balances say whether it paid."""
         landing = await self._nodes[settlement.network].find_landing(settlement.signature, self._commitment)
-        if landing is None:
+        if landing is None or landing.message_hash != settlement.message_hash.hex():
             return None
         if landing.error is not None:
             return End("failed", landing.slot, landing.fee_lamports, None, _say_error(landing.error))

@@ -32,7 +32,8 @@ TRANSACTION_BYTES_MAX = 1232  # what Solana carries in one packet
 TRANSACTION_CHARS_MAX = -(-TRANSACTION_BYTES_MAX // 3) * 4
 SIGNATURE_CHARS_MAX = 88
 SIGNATURES = 2  # the facilitator's for the fee, the payer's for the tokens; each more costs the facilitator
-PRIORITY_FEE_LAMPORTS_MAX = 50_000  # the payer chooses it, the facilitator pays it
+# The payer chooses it, the facilitator pays it: as much as for both signatures, and no more.
+PRIORITY_FEE_LAMPORTS_MAX = 10_000
 MICROLAMPORTS = 1_000_000
 U64_MAX = 2**64 - 1
 
