@@ -1,8 +1,8 @@
 """Voucher requests on payment channels: Tollbook's paywall on PostgreSQL against the bare SDK in memory.
 
 Both serve the same FastAPI app in this process, over ASGI. Vouchers are signed beforehand, so that the
-seller's side is what is measured: the SDK keeps all in memory and forgets it, Tollbook has charged, booked and
-kept the answer on disk before its last byte leaves.
+seller's side is what is measured: the SDK keeps all in memory and forgets it; Tollbook has charged and booked
+on disk before the answer leaves, and has kept it before its last byte does.
 """
 
 import asyncio

@@ -230,7 +230,7 @@ class ChannelQueue:
         if not isinstance(context.payment_payload, PaymentPayload):
             return None  # version 1 has no channels
         payload = context.payment_payload.payload
-        challenge = _read_challenge(context.payment_payload)
+        challenge = read_challenge(context.payment_payload)
         try:
             voucher = payload["voucher"]
             return _Request(
@@ -247,7 +247,8 @@ class ChannelQueue:
             return None
 
 
-def _read_challenge(payment: PaymentPayload) -> str | None:
+def read_challenge(payment: PaymentPayload) -> str | None:
+    """The name of who presents a payment: by it his turn is known. None where he sends no challenge back."""
     try:
         challenge = str((payment.extensions or {})[EXTENSION]["info"]["challenge"])
         return "challenge " + hash_key(challenge).hex()  # it is a secret: answers are given again for it

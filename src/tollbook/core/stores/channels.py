@@ -136,6 +136,10 @@ class PostgresChannelStorage:
             _pass_turn(connection, channel_id, current and current.pending_request, changed.pending_request)
             return ChannelUpdateResult(changed.copy(), "updated")
 
+    def seal_signature(self, channel_id: str, signature: str) -> str:
+        """A signature as it is kept at its channel."""
+        return self._seal.close(signature, _name_place(channel_id))
+
     def find_highest_voucher(self, channel_id: str) -> Voucher | None:
         """The voucher of the channel that is worth most, whichever came last."""
         channel_id = normalize_channel_id(channel_id)
@@ -185,7 +189,7 @@ class PostgresChannelStorage:
             "channel_config": Jsonb(channel.channel_config.to_dict()),
             "charged": channel.charged_cumulative_amount,
             "signed_max": channel.signed_max_claimable,
-            "signature": self._seal.close(channel.signature, _name_place(channel_id)),
+            "signature": self.seal_signature(channel_id, channel.signature),
             "balance": channel.balance,
             "total_claimed": channel.total_claimed,
             "withdraw_requested_at": channel.withdraw_requested_at,

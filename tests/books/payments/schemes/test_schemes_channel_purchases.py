@@ -208,7 +208,7 @@ def killed(method: str, *, after: bool = False) -> Generator[None]:
     async def dead(*_: Any, **__: Any) -> None:
         raise Killed
 
-    with pytest.MonkeyPatch.context() as dying, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as dying:
         for name in ("release", "let_go", "_free"):
             dying.setattr(ChannelPurchases, name, dead)
         dying.setattr(ChannelPurchases, method, die)
@@ -266,7 +266,7 @@ async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_i
     if not first:
         await life.buy()
     signed = await life.sign()
-    with killed(method, after=after):
+    with killed(method, after=after), pytest.raises(Killed):
         await life.present(signed)
     let_time_pass(life.database_url)
     answer = await life.present(signed)
@@ -279,7 +279,7 @@ async def test_a_request_that_was_cut_off_is_answered_and_charged_once_when_it_i
 async def test_a_request_that_was_cut_off_does_not_take_the_charge_of_another_for_its_own(life: Life) -> None:
     await life.buy()
     signed = await life.sign()
-    with killed("_ask"):
+    with killed("_ask"), pytest.raises(Killed):
         await life.present(signed)
     let_time_pass(life.database_url)
     await life.buy()
@@ -295,18 +295,28 @@ async def test_a_request_that_outlasts_its_reservation_is_not_charged_what_anoth
     life: Life,
 ) -> None:
     await life.buy()
-    signed = await life.sign()
-    ask = ChannelPurchases._ask
+    go_on, waits = asyncio.Event(), asyncio.Event()
+    app = FastAPI()
 
-    async def dawdle(self: ChannelPurchases, *arguments: Any) -> Any:
-        ChannelPurchases._ask = ask
+    @app.get("/slow")
+    async def slow() -> None:
+        waits.set()
+        await go_on.wait()
+
+    @app.get("/quick")
+    async def quick() -> None:
+        pass
+
+    async with (
+        selling(app, life.seller, life.facilitator, life.database_url, scheme=SCHEME) as paywall,
+        shop_at(paywall, life.buyer) as client,
+    ):
+        first = asyncio.create_task(client.get("/slow"))
+        await waits.wait()
         let_time_pass(life.database_url)
-        await life.buy()  # with the same voucher
-        return await ask(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as slow:
-        slow.setattr(ChannelPurchases, "_ask", dawdle)
-        answer = await life.present(signed)
+        assert (await client.get("/quick")).status_code == 200  # by the same voucher
+        go_on.set()
+        answer = await first
     assert (answer.status_code, answer.json()["code"]) == (402, ERR_CHANNEL_BUSY)
     assert read_channel(life.database_url).charged_cumulative_amount == str(2 * PRICE)
     assert sorted(read_booked(life.database_url)) == [(PRICE, "failed"), *[(PRICE, "settled")] * 2]

@@ -17,6 +17,7 @@ from x402.interfaces import SchemePaymentRequiredContext
 from x402.mechanisms.evm.batch_settlement.constants import SCHEME_BATCH_SETTLEMENT
 from x402.mechanisms.evm.batch_settlement.errors import (
     ERR_CHANNEL_BUSY,
+    ERR_CHANNEL_ID_MISMATCH,
     ERR_INVALID_PAYLOAD_TYPE,
     ERR_INVALID_VOUCHER_SIGNATURE,
     ERR_VERIFICATION_STATE_UNAVAILABLE,
@@ -36,9 +37,9 @@ from x402.mechanisms.evm.batch_settlement.types import (
     is_refund_payload,
     is_voucher_payload,
 )
-from x402.mechanisms.evm.batch_settlement.utils import channel_id_binding_error
+from x402.mechanisms.evm.batch_settlement.utils import normalize_channel_id
 from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING
-from x402.mechanisms.evm.utils import get_evm_chain_id
+from x402.mechanisms.evm.utils import create_nonce, get_evm_chain_id
 from x402.schemas import (
     PaymentAbortedError,
     PaymentPayload,
@@ -52,9 +53,11 @@ from x402.schemas.hooks import VerifiedPaymentCancelOptions
 
 from tollbook.books.payments.facilitator.faults import read_deposit
 from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
+from tollbook.books.payments.schemes.vouchers import find_channel_id
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.errors import Refusal
 from tollbook.core.stores import PostgresChannelStorage
+from tollbook.core.stores.charges import State, Voucher
 from tollbook.core.stores.sealing import SealKeyUnusable
 
 RETRY_AFTER_SECONDS = 1
@@ -94,12 +97,14 @@ class Standing:
     """How a payment stands with its channel: good (`reason` is None), or the x402 reason why it is not.
 
     `terms` are those to answer a payer with who is not good: where he has to catch up with the channel, its
-    state is in them. `body` is the whole answer where a payment is the channel's own business, a refund.
+    state is in them. `state` is the channel's of one who is good, and `body` his whole answer where the
+    payment is the channel's own business, a refund.
     """
 
     reason: str | None
     message: str | None
     terms: PaymentRequirements
+    state: State
     body: Mapping[str, Any] | None = None
 
 
@@ -140,7 +145,8 @@ class Channels:
         if not answer.is_valid:
             reason = answer.invalid_reason or ERR_VOUCHER_PAYLOAD
             return await self._correct(signed, terms, reason, answer.invalid_message)
-        return Standing(None, None, terms, answer.skip_handler and answer.skip_handler.body)
+        body = answer.skip_handler and answer.skip_handler.body
+        return Standing(None, None, terms, State.read(answer.verify.extra or {}), body)
 
     async def charge(self, signed: PaymentPayload, terms: PaymentRequirements, amount: int) -> SettleResponse:
         """Charge a verified payment so many minor units, up to its terms' amount; a deposit is settled first.
@@ -168,6 +174,24 @@ class Channels:
         dispatcher = self._server.create_payment_cancellation_dispatcher(signed, terms)
         await dispatcher.cancel(VerifiedPaymentCancelOptions(reason="handler_failed"))
 
+    def read_voucher(self, signed: PaymentPayload, terms: PaymentRequirements) -> Voucher:
+        """Return what a payment without fault signs for, and which request's it is.
+
+        A verified one has the name by which `verify` reserved its channel, once: from then on it is not for
+        `charge` and `cancel`, but for those who charge inside of their own transactions.
+        """
+        context = self.scheme.take_request_context(signed)
+        voucher = signed.payload["voucher"]
+        channel_id = normalize_channel_id(voucher["channelId"])
+        signed_max = int(voucher["maxClaimableAmount"])
+        return Voucher(
+            channel_id=channel_id,
+            base=signed_max - int(terms.amount),
+            signed_max=signed_max,
+            signature=self.storage.seal_signature(channel_id, voucher["signature"]),
+            pending_id=(context and context.pending_id) or create_nonce(),
+        )
+
     async def _correct(
         self, signed: PaymentPayload, terms: PaymentRequirements, reason: str, message: str | None
     ) -> Standing:
@@ -185,7 +209,7 @@ class Channels:
         self.scheme.take_request_context(signed)
         if corrected and not is_signed(signed, terms):  # the SDK shows it to everybody who names the channel
             corrected[0].extra.pop("voucherState", None)
-        return Standing(reason, message, corrected[0] if corrected else terms)
+        return Standing(reason, message, corrected[0] if corrected else terms, State())
 
 
 class _Client:
@@ -282,8 +306,9 @@ def find_channel_fault(signed: PaymentPayload, terms: PaymentRequirements) -> tu
             return ERR_VOUCHER_PAYLOAD, "A voucher is for 0 to 2^128-1 minor units."
         if _SIGNATURE.fullmatch(voucher.signature) is None:
             return ERR_INVALID_VOUCHER_SIGNATURE, "The voucher's signature is malformed."
-        config = ChannelConfig.from_dict(payload["channelConfig"])
-        reason = channel_id_binding_error(config, voucher.channel_id, terms.network)
+        named = normalize_channel_id(voucher.channel_id)
+        if find_channel_id(ChannelConfig.from_dict(payload["channelConfig"]), terms.network) != named:
+            return ERR_CHANNEL_ID_MISMATCH, "The voucher is for another channel than it names."
     except Exception:  # the SDK's readers raise whatever a malformed field comes to
         return ERR_VOUCHER_PAYLOAD, "The channel payload is malformed."
-    return None if reason is None else (reason, "The voucher is for another channel than it names.")
+    return None

@@ -14,39 +14,54 @@ from weakref import WeakValueDictionary
 
 from x402.http.constants import PAYMENT_RESPONSE_HEADER
 from x402.http.utils import encode_payment_response_header
-from x402.mechanisms.evm.batch_settlement.errors import ERR_CUMULATIVE_AMOUNT_MISMATCH
+from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY
 from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload, is_refund_payload
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse, VerifyResponse
 
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted
 from tollbook.books.payments.facilitator.in_process import FacilitatorUnreachable
-from tollbook.books.payments.payments import Offer
+from tollbook.books.payments.payments import Offer, Payment
 from tollbook.books.payments.purchases import (
     OPENINGS_MAX,
     Opening,
     PaymentInProgress,
     PaymentRefused,
+    Purchase,
     Purchases,
     finish,
     postpone,
 )
 from tollbook.books.payments.rules import Option, Toll
 from tollbook.books.payments.schemes.batch import Channels, Standing, find_channel_fault
+from tollbook.books.payments.schemes.vouchers import is_plain
 from tollbook.core import clock
+from tollbook.core.database import WriteTx
+from tollbook.core.stores import charges
+from tollbook.core.stores.channel_queue import ANYBODY, read_challenge
+from tollbook.core.stores.charges import State, Voucher
 
 COPY_LETTERS = 32  # of the hash that tells copies of a request
 
 
 @dataclass(slots=True)
+class _Hold:
+    """A channel that a request has reserved, as the chain knew it then, and since its deposit."""
+
+    voucher: Voucher
+    state: State
+    deposited: State | None = None
+
+
+@dataclass(slots=True)
 class ChannelPurchases(Purchases):
-    """Purchases, paid by the vouchers of channels."""
+    """Purchases, paid by the vouchers of channels.
+
+    A charge and its booking are one transaction, so what is pending in the books was not charged.
+    """
 
     channels: Channels = field(kw_only=True)
-    _reserved: dict[int, tuple[PaymentPayload, PaymentRequirements]] = field(
-        default_factory=dict[int, tuple[PaymentPayload, PaymentRequirements]], init=False
-    )
-    _charged: dict[int, int] = field(default_factory=dict[int, int], init=False)
+    _reserved: dict[int, _Hold] = field(default_factory=dict[int, _Hold], init=False)
     _entering: WeakValueDictionary[str, asyncio.Lock] = field(
         default_factory=WeakValueDictionary[str, asyncio.Lock], init=False
     )
@@ -77,35 +92,72 @@ class ChannelPurchases(Purchases):
 
     async def release(self, opening: Opening, reason: str) -> None:
         """See Purchases; and the channel is free again."""
-        self._charged.pop(opening.payment.payment_id, None)
-        reserved = self._reserved.pop(opening.payment.payment_id, None)
-        if reserved is not None:
-            await finish(self.channels.cancel(*reserved))
+        await finish(self._free(opening.payment.payment_id))
         await Purchases.release(self, opening, reason)  # super() does not know a class with slots
+
+    async def _free(self, payment_id: int) -> None:
+        hold = self._reserved.pop(payment_id, None)
+        if hold is not None:
+            await self._free_channel(hold)
+
+    async def _free_channel(self, hold: _Hold) -> None:
+        async with self.database.write() as tx:
+            await charges.release(tx, hold.voucher)
 
     async def _enter(
         self, offer: Offer, payment: PaymentPayload, terms: PaymentRequirements, asked: Asked
     ) -> Opening:
         nonce = cast(str, offer.nonce)
         async with self._entering.setdefault(nonce, asyncio.Lock()):  # copies must not queue
+            opening = await finish(self._enter_at_once(offer, payment, terms, asked))
+            if opening is not None:
+                return opening
             await self._refuse_counted(offer)
             try:
-                await self._stand(payment, terms)
+                hold = await self._stand(payment, terms)
             except PaymentRefused:
                 await self._refuse_counted(offer)  # a copy of it in another process may have been faster
                 raise
             try:
                 opening = await finish(self._reserve(offer, asked))
             except BaseException:
-                await finish(self.channels.cancel(payment, terms))
+                await finish(self._free_channel(hold))
                 raise
-        self._reserved[opening.payment.payment_id] = (payment, terms)
+        self._reserved[opening.payment.payment_id] = hold
+        return opening
+
+    async def _enter_at_once(
+        self, offer: Offer, payment: PaymentPayload, terms: PaymentRequirements, asked: Asked
+    ) -> Opening | None:
+        """Enter in one transaction where the channel is free and nothing is to be asked; None where not."""
+        if not is_plain(payment, terms):
+            return None
+        voucher = self.channels.read_voucher(payment, terms)
+        async with self.database.write() as tx:
+            state = await charges.reserve(
+                tx,
+                voucher,
+                payment.payload["channelConfig"],
+                [read_challenge(payment) or ANYBODY],
+                seconds=terms.max_timeout_seconds,
+                fresh_milliseconds=self.channels.scheme.get_onchain_state_ttl_ms(),
+            )
+            if state is None:
+                return None
+            opening = await self._begin(tx, offer, asked)
+        self._reserved[opening.payment.payment_id] = _Hold(voucher, state)
         return opening
 
     async def _stand(
         self, payment: PaymentPayload, terms: PaymentRequirements, known: VerifyResponse | None = None
-    ) -> Standing:
+    ) -> _Hold:
         """Reserve the channel. Raises PaymentRefused with the terms that the payer catches up by."""
+        standing = await self._verify_channel(payment, terms, known)
+        return _Hold(self.channels.read_voucher(payment, terms), standing.state)
+
+    async def _verify_channel(
+        self, payment: PaymentPayload, terms: PaymentRequirements, known: VerifyResponse | None = None
+    ) -> Standing:
         try:
             standing = await self.channels.verify(payment, terms, known)
         except FacilitatorUnreachable as error:
@@ -116,20 +168,15 @@ class ChannelPurchases(Purchases):
         return standing
 
     async def _rejoin(self, opening: Opening, payment: PaymentPayload, terms: PaymentRequirements) -> None:
-        """Go on with a request that was cut off: before its charge, or after it."""
+        """Go on with a request that was cut off: if it is still pending, it was not charged."""
         payment_id = opening.payment.payment_id
         if opening.payment.status != "pending":
-            self._charged[payment_id] = opening.payment.amount
             return
         try:
-            await self._stand(payment, terms, await self._recall(payment, terms))
-            self._reserved[payment_id] = (payment, terms)
+            self._reserved[payment_id] = await self._stand(payment, terms, await self._recall(payment, terms))
         except PaymentRefused as refused:
-            charged = _find_charge(refused, payment, terms)
-            if charged is None:
-                await self.let_go(opening)
-                raise
-            self._charged[payment_id] = charged
+            await finish(self._book_failure(opening, refused.code))
+            raise
         except BaseException:
             await self.let_go(opening)
             raise
@@ -145,26 +192,51 @@ class ChannelPurchases(Purchases):
         state = (answer.extra or {}).get("channelState") if answer else None
         return VerifyResponse(is_valid=True, payer=row.payer, extra=state)
 
+    async def _settle(
+        self, opening: Opening, signed: PaymentPayload, option: Option, amount: int | None
+    ) -> Purchase:
+        try:
+            return await Purchases._settle(self, opening, signed, option, amount)
+        except BaseException:
+            await self._free(opening.payment.payment_id)
+            raise
+        finally:
+            self._reserved.pop(opening.payment.payment_id, None)
+
     async def _ask(
         self, opening: Opening, signed: PaymentPayload, terms: PaymentRequirements, amount: int | None
     ) -> SettleResponse:
-        payment_id = opening.payment.payment_id
-        self._reserved.pop(payment_id, None)
-        charged = self._charged.pop(payment_id, None)
-        if charged is None:
-            return await self.channels.charge(signed, terms, int(terms.amount) if amount is None else amount)
-        return SettleResponse(
-            success=True,
-            transaction="",
-            network=terms.network,
-            payer=opening.payment.from_address,
-            amount="",
-            extra={"chargedAmount": str(charged)},
+        """Settle a deposit; a voucher asks nobody. What is charged is said, and charged when it is booked."""
+        hold = self._reserved.get(opening.payment.payment_id)
+        answer = SettleResponse(
+            success=True, transaction="", network=terms.network, payer=opening.payment.from_address, amount=""
         )
+        if hold is None:  # it was charged before it was cut off
+            answer.extra = {"chargedAmount": str(opening.payment.amount)}
+            return answer
+        shown = {"channelId": hold.voucher.channel_id} | hold.state.show()
+        if is_deposit_payload(signed.payload):
+            answer = await self.facilitator.settle(signed, terms)
+            if not answer.success:
+                return answer
+            shown |= (answer.extra or {}).get("channelState") or {}
+            hold.deposited = State.read(shown)
+        charged = int(terms.amount) if amount is None else amount
+        shown["chargedCumulativeAmount"] = str(hold.voucher.base + charged)
+        extra = {**(answer.extra or {}), "channelState": shown, "chargedAmount": str(charged)}
+        return answer.model_copy(update={"extra": extra})
+
+    async def _settle_once(self, tx: WriteTx, payment_id: int, answer: SettleResponse) -> Payment:
+        hold = self._reserved.get(payment_id)
+        if hold is not None:
+            amount = int((answer.extra or {})["chargedAmount"])
+            if not await charges.charge(tx, hold.voucher, amount, hold.deposited):
+                raise PaymentRefused(ERR_CHANNEL_BUSY, "The request took so long that its channel went on.")
+        return await Purchases._settle_once(self, tx, payment_id, answer)
 
     async def _refund(self, payment: PaymentPayload, terms: PaymentRequirements) -> Answer:
         """Give a payer back what is left in his channel, which is not revenue and never was."""
-        standing = await self._stand(payment, terms)
+        standing = await self._verify_channel(payment, terms)
         try:
             settlement = await self.channels.charge(payment, terms, int(terms.amount))
         except FacilitatorUnreachable as error:
@@ -202,19 +274,3 @@ def _make_offer(toll: Toll, option: Option, payment: PaymentPayload, asked: Aske
         lifetime=toll.terms.lifetime,
         valid_before=clock.now() + timedelta(seconds=terms.max_timeout_seconds),
     )
-
-
-def _find_charge(refused: PaymentRefused, payment: PaymentPayload, terms: PaymentRequirements) -> int | None:
-    """What a voucher was charged before its request was cut off; None where the channel is not that far.
-
-    Where others were charged since, it is taken for charged: rather one request for nothing than one that
-    is paid twice.
-    """
-    if refused.code != ERR_CUMULATIVE_AMOUNT_MISMATCH or refused.terms is None:
-        return None
-    state = refused.terms.extra.get("channelState")
-    if state is None:
-        return None
-    base = int(payment.payload["voucher"]["maxClaimableAmount"]) - int(terms.amount)
-    since = int(state["chargedCumulativeAmount"]) - base
-    return min(since, int(terms.amount)) if since > 0 else None
