@@ -48,7 +48,7 @@ async def shop(
 
 @pytest.fixture
 async def desk(shop: Shop) -> AsyncIterator[RefundDesk]:
-    async with open_desk(shop) as desk:
+    async with open_desk(shop, confirmations=DEPTH) as desk:
         yield desk
 
 
@@ -176,3 +176,29 @@ async def test_what_was_sent_by_one_who_died_is_not_sent_for_a_reversed_payment(
     failed = await desk.carry_out(asked.refund_id)
     assert (failed.status, "reversed" in str(failed.error)) == ("failed", True)
     assert balance(shop) == before
+
+
+async def test_a_refund_that_a_reorganisation_takes_back_is_sent_again_and_by_nobody_else(
+    shop: Shop, desk: RefundDesk
+) -> None:
+    bought = await shop.buy()
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    before, snapshot = balance(shop), shop.chain.call("evm_snapshot")
+    done = await desk.refund(bought.payment_id, amount=None, reason=None)
+    assert shop.chain.call("evm_revert", snapshot)
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    shop.chain.call("evm_setAutomine", False)
+    await desk.purses[NETWORK].mend()  # its block is gone: it is on its way again
+    (seen,) = (await shop.reconcile()).differences
+    assert (seen.kind, seen.status, "Do nothing by hand" in seen.note) == ("refund_not_landed", "open", True)
+    shop.chain.call("evm_setAutomine", True)
+    shop.chain.call("evm_mine")
+    await desk.purses[NETWORK].mend()
+    assert (await shop.reconcile()).open_count == 0
+    assert balance(shop) == before + AMOUNT
+    # Fees that were raised on the way give it another hash.
+    await shop.run("UPDATE payments.x402_refunds SET tx_hash = %(hash)s", hash=make_hash())
+    await shop.reconcile()
+    assert (await shop.reconcile()).open_count == 0
+    async with shop.database.read() as tx:
+        assert (await refunds.get(tx, done.refund_id)).tx_hash == done.tx_hash

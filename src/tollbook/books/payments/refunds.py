@@ -91,20 +91,29 @@ class _Taken:
 
 
 async def request(
-    tx: WriteTx, payment_id: int, *, amount: int | None, reason: str | None, now: datetime
+    tx: WriteTx,
+    payment_id: int,
+    *,
+    amount: int | None,
+    reason: str | None,
+    refund_id: int | None = None,
+    now: datetime,
 ) -> Refund:
     """Take `amount` minor units, or all that is left, from what a payment holds, to be sent back.
 
+    A refund_id that is in the books already is that refund, asked for again.
     Where a restored database had forgotten a refund of this very sum, it is that one, `done`: asked for again
     it is sent. Raises PaymentNotInState unless it is settled, RefundTooLarge, PaymentUnknown.
     """
+    refund_id = refund_id or ids.make()
+    if (asked := await find(tx, refund_id)) is not None:
+        return asked
     recalled = await _claim_recalled(tx, payment_id, amount)
     if recalled is not None:
         return await get(tx, recalled)
     taken = await _take(tx, payment_id, amount)
     if taken is None:
         raise await _refuse(tx, payment_id)
-    refund_id = ids.make()
     await tx.execute(
         """
         INSERT INTO payments.x402_refunds (
@@ -204,6 +213,17 @@ async def fail(
     return changed == 1
 
 
+async def rename(tx: WriteTx, refund_id: int, *, tx_hash: str, block_number: int) -> None:
+    """Name the transaction that pays a refund by now: a reorganisation can bring it back as another one."""
+    await tx.execute(
+        """
+        UPDATE payments.x402_refunds SET tx_hash = %(tx_hash)s, block_number = %(block_number)s
+        WHERE refund_id = %(refund_id)s AND status = 'done'
+        """,
+        {"tx_hash": tx_hash, "block_number": block_number, "refund_id": refund_id},
+    )
+
+
 async def restore(tx: WriteTx, payment_id: int, moved: MarkedTransfer, *, now: datetime) -> None:
     """Enter a refund that the chain shows and the database had forgotten. Its sum is taken already."""
     await tx.execute(
@@ -236,7 +256,15 @@ async def restore(tx: WriteTx, payment_id: int, moved: MarkedTransfer, *, now: d
 
 async def get(tx: ReadTx, refund_id: int) -> Refund:
     """One refund. Raises RefundNotFound."""
-    refund = await tx.maybe(
+    refund = await find(tx, refund_id)
+    if refund is None:
+        raise RefundNotFound(f"There is no refund {show(refund_id)}.")
+    return refund
+
+
+async def find(tx: ReadTx, refund_id: int) -> Refund | None:
+    """One refund, None where there is none of this id."""
+    return await tx.maybe(
         """
         SELECT refund_id, payment_id, status, network, asset, amount, to_address, from_address, tx_hash,
                block_number, reason, error, requested_at, sent_at, ended_at
@@ -245,9 +273,6 @@ async def get(tx: ReadTx, refund_id: int) -> Refund:
         {"refund_id": refund_id},
         into=Refund,
     )
-    if refund is None:
-        raise RefundNotFound(f"There is no refund {show(refund_id)}.")
-    return refund
 
 
 async def page(

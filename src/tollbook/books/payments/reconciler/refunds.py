@@ -1,5 +1,6 @@
 """The reconciler's look at refunds: what is on its way for too long, and what never arrived."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -14,7 +15,7 @@ from tollbook.books.payments.reconciler.run import Run
 from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.solana.movements import SolanaWatcher
 from tollbook.books.payments.solana.refunds import SolanaReader
-from tollbook.core.database import ReadTx
+from tollbook.core.database import ReadTx, WriteTx
 
 ON_ITS_WAY_MAX = timedelta(minutes=10)
 RECENT = timedelta(hours=24)  # how far back is looked without `since`
@@ -29,12 +30,24 @@ class _Unequal:
     moved: Decimal
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    status: str
+    hash: str
+    block_number: int
+
+
 async def look_at_refunds(run: Run) -> None:
     """Book the refunds that were forgotten, name the late ones, compare the done ones with the chain."""
     await _recall(run)
     async with run.database.read() as tx:
         waiting = await refunds.find_open(tx)
         done = await refunds.page_done(tx, since=run.since or run.now - RECENT)
+        not_landed = {
+            each.refund_id: each.difference_id
+            for each in await differences.page(tx)
+            if each.kind == "refund_not_landed" and each.refund_id is not None
+        }
     async with run.database.write() as tx:
         for refund in waiting:
             if refund.requested_at <= run.now - ON_ITS_WAY_MAX:
@@ -42,7 +55,7 @@ async def look_at_refunds(run: Run) -> None:
                 await run.note(tx, _tell(refund, "refund_unknown", note))
         for payment in await _find_unequal(tx, run.since or run.now - RECENT):
             await run.note(tx, _tell_payment(payment))
-    await run.each(done, lambda refund: refund.network, lambda refund: _look(run, refund))
+    await run.each(done, lambda refund: refund.network, lambda refund: _look(run, refund, not_landed))
 
 
 async def _recall(run: Run) -> None:
@@ -108,7 +121,8 @@ def _tell_payment(row: _Unequal) -> Finding:
     )
 
 
-async def _look(run: Run, refund: Refund) -> None:
+async def _look(run: Run, refund: Refund, open_before: Mapping[int, int]) -> None:
+    """Compare a refund that is done with its transaction; `open_before` are differences, by refund."""
     watcher = run.watchers.get(refund.network)
     if watcher is None or refund.tx_hash is None:
         return
@@ -118,13 +132,33 @@ async def _look(run: Run, refund: Refund) -> None:
         if (movement.asset, movement.payer, movement.pay_to)
         == (refund.asset, refund.from_address, refund.to_address)
     )
-    if moved == refund.amount:
-        return
+    async with run.database.write() as tx:
+        if moved != refund.amount:
+            await _name_missing(run, tx, refund, moved)
+        elif refund.refund_id in open_before:
+            await differences.mend(tx, open_before[refund.refund_id], "It has landed.", now=run.now)
+
+
+async def _name_missing(run: Run, tx: WriteTx, refund: Refund, moved: int) -> None:
+    """After a reorganisation the lanes send it again, perhaps under another hash: then nobody else may."""
+    sent = await _find_transaction(tx, refund)
     note = (
         f"The books sent back {refund.amount}; its transaction moved {moved}. Send what is missing by hand."
     )
-    async with run.database.write() as tx:
-        await run.note(tx, _tell(refund, "refund_not_landed", note, moved))
+    if sent is not None and sent.status in ("reserved", "signed", "sent"):
+        note = "The chain took its transaction back, and the worker sends it again. Do nothing by hand."
+    elif sent is not None and sent.status == "mined" and sent.hash != refund.tx_hash:
+        await refunds.rename(tx, refund.refund_id, tx_hash=sent.hash, block_number=sent.block_number)
+        note = f"Its transaction is {sent.hash} by now. The next run compares that."
+    await run.note(tx, _tell(refund, "refund_not_landed", note, moved))
+
+
+async def _find_transaction(tx: ReadTx, refund: Refund) -> _Sent | None:
+    return await tx.maybe(
+        "SELECT status, hash, block_number FROM core.transactions WHERE purpose = %(purpose)s",
+        {"purpose": f"refund:{refund.refund_id}"},
+        into=_Sent,
+    )
 
 
 def _tell(refund: Refund, kind: Kind, note: str, moved: int | None = None) -> Finding:
