@@ -124,7 +124,8 @@ def _add_constraint(step: Step, table: Table, element: Any, column: str | None) 
     name = element.conname or _name(table, kind, columns, element.raw_expr)
     refers = element.pktable and step.world.key(element.pktable.schemaname, element.pktable.relname)
     valid = not element.skip_validation
-    made = Constraint(kind, name, columns, expression, refers, valid, element.is_enforced)
+    enforced = element.is_enforced or kind not in ("check", "foreign")
+    made = Constraint(kind, name, columns, expression, refers, valid, enforced)
     made.place, made.made_in = step.place, step.made_in
     table.constraints.append(made)
     if kind in ("primary", "not null"):

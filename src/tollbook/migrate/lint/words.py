@@ -69,6 +69,11 @@ def relation_of(names: Sequence[Any]) -> Any:
     return ast.RangeVar(relname=name, schemaname=schema, inh=True, relpersistence="p")
 
 
+def make_relation(key: Key) -> Any:
+    """Return a key as a relation."""
+    return ast.RangeVar(relname=key[1], schemaname=key[0], inh=True, relpersistence="p")
+
+
 def sql(node: Any) -> str:
     """Return a tree as SQL."""
     return RawStream()(node)

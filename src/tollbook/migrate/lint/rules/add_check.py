@@ -16,10 +16,10 @@ KINDS = (ConstrType.CONSTR_CHECK, ConstrType.CONSTR_NOTNULL)
 def check(unit: Unit) -> Iterable[Hit]:
     for one in unit.added_constraints(*KINDS):
         constraint = one.constraint
-        if constraint.skip_validation or not constraint.is_enforced:
+        is_check = constraint.contype == ConstrType.CONSTR_CHECK
+        # NOT ENFORCED is of checks alone; NOT NULL at a column that is added is for other rules.
+        if constraint.skip_validation or (not constraint.is_enforced if is_check else one.column):
             continue
-        if constraint.contype == ConstrType.CONSTR_NOTNULL and one.column:
-            continue  # ADD COLUMN … NOT NULL is for other rules
         yield Hit(
             f"The constraint on {show(one.relation)} is checked on every row under an ACCESS EXCLUSIVE lock.",
             _add_in_steps(unit, one),

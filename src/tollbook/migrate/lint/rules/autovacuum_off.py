@@ -1,6 +1,7 @@
 """Autovacuum is switched off for a table."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from pglast import ast
 from pglast.enums.parsenodes import AlterTableType
@@ -28,12 +29,11 @@ def check(unit: Unit) -> Iterable[Hit]:
                 )
 
 
-def _word(value: object) -> str:
-    for name in ("sval", "ival", "boolval"):
-        found = getattr(value, name, None)
-        if found is not None:
-            return str(found).lower()
-    return ""
+def _word(value: Any) -> str:
+    """Return an option's value as written: a number, a string, or a bare word (which is read as a type)."""
+    if is_a(value, ast.TypeName):
+        return str(value.names[-1].sval)
+    return str(getattr(value, "sval", getattr(value, "ival", ""))).lower()
 
 
 RULE = Rule(

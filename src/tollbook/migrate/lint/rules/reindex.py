@@ -1,6 +1,7 @@
 """REINDEX without CONCURRENTLY."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from pglast import ast
 from pglast.enums import ReindexObjectType
@@ -8,7 +9,7 @@ from pglast.enums import ReindexObjectType
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import insert_after, show
+from tollbook.migrate.lint.words import insert_after, make_relation, show
 
 WORDS = {ReindexObjectType.REINDEX_OBJECT_INDEX: "INDEX", ReindexObjectType.REINDEX_OBJECT_TABLE: "TABLE"}
 
@@ -22,8 +23,14 @@ def check(unit: Unit) -> Iterable[Hit]:
     yield Hit(
         f"REINDEX of {name} keeps writers out, and readers that would use the index, until it is built.",
         f"{insert_after(unit.text, word, 'CONCURRENTLY')};" if word else "",
-        tree.relation if word == "TABLE" else None,
+        find_table(unit) if word == "INDEX" else tree.relation,
     )
+
+
+def find_table(unit: Unit) -> Any:
+    """Return the table that the index is on, as far as the files say."""
+    found = unit.world.find_index(unit.tree.relation.schemaname, unit.tree.relation.relname)
+    return make_relation(found[0].key) if found else None
 
 
 RULE = Rule(
