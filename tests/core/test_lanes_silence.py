@@ -172,3 +172,20 @@ async def test_an_id_that_was_made_twice_fails_no_batch(
 
 def test_a_lane_asks_a_node_no_longer_than_a_caller_waits() -> None:
     assert lanes_node.REQUEST_SECONDS_MAX < lanes_room.SUBMIT_SECONDS_MAX
+
+
+async def test_one_of_which_the_node_talks_nonsense_holds_up_no_other(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    first = own_chain.call("eth_getBlockByNumber", "0x0", False)
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        proxy.refusals = {SEND: [NO_MATTER] * 2}
+        displaced, lost = [await lanes.submit(make_call()) for _ in range(2)]
+        send_elsewhere(own_chain, operator, 0)
+        proxy.answers = {"eth_getBlockByNumber": {key: first[key] for key in ("hash", "baseFeePerGas")}}
+        mended = await lanes.mend()
+        assert (mended.unclear, mended.resent) == (1, 1)
+        await mine(lanes, lost)
+        proxy.answers = {}
+        assert (await lanes.mend()).reissued == 1
+        await mine(lanes, displaced)

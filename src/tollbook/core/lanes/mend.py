@@ -3,7 +3,8 @@
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -85,14 +86,16 @@ class _Sweep:
         self.mended.abandoned = await self._lanes.free_abandoned()
         self._used = await self._lanes.look()
         self._head = await self._node.ask_int("eth_blockNumber")
+        await self._tell_keyless()
+        await self._mend_mined(await self._find("mined"))
         for sender, used in self._used.items():
             await self._find_lost(sender, used)
-        await self._mend_open(await self._find("signed", "sent"))
-        await self._mend_mined(await self._find("mined"))
         await self._mend_lost(await self._find("lost"))
         for sender, used in self._used.items():
             await self._fill(sender, used)
-        await self._tell_keyless()
+        await self._mend_open(
+            await self._find("signed", "sent")
+        )  # last: one may be more than the node can tell
 
     async def _find(self, *statuses: str) -> list[Unfinished]:
         async with self._lanes.database.read() as tx:
@@ -131,7 +134,8 @@ class _Sweep:
             if row.sender not in self._used:
                 continue  # its key is not here
             if row.nonce < self._used[row.sender]:
-                await self._mend_displaced(row)
+                with self._patience():
+                    await self._mend_displaced(row)
             elif row.hash not in known and row.fee_max >= base_fee:
                 await self._resend(row)
             elif row.hash not in known or self._now - row.sent_at >= self._stuck:
@@ -149,18 +153,26 @@ class _Sweep:
         self.mended.resent += await self._hand_out(row, row.fees) is Outcome.TAKEN
 
     async def _hand_out(self, row: Unfinished, fees: Fees) -> Outcome:
-        """One whose answer is lost must not keep the others waiting, nor a node that keeps silent for all."""
-        try:
+        outcome = Outcome.UNCLEAR
+        with self._patience():
             outcome = await self._lanes.resend(row, fees)
-        except ChainUnreachable:
-            self._silences += 1
-            if self._silences >= SILENCES_MAX:
-                raise
-            return Outcome.UNCLEAR
         if outcome is Outcome.NO_GAS_MONEY:
             self.mended.no_gas_money += 1
             logger.warning("%s", self._lanes.name_empty(row.sender).sentence)
         return outcome
+
+    @contextmanager
+    def _patience(self) -> Generator[None]:
+        """One whose answer is lost must not hold up the others; a node that keeps silent is left alone."""
+        try:
+            yield
+        except FeesAboveCap:
+            self.mended.above_cap += 1
+        except ChainUnreachable:
+            self.mended.unclear += 1
+            self._silences += 1
+            if self._silences >= SILENCES_MAX:
+                raise
 
     async def _bump(self, row: Unfinished, base_fee: int) -> None:
         """Offer more for the next one in its lane, and for all that the base fee has left behind."""
@@ -186,8 +198,8 @@ class _Sweep:
         logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder)
         if row.purpose.startswith(FILLER):
             self.mended.dropped += await self._drop(row)
-        elif (outcome := await self._lanes.renumber(row)) is not None:
-            self.mended.reissued += outcome is Outcome.TAKEN
+        else:
+            self.mended.reissued += await self._lanes.renumber(row) is Outcome.TAKEN
 
     async def _drop(self, row: Unfinished) -> bool:
         async with self._lanes.database.write() as tx:
@@ -283,15 +295,16 @@ class _Sweep:
         of_former = {
             row.transaction_id for row in rows if reset_at and row.mined_at and row.mined_at < reset_at
         }
-        lost = await self._leave_out_known([row for row in rows if is_old or row.transaction_id in of_former])
-        there = await self._read_block_hashes({cast(int, row.block_number) for row in lost})
-        moved_on = network == REHEARSAL
-        lost = [
-            row
-            for row in lost
-            if (now_there := there[cast(int, row.block_number)]) != row.block_hash
-            and (now_there is not None or moved_on or row.transaction_id in of_former)
-        ]
+        missing = [row for row in rows if is_old or row.transaction_id in of_former]
+        there = await self._read_block_hashes({cast(int, row.block_number) for row in missing})
+        lost = await self._leave_out_known(
+            [
+                row
+                for row in missing
+                if (now_there := there[cast(int, row.block_number)]) != row.block_hash
+                and (now_there is not None or network == REHEARSAL or row.transaction_id in of_former)
+            ]
+        )
         if not lost:
             return
         async with self._lanes.database.write() as tx:
@@ -320,11 +333,15 @@ class _Sweep:
             return
         async with self._lanes.database.write() as tx:
             self.mended.dropped += await transactions.drop_lost(tx, self._node.network)
+            ours = await transactions.find_held(tx, self._node.network)
         used = [row for row in rows if row.nonce < self._used.get(row.sender, 0)]
         found = await self._record_mined(used)
         for row in used:
-            if row.transaction_id not in found and await self._find_deep_holder(row) is not None:
-                self.mended.dropped += await self._drop(row)
+            if row.transaction_id in found or row.transaction_id in ours:
+                continue
+            with self._patience():
+                if await self._find_deep_holder(row) is not None:
+                    self.mended.dropped += await self._drop(row)
 
     # What is missing ---------------------------------------------------------------------------------------
 

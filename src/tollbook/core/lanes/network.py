@@ -329,8 +329,8 @@ class NetworkLanes:
                 return Outcome.UNCLEAR
         return await self._hand_out(row, raw, hash_)
 
-    async def renumber(self, row: Unfinished) -> Outcome | None:
-        """Send it under a new nonce: its own is another's for good. None where somebody came first.
+    async def renumber(self, row: Unfinished) -> Outcome:
+        """Send it under a new nonce: its own is another's for good. UNCLEAR where somebody came first.
 
         One commit takes the old nonce from it and gives it the new one: whoever is killed here loses nothing.
         Raises ChainUnreachable, FeesAboveCap.
@@ -342,7 +342,7 @@ class NetworkLanes:
             is_ours = await transactions.renumber(tx, row, nonce, hash_, fees)
             if not is_ours:
                 raise Rollback  # the nonce goes back
-        return await self._hand_out(row, raw, hash_) if is_ours else None
+        return await self._hand_out(row, raw, hash_) if is_ours else Outcome.UNCLEAR
 
     def _sign_again(self, row: Unfinished, nonce: int, fees: Fees) -> tuple[bytes, str]:
         to, value, data = self.read_call(row)

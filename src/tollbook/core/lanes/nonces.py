@@ -11,6 +11,7 @@ from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.lanes.transactions import Call
 
 TWINS_MAX = 5  # attempts, where an id that was made in the same millisecond is the same one
+GAP_SPAN_MAX = 100_000  # nonces that are looked through for gaps at once
 ID_CONSTRAINT = "transactions_pkey"
 
 
@@ -205,7 +206,7 @@ async def find_reset(tx: ReadTx, network: str) -> datetime | None:
 
 async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
     """Free the nonces from `used` on that nobody holds although later ones wait; how many are free now."""
-    params = {"network": network, "sender": sender, "used": used, "limit": limit}
+    params = {"network": network, "sender": sender, "used": used, "limit": limit, "span": GAP_SPAN_MAX}
     await tx.value(  # no nonce is taken meanwhile
         """
         SELECT next_nonce FROM core.lanes WHERE network = %(network)s AND sender = %(sender)s
@@ -218,7 +219,7 @@ async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: in
         INSERT INTO core.lane_gaps (network, sender, nonce)
         SELECT %(network)s, %(sender)s, n
         FROM generate_series(%(used)s::bigint, (
-            SELECT max(t.nonce) - 1 FROM core.transactions t
+            SELECT least(max(t.nonce) - 1, %(used)s::bigint + %(span)s) FROM core.transactions t
             WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
         )) AS n
         WHERE NOT EXISTS (

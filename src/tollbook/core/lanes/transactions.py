@@ -447,6 +447,22 @@ async def drop_lost(tx: WriteTx, network: str) -> int:
     )
 
 
+async def find_held(tx: ReadTx, network: str) -> set[int]:
+    """Those lost ones whose nonces went to others of ours, which are not final yet."""
+    rows = await tx.dicts(
+        """
+        SELECT t.transaction_id FROM core.transactions t
+        WHERE t.network = %(network)s AND t.status = 'lost' AND t.confirmed_at IS NULL AND EXISTS (
+            SELECT FROM core.transactions h
+            WHERE h.network = t.network AND h.sender = t.sender AND h.nonce = t.nonce
+              AND h.status NOT IN ('lost', 'dropped')
+        )
+        """,
+        {"network": network},
+    )
+    return {row["transaction_id"] for row in rows}
+
+
 async def find(tx: ReadTx, *, ids: Sequence[int] = (), purposes: Sequence[str] = ()) -> list[Transaction]:
     """The transactions with these ids, or these purposes."""
     rows = await tx.all(
