@@ -20,10 +20,12 @@ class Handler:
 
     def __init__(self, answer: Answer | None = None) -> None:
         self.done = 0
+        self.new_ids: list[int] = []
         self.answer = answer or Answer(201, {"content-type": "application/json"}, SECRET)
 
-    async def __call__(self) -> Answer:
+    async def __call__(self, new_id: int) -> Answer:
         self.done += 1
+        self.new_ids.append(new_id)
         return self.answer
 
 
@@ -87,10 +89,10 @@ async def test_while_the_first_runs_the_second_is_told_to_wait(database: Databas
     key, second = new_key(), Handler()
 
     class Outer(Handler):
-        async def __call__(self) -> Answer:
+        async def __call__(self, new_id: int) -> Answer:
             with pytest.raises(idempotency.IdempotencyKeyBusy):
                 await send(database, second, key)
-            return await super().__call__()
+            return await super().__call__(new_id)
 
     await send(database, Outer(), key)
     assert second.done == 0
@@ -100,7 +102,7 @@ async def test_a_request_that_was_refused_or_broke_may_be_sent_again(database: D
     key = new_key()
 
     class Broken(Handler):
-        async def __call__(self) -> Answer:
+        async def __call__(self, new_id: int) -> Answer:
             raise LookupError("broke")
 
     with pytest.raises(LookupError):
@@ -124,6 +126,7 @@ async def test_a_process_that_died_half_way_does_not_hold_its_key_for_ever(datab
         await send(database, handle, key)
     assert (await send(database, handle, key, late=61)).status == 201
     assert handle.done == 1
+    assert handle.new_ids == [7]  # what the one that died may have made is known by its id
 
 
 async def test_a_secret_in_an_answer_cannot_be_read_at_rest(database: Database) -> None:

@@ -163,7 +163,9 @@ def test_a_refund_that_is_asked_for_again_by_its_idempotency_key_is_sent_once(pa
     refunding = Refunding(shop, make_key(shop.server.url()), looks=False)
     refunding.run(None, ())
     [made] = [
-        each for each in list_boundaries(shop) if "after commit WITH" in each[0] and "x402_refunds" in each[0]
+        each
+        for each in list_boundaries(shop)
+        if each[0].startswith("after commit") and "INSERT payments.x402_refunds" in each[0]
     ]
     refunding.run(made, ("process",))
 

@@ -7,7 +7,7 @@ of which only the SHA-256 is kept: what lies in the database opens only for who 
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -65,6 +65,7 @@ class Attempt:
     key: str
     request_hash: bytes
     attempt_id: int
+    started_at: datetime
 
     @property
     def key_hash(self) -> bytes:
@@ -91,24 +92,26 @@ async def run(
     caller: int,
     key: str,
     request_hash: bytes,
-    handle: Callable[[], Awaitable[Answer]],
+    handle: Callable[[int], Awaitable[Answer]],
     now: datetime,
 ) -> Answer:
     """Answer as before where this was answered before; else handle it and keep the answer if it is a 2xx.
 
-    A request that was refused or failed made nothing, so it is forgotten and may be sent again.
+    A request that was refused or failed made nothing, so it is forgotten and may be sent again. `handle` is
+    given the id of what it makes: one that died may have made it, and then the next one finds it by that.
     Raises IdempotencyKeyMalformed, IdempotencyKeyReused, IdempotencyKeyBusy, and what `handle` raises.
     """
     if not KEY_LENGTH_MIN <= len(key) <= KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise IdempotencyKeyMalformed(
             f"An Idempotency-Key has {KEY_LENGTH_MIN} to {KEY_LENGTH_MAX} ASCII characters; send a new UUID."
         )
-    attempt = Attempt(caller, key, request_hash, ids.make())
-    kept = await _begin(database, attempt, now)
-    if kept is not None:
-        return _replay(attempt, kept)
+    attempt = Attempt(caller, key, request_hash, ids.make(), now)
+    begun = await _begin(database, attempt)
+    if isinstance(begun, _Kept):
+        return _replay(attempt, begun)
+    attempt = replace(attempt, attempt_id=begun)
     try:
-        answer = await handle()
+        answer = await handle(attempt.attempt_id)
     except Exception:  # not where it is cancelled: then it may be done already
         await _release(database, attempt)
         raise
@@ -127,11 +130,12 @@ async def forget(database: Database) -> int:
         )
 
 
-async def _begin(database: Database, attempt: Attempt, now: datetime) -> _Kept | None:
-    """None where this attempt is the one to handle the request; else what stands in its way."""
+async def _begin(database: Database, attempt: Attempt) -> _Kept | int:
+    """The attempt's id where it is the one to handle the request; else what stands in its way."""
     async with database.write() as tx:
-        if await _take(tx, attempt, now):
-            return None
+        taken = await _take(tx, attempt)
+        if taken is not None:
+            return taken
         kept = await tx.maybe(
             """
             SELECT request_hash, status, response_status, sealed_response
@@ -145,8 +149,9 @@ async def _begin(database: Database, attempt: Attempt, now: datetime) -> _Kept |
     return kept
 
 
-async def _take(tx: WriteTx, attempt: Attempt, now: datetime) -> bool:
-    taken = await tx.execute(
+async def _take(tx: WriteTx, attempt: Attempt) -> int | None:
+    """Who takes over from one that died keeps its id: what that one made is not made again."""
+    return await tx.value(
         """
         INSERT INTO core.idempotency_keys AS k (
             caller, key_hash, request_hash, status, attempt_id, started_at, expires_at
@@ -154,24 +159,25 @@ async def _take(tx: WriteTx, attempt: Attempt, now: datetime) -> bool:
             %(caller)s, %(key_hash)s, %(request_hash)s, 'running', %(attempt_id)s, %(now)s, %(expires_at)s
         )
         ON CONFLICT (caller, key_hash) DO UPDATE
-        SET request_hash = excluded.request_hash, status = 'running', attempt_id = excluded.attempt_id,
+        SET request_hash = excluded.request_hash, status = 'running',
+            attempt_id = CASE WHEN k.expires_at < %(now)s THEN excluded.attempt_id ELSE k.attempt_id END,
             started_at = excluded.started_at, expires_at = excluded.expires_at,
             response_status = NULL, sealed_response = NULL
         WHERE k.expires_at < %(now)s
            OR (k.status = 'running' AND k.started_at < %(dead_before)s
                AND k.request_hash = excluded.request_hash)
+        RETURNING attempt_id
         """,
         {
             "caller": attempt.caller,
             "key_hash": attempt.key_hash,
             "request_hash": attempt.request_hash,
             "attempt_id": attempt.attempt_id,
-            "now": now,
-            "expires_at": now + KEEP,
-            "dead_before": now - RUNNING_MAX,
+            "now": attempt.started_at,
+            "expires_at": attempt.started_at + KEEP,
+            "dead_before": attempt.started_at - RUNNING_MAX,
         },
     )
-    return taken == 1
 
 
 async def _finish(database: Database, attempt: Attempt, answer: Answer) -> None:
@@ -199,9 +205,9 @@ async def _release(database: Database, attempt: Attempt) -> None:
             """
             DELETE FROM core.idempotency_keys
             WHERE caller = %(caller)s AND key_hash = %(key_hash)s
-              AND attempt_id = %(attempt_id)s AND status = 'running'
+              AND started_at = %(started_at)s AND status = 'running'
             """,
-            {"caller": attempt.caller, "key_hash": attempt.key_hash, "attempt_id": attempt.attempt_id},
+            {"caller": attempt.caller, "key_hash": attempt.key_hash, "started_at": attempt.started_at},
         )
 
 

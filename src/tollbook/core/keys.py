@@ -112,19 +112,28 @@ def hash_secret(secret: str) -> bytes:
 
 
 async def create(
-    tx: WriteTx, *, name: str, scopes: Sequence[str], expires_at: datetime | None = None, now: datetime
+    tx: WriteTx,
+    *,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime | None = None,
+    key_id: int | None = None,
+    now: datetime,
 ) -> KeyGrant:
-    """Make a key. Scopes are "payments:read", "keys:write" … or "*". Raises KeyMalformed."""
+    """Make a key; of a key_id that was made already, nobody was told the secret, and it gets another.
+
+    Scopes are "payments:read", "keys:write" … or "*". Raises KeyMalformed."""
     _check(name, scopes, expires_at, now)
     secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
     key = await tx.one(
         """
         INSERT INTO core.api_keys (key_id, name, secret_hash, scopes, created_at, expires_at)
         VALUES (%(key_id)s, %(name)s, %(secret_hash)s, %(scopes)s, %(now)s, %(expires_at)s)
+        ON CONFLICT (key_id) DO UPDATE SET secret_hash = excluded.secret_hash
         RETURNING key_id, name, scopes, created_at, expires_at, revoked_at, last_used_at
         """,
         {
-            "key_id": ids.make(),
+            "key_id": key_id or ids.make(),
             "name": name.strip(),
             "secret_hash": hash_secret(secret),
             "scopes": sorted(set(scopes)),

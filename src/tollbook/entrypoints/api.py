@@ -15,7 +15,7 @@ from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.core import clock, http, journal, keys, telemetry
 from tollbook.core.chains import Chain, is_solana
 from tollbook.core.database import Database
-from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, read_id, require
+from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, NewId, read_id, require
 from tollbook.core.keys import Key, KeyGrant
 from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
 
@@ -113,12 +113,19 @@ async def list_keys(database: Base, cursor: Cursor = None, limit: Limit = LIMIT_
 
 
 @_keys.post("", status_code=201)
-async def create_key(database: Base, caller: Annotated[Key, require(WRITE_KEYS)], wanted: NewKey) -> KeyGrant:
+async def create_key(
+    database: Base, caller: Annotated[Key, require(WRITE_KEYS)], wanted: NewKey, key_id: NewId
+) -> KeyGrant:
     """Make an API key. Its secret is in this answer and nowhere else."""
     keys.check_within(caller, wanted.scopes)
     async with database.write() as tx:
         return await keys.create(
-            tx, name=wanted.name, scopes=wanted.scopes, expires_at=wanted.expires_at, now=clock.now()
+            tx,
+            name=wanted.name,
+            scopes=wanted.scopes,
+            expires_at=wanted.expires_at,
+            key_id=key_id,
+            now=clock.now(),
         )
 
 

@@ -19,7 +19,7 @@ from tollbook.books.payments.tokens import Token
 from tollbook.core import clock, telemetry
 from tollbook.core.chains import Chain
 from tollbook.core.errors import Refusal
-from tollbook.core.http import PROBLEMS, Base, Caller, IdempotentRoute, read_id, require
+from tollbook.core.http import PROBLEMS, Base, Caller, IdempotentRoute, NewId, read_id, require
 from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
 
 READ = "payments:read"
@@ -162,14 +162,18 @@ async def list_refunds(
 
 
 @router.post("/{pay_id}/refunds", status_code=201, dependencies=[require(WRITE)])
-async def request_refund(database: Base, payment_id: PaymentPath, wanted: NewRefund) -> Refund:
+async def request_refund(
+    database: Base, payment_id: PaymentPath, wanted: NewRefund, refund_id: NewId
+) -> Refund:
     """Ask for a payment to be sent back, whole or in part. The sum is taken at once, and the worker sends it.
 
     Its status is `requested` until then; it ends as `done` or `failed`, with its error.
     """
     async with database.write() as tx:
         amount = None if wanted.amount is None else int(wanted.amount)
-        return await refunds.request(tx, payment_id, amount=amount, reason=wanted.reason, now=clock.now())
+        return await refunds.request(
+            tx, payment_id, amount=amount, reason=wanted.reason, refund_id=refund_id, now=clock.now()
+        )
 
 
 def make_claims_router(tolls: Tolls | None, chains: Mapping[str, Chain | SolanaNode]) -> APIRouter:
