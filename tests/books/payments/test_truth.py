@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from eth_account.signers.local import LocalAccount
@@ -10,7 +11,7 @@ from fixtures.authorizations import authorize, transfer
 from tollbook.books.payments.ledger import Settlement, Verdict
 from tollbook.books.payments.truth import RAN_OUT, SPENT_ELSEWHERE, ChainTruth
 from tollbook.core import chain_logs, clock
-from tollbook.core.chains import Chain, ChainUnreachable
+from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable
 from tollbook.core.local_chain import DEPLOYER, NETWORK, LocalChain
 
 AMOUNT = 10_000
@@ -102,15 +103,35 @@ async def test_what_cannot_be_judged_is_not_judged(
     assert await truth.find(authorize(payer, seller.address).as_settlement(**changes)) is None
 
 
-async def test_a_spent_authorization_that_cannot_be_found_is_not_called_unsettled(
-    chain: LocalChain, truth: ChainTruth, payer: LocalAccount, seller: LocalAccount
+@pytest.mark.parametrize("knows_old_states", [True, False])
+async def test_what_was_spent_before_we_were_asked_paid_for_nothing_here(
+    chain: LocalChain,
+    truth: ChainTruth,
+    payer: LocalAccount,
+    seller: LocalAccount,
+    monkeypatch: pytest.MonkeyPatch,
+    knows_old_states: bool,
 ) -> None:
-    """It was used before we look: perhaps to pay us."""
+    """However long before; if the node cannot tell, it is not called unsettled: it may have paid us."""
     signed = authorize(payer, seller.address)
     signed.send(chain)
+    for _ in range(2):
+        chain.call("evm_mine")
     late = signed.as_settlement(asked_at=clock.now() + timedelta(hours=3))
-    chain.call("evm_mine")
-    assert await truth.find(late) is None
+    asked: list[int] = []
+    call = Chain.call
+
+    async def forget(node: Chain, *args: Any, block: int) -> bytes:
+        asked.append(block)
+        if len(asked) > 1:  # the first was the newest
+            raise ChainRefused(NETWORK, "eth_call", "missing trie node")
+        return await call(node, *args, block=block)
+
+    if not knows_old_states:
+        monkeypatch.setattr(Chain, "call", forget)
+    found = await truth.find(late)
+    wanted = Verdict("not settled", reason=f"{SPENT_ELSEWHERE} before it was presented here")
+    assert found == (wanted if knows_old_states else None)
 
 
 async def test_other_families_are_judged_by_their_own(payer: LocalAccount, seller: LocalAccount) -> None:

@@ -143,7 +143,7 @@ async def _find_authorization(chain: Chain, row: Settlement, newest: Block) -> V
     topics = [ends, pad(row.payer), row.nonce]
     events = await find_events(chain, [row.asset], topics, first, newest.number)
     if not events:
-        return None  # used longer ago than we look, or the node is behind itself
+        return await _judge_unfound(chain, row, first, newest)
     receipt = await chain.get_transaction_receipt(events[-1].transaction_hash)
     if receipt is None:
         return None
@@ -161,7 +161,18 @@ async def _find_permit(chain: Chain, row: Settlement, newest: Block) -> Verdict 
         if await _names_permit(chain, row, event.transaction_hash):
             receipt = await chain.get_transaction_receipt(event.transaction_hash)
             return None if receipt is None else _settled(row, receipt, measure(row, receipt.logs))
-    return None  # cancelled, or paid to somebody else: Permit2's nonces leave no log that would prove it
+    # Else cancelled, or paid to somebody else: Permit2's nonces leave no log that would prove it.
+    return await _judge_unfound(chain, row, first, newest)
+
+
+async def _judge_unfound(chain: Chain, row: Settlement, first: int, newest: Block) -> Verdict | None:
+    """What was used, and not from block `first` on, was used before we were asked: that paid for nothing here.
+
+    None where the node does not know that block's state any more, or is behind itself.
+    """
+    if newest.number - first + 1 < count_confirmations(row.network) or not await _is_used(chain, row, first):
+        return None
+    return Verdict("not settled", reason=f"{SPENT_ELSEWHERE} before it was presented here")
 
 
 def _settled(row: Settlement, receipt: Receipt, moved: int) -> Verdict:

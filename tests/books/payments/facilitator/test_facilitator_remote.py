@@ -48,6 +48,23 @@ def failed(reason: str | None, transaction: str = "") -> dict[str, Any]:
     return {"success": False, "errorReason": reason, "transaction": transaction, "network": NETWORK}
 
 
+@pytest.mark.parametrize("name", ["extra", "extensions"])
+async def test_what_no_header_has_room_for_goes_no_further(name: str) -> None:
+    settled = {"success": True, "transaction": "0x" + "ab" * 32, "network": NETWORK}
+    for letters, is_kept in ((100, True), (facilitator_remote.EXTRAS_BYTES_MAX, False)):
+        answer = await answer_settle(200, settled | {name: {"said": "x" * letters}})
+        assert isinstance(answer, SettleResponse)
+        assert answer.success
+        assert (getattr(answer, name) is not None) == is_kept
+
+
+@pytest.mark.parametrize("name", ["transaction", "payer", "amount"])
+async def test_an_answer_of_endless_words_is_none(name: str) -> None:
+    settled = {"success": True, "transaction": "0x" + "ab" * 32, "network": NETWORK}
+    answer = await answer_settle(200, settled | {name: "1" * 1_000})
+    assert isinstance(answer, SettlementUnknown)
+
+
 async def test_what_a_facilitator_says_of_its_node_is_not_for_buyers() -> None:
     said = "HTTPConnectionPool(host='node.example', port=443): Max retries exceeded with url: /v2/s3cretKey "
     said += "(https://me:s3cretKey@node.example) ?key=s3cretKey " + "x" * 10_000

@@ -24,6 +24,7 @@ from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse, Ve
 from tollbook.books.payments.facilitator import eip3009
 from tollbook.books.payments.facilitator.broadcast import GAS_LIMIT, Broadcast, is_reverted
 from tollbook.books.payments.facilitator.eip3009 import Authorization
+from tollbook.books.payments.facilitator.errors import SettlementUnknown
 from tollbook.books.payments.facilitator.faults import SURE_REASONS
 from tollbook.books.payments.facilitator.node import CallReverted, Node, NodeFailed, read_bytes, read_int
 from tollbook.books.payments.facilitator.purposes import ATTEMPTS_MAX, identify, number
@@ -36,6 +37,7 @@ ASSETS_MAX = 4096  # remembered as contracts
 ASSET_SECONDS_MAX = 900.0
 LOG_BLOCKS = 2_000  # what public nodes search at once
 LOG_SEARCHES_MAX = 10
+NONCE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,13 @@ class Eip3009:
     async def judge(self, payment: Payment, receipt: Receipt) -> SettleResponse:
         """Return what a mined transaction of ours did."""
         if receipt.succeeded:
-            return self.read_outcome(payment, receipt)
+            try:
+                return self.read_outcome(payment, receipt)
+            except SettlementUnknown:
+                if not await self._settles_another(payment, receipt):
+                    raise
+                said = "Its payer signed another payment with this nonce, and that one came first."
+                return payment.fail(ERR_NONCE_ALREADY_USED, said)
         failed = payment.fail(ERR_TRANSACTION_FAILED, "It was mined and reverted.", receipt.transaction_hash)
         return await self._look(payment, failed, receipt.block_number)
 
@@ -186,6 +194,16 @@ class Eip3009:
             network=payment.requirements.network,
             payer=payment.payer,
         )
+
+    async def _settles_another(self, payment: Payment, receipt: Receipt) -> bool:
+        """Return whether a transaction of ours spent this nonce by another authorization: its call shows."""
+        try:
+            sent = await self._node.ask("eth_getTransactionByHash", receipt.transaction_hash)
+        except NodeFailed:
+            return False
+        data = read_bytes(sent["input"]) if sent is not None else b""
+        words = payment.authorization.words
+        return words[-NONCE_BYTES:] in data and words not in data
 
     async def _is_used(self, payment: Payment, block: int | None = None) -> bool:
         """Return whether an authorization is spent or canceled, as of a block or the newest.

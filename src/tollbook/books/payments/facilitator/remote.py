@@ -1,5 +1,6 @@
 """A facilitator at a URL: Tollbook's own elsewhere, or anybody's."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ VERIFY_SECONDS_MAX = 15.0
 SETTLE_SECONDS_MAX = 90.0
 ANSWER_BYTES_MAX = 1024 * 1024
 MESSAGE_LETTERS_MAX = 300
+TEXT_LETTERS_MAX = 500  # of a reason, a transaction, an address
+EXTRAS_BYTES_MAX = 4096  # they go on in headers, of which clients read little more
 
 # A facilitator elsewhere that sent nothing and gives one of these has failed too: it looked at the chain.
 _SURE_REASONS_HERE = SURE_REASONS | {
@@ -58,6 +61,8 @@ _SURE_REASONS_HERE = SURE_REASONS | {
 _SURE_STATUSES = {400, 401, 403, 404, 405, 413, 415, 422, 429}
 
 _MESSAGES = ("invalid_message", "error_message")
+_TEXTS = ("invalid_reason", "error_reason", "transaction", "payer", "amount")
+_EXTRAS = ("extra", "extensions")
 _MARKS_OF_URLS = "/@?"
 
 _Answer = TypeVar("_Answer", VerifyResponse, SettleResponse, SupportedResponse)
@@ -195,9 +200,17 @@ def _read(model: type[_Answer], response: httpx.Response) -> _Answer | None:
         answer = model.model_validate_json(response.content, strict=True)
     except ValidationError:
         return None
-    return answer.model_copy(
-        update={name: _hush(text) for name in _MESSAGES if (text := getattr(answer, name, None)) is not None}
-    )
+    if isinstance(answer, SupportedResponse):
+        return answer
+    if any(len(getattr(answer, name, None) or "") > TEXT_LETTERS_MAX for name in _TEXTS):
+        return None
+    hushed = {name: _hush(text) for name in _MESSAGES if (text := getattr(answer, name, None)) is not None}
+    too_long = {name: None for name in _EXTRAS if _measure(getattr(answer, name, None)) > EXTRAS_BYTES_MAX}
+    return answer.model_copy(update=hushed | too_long)
+
+
+def _measure(extra: object) -> int:
+    return len(json.dumps(extra))
 
 
 def _hush(text: str) -> str:
