@@ -12,7 +12,7 @@ from tollbook.migrate.errors import Place
 from tollbook.migrate.lint import column_types
 from tollbook.migrate.lint.trees import find_columns, is_a
 from tollbook.migrate.lint.words import DEFAULT_SCHEMA, relation_of, split, sql
-from tollbook.migrate.lint.world import Column, Constraint, Enum, Index, Routine, Table, World
+from tollbook.migrate.lint.world import Column, Constraint, Domain, Enum, Index, Routine, Table, World
 from tollbook.migrate.statements import kind_of
 
 CONSTRAINT_KINDS = {
@@ -246,6 +246,18 @@ def _create_enum(step: Step, tree: Any) -> None:
     step.world.enums[step.world.key(*split(tree.typeName))] = Enum(step.made_in)
 
 
+def _create_domain(step: Step, tree: Any) -> None:
+    kinds = (ConstrType.CONSTR_CHECK, ConstrType.CONSTR_NOTNULL)
+    constrained = any(one.contype in kinds for one in tree.constraints or ())
+    step.world.domains[step.world.key(*split(tree.domainname))] = Domain(sql(tree.typeName), constrained)
+
+
+def _alter_domain(step: Step, tree: Any) -> None:
+    if tree.subtype in ("C", "O"):  # ADD CONSTRAINT, SET NOT NULL
+        step.world.domains.setdefault(step.world.key(*split(tree.typeName)), Domain("", constrained=True))
+        step.world.domains[step.world.key(*split(tree.typeName))].constrained = True
+
+
 def _alter_enum(step: Step, tree: Any) -> None:
     key = step.world.key(*split(tree.typeName))
     if tree.newVal and tree.oldVal is None:
@@ -423,6 +435,8 @@ HANDLERS: dict[type, Callable[[Step, Any], None]] = {
     ast.CreateSchemaStmt: _create_schema,
     ast.CreateEnumStmt: _create_enum,
     ast.AlterEnumStmt: _alter_enum,
+    ast.CreateDomainStmt: _create_domain,
+    ast.AlterDomainStmt: _alter_domain,
     ast.DropStmt: _drop,
     ast.AlterTableStmt: _alter_table,
     ast.CreatePolicyStmt: _create_policy,

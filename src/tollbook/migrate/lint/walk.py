@@ -209,6 +209,7 @@ def branch(world: World, script: Script) -> World:
         tables,
         {key: list(known) for key, known in world.routines.items()},
         deepcopy(world.enums),
+        deepcopy(world.domains),
         dict(world.schemas),
         dict(world.triggers),
         dict(world.partition_keys),

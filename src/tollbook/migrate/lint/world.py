@@ -94,12 +94,21 @@ class Enum:
 
 
 @dataclass(slots=True)
+class Domain:
+    """A domain: the type beneath it, as words, and whether it has a constraint."""
+
+    base: str
+    constrained: bool
+
+
+@dataclass(slots=True)
 class World:
     """Tables, routines and enums by name. fresh: the migrations whose works are new, hence empty."""
 
     tables: dict[Key, Table] = field(default_factory=dict[Key, Table])
     routines: dict[Key, list[Routine]] = field(default_factory=dict[Key, list[Routine]])
     enums: dict[Key, Enum] = field(default_factory=dict[Key, Enum])
+    domains: dict[Key, Domain] = field(default_factory=dict[Key, Domain])
     schemas: dict[str, str] = field(default_factory=dict[str, str])  # name: made in
     triggers: dict[Key, str] = field(default_factory=dict[Key, str])  # table and name: made in
     partition_keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])

@@ -3,6 +3,7 @@
 from tollbook.migrate.lint.rule import Rule
 from tollbook.migrate.lint.rules import (
     add_check,
+    add_column_domain,
     add_column_generated,
     add_column_not_null,
     add_column_numbered,
@@ -92,6 +93,7 @@ from tollbook.migrate.lint.rules import (
 # The last two look at what the others have left of the allowances.
 RULES: tuple[Rule, ...] = (
     add_check.RULE,
+    add_column_domain.RULE,
     add_column_generated.RULE,
     add_column_not_null.RULE,
     add_column_numbered.RULE,

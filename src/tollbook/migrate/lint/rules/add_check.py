@@ -10,6 +10,7 @@ from tollbook.migrate.lint.trees import find_columns
 from tollbook.migrate.lint.unit import Added, Unit
 from tollbook.migrate.lint.words import name_after, quote, show, sql
 
+WORDS_MAX = 60
 KINDS = (ConstrType.CONSTR_CHECK, ConstrType.CONSTR_NOTNULL)
 
 
@@ -21,10 +22,17 @@ def check(unit: Unit) -> Iterable[Hit]:
         if constraint.skip_validation or (not constraint.is_enforced if is_check else one.column):
             continue
         yield Hit(
-            f"The constraint on {show(one.relation)} is checked on every row under an ACCESS EXCLUSIVE lock.",
+            f"{_describe(one)} on {show(one.relation)} is checked on every row under an ACCESS EXCLUSIVE "
+            "lock.",
             _add_in_steps(unit, one),
             one.relation,
         )
+
+
+def _describe(one: Added) -> str:
+    """Return the constraint's name, or what it says."""
+    words = " ".join(sql(one.constraint).split())
+    return quote(one.constraint.conname) if one.constraint.conname else words[:WORDS_MAX]
 
 
 def _add_in_steps(unit: Unit, one: Added) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from pglast import ast
-from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.rules.many_tables import find_locked
@@ -12,8 +11,6 @@ from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.walk import File
 from tollbook.migrate.lint.words import show
-
-BRIEF = (AlterTableType.AT_ValidateConstraint,)
 
 
 def check_file(file: File) -> Iterable[Hit]:
@@ -29,7 +26,7 @@ def check_file(file: File) -> Iterable[Hit]:
                 written,
                 at=unit.index,
             )
-        for name in () if any(unit.alterations(*BRIEF)) else find_locked(unit):
+        for name in find_locked(unit):
             held.setdefault(name, unit)
 
 

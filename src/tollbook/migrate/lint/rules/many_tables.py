@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pglast import ast
+from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
@@ -11,6 +12,15 @@ from tollbook.migrate.lint.walk import File
 from tollbook.migrate.lint.words import show
 
 TABLES_MAX = 1
+# They take SHARE UPDATE EXCLUSIVE, which lets everybody read and write.
+HARMLESS = (
+    AlterTableType.AT_ValidateConstraint,
+    AlterTableType.AT_SetRelOptions,
+    AlterTableType.AT_ResetRelOptions,
+    AlterTableType.AT_SetStatistics,
+    AlterTableType.AT_ClusterOn,
+    AlterTableType.AT_DropCluster,
+)
 
 
 def check_file(file: File) -> Iterable[Hit]:
@@ -39,7 +49,9 @@ def find_locked(unit: Unit) -> Iterable[str]:
     if unit.alone:
         return
     relations: list[object] = []
-    if is_a(tree, ast.AlterTableStmt, ast.CreateTrigStmt, ast.RenameStmt, ast.IndexStmt):
+    if is_a(tree, ast.AlterTableStmt):
+        relations += [one.relation for one in unit.alterations() if one.command.subtype not in HARMLESS]
+    elif is_a(tree, ast.CreateTrigStmt, ast.RenameStmt, ast.IndexStmt):
         relations.append(tree.relation)
     elif is_a(tree, ast.TruncateStmt):
         relations += list(tree.relations or ())
