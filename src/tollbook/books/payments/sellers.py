@@ -206,12 +206,13 @@ class PaymentSeller:
                 return []
             purchase = await self._settle(await self._read_usage(usage))
         admission = await self._admit(purchase)
+        self._is_counted = True  # also where the database is lost before it is recorded
         await self._meter.record(
             admission, endpoint=endpoint, status_code=status, response_time_ms=milliseconds
         )
-        self._remaining = count_remaining(admission, status)
-        if status < SERVER_ERROR:
-            self._copy, self._is_counted = _Copy(), True
+        self._remaining, self._is_counted = count_remaining(admission, status), status < SERVER_ERROR
+        if self._is_counted:
+            self._copy = _Copy()
         return self.receipt()
 
     async def _admit(self, purchase: Purchase) -> Admission:
