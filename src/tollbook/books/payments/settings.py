@@ -13,6 +13,7 @@ class PaymentsSettings(BaseSettings):
 
     `routes` as the paywall has them: {"GET /weather": {"price": "$0.01", "requests": 100}}; `payees`:
     [{"network": "base", "address": "0x…"}]; `rpc_urls`: {"eip155:8453": "https://…"}, by CAIP-2 id.
+    `facilitator_key_file` and `solana_key_file` hold the operator's keys, which pay refunds.
     `channel_key` (TOLLBOOK_CHANNEL_KEY, 64 hexadecimal digits) seals the vouchers of payment channels.
     """
 
