@@ -41,7 +41,7 @@ def write_page() -> str:
 def _write_chapter(rule: Rule) -> str:
     found = find(rule)
     parts = [
-        f"## {rule.id}\n\n{rule.what} ({rule.severity}{_claim(rule)})",
+        f"## {rule.id}\n\n*{rule.severity}{_claim(rule)}*\n\n{rule.what}",
         f"**Why.** {rule.why}",
         f"**Instead.** {rule.safe}",
         f"```sql\n{rule.example.sql}\n```",
