@@ -272,60 +272,65 @@ class _Sweep:
 
     async def _find_lost(self, sender: str, used: int) -> None:
         """Final ones that the chain knows nothing of: the lane would wait for their nonces for ever."""
-        since, network = self._lanes.behind_since, self._node.network
         async with self._lanes.database.read() as tx:
-            rows = await transactions.find_final(tx, network, sender, used, SWEEP_MAX)
-            reset_at = await nonces.find_reset(tx, network)
+            rows = await transactions.find_final(tx, self._node.network, sender, used, SWEEP_MAX)
+            reset_at = await nonces.find_reset(tx, self._node.network)
+        since = self._lanes.behind_since
         if not rows:
             since.pop(sender, None)
             return
-        if sender not in since:
+        is_news = sender not in since
+        first_seen = since.setdefault(sender, time.monotonic())
+        former = {row.transaction_id for row in rows if reset_at and row.mined_at and row.mined_at < reset_at}
+        is_old = time.monotonic() - first_seen >= BEHIND_SECONDS
+        missing = [row for row in rows if is_old or row.transaction_id in former]
+        lost = await self._leave_out_known(await self._leave_out_standing(missing, former))
+        if lost:
+            await self._record_lost(sender, lost)
+        if len(lost) == len(rows) < SWEEP_MAX:
+            del since[sender]
+        elif is_news:
             logger.warning(
                 "%s has %s transactions of %s, and the books have %s final ones more. Its node lags, or "
                 "the chain was rolled back. If that does not change in %.0f seconds, those that the node "
                 "does not know are given up, and the lane goes on.",
-                network,
+                self._node.network,
                 used,
                 sender,
                 len(rows),
                 BEHIND_SECONDS,
             )
-        first_seen = since.setdefault(sender, time.monotonic())
-        is_old = time.monotonic() - first_seen >= BEHIND_SECONDS
-        of_former = {
-            row.transaction_id for row in rows if reset_at and row.mined_at and row.mined_at < reset_at
-        }
-        missing = [row for row in rows if is_old or row.transaction_id in of_former]
-        there = await self._read_block_hashes({cast(int, row.block_number) for row in missing})
-        lost = await self._leave_out_known(
-            [
-                row
-                for row in missing
-                if (now_there := there[cast(int, row.block_number)]) != row.block_hash
-                and (now_there is not None or network == REHEARSAL or row.transaction_id in of_former)
-            ]
-        )
-        if not lost:
-            return
-        async with self._lanes.database.write() as tx:
-            count = await transactions.record_lost(tx, lost)
-        self.mended.lost += count
-        telemetry.LOST.labels(network).inc(count)
-        logger.error(
-            "%s transactions of %s on %s that were final are on the chain no more, nonces %s to %s. What "
-            "they paid did not happen: run `tollbook payments reconcile`.",
-            count,
-            sender,
-            network,
-            lost[0].nonce,
-            lost[-1].nonce,
-        )
+
+    async def _leave_out_standing(self, rows: Sequence[Transaction], former: set[int]) -> list[Transaction]:
+        """Without those whose blocks stand, or of whose blocks nothing is known: the node may lag."""
+        there = await self._read_block_hashes({cast(int, row.block_number) for row in rows})
+        return [
+            row
+            for row in rows
+            if (now_there := there[cast(int, row.block_number)]) != row.block_hash
+            and (now_there is not None or self._node.network == REHEARSAL or row.transaction_id in former)
+        ]
 
     async def _leave_out_known(self, rows: Sequence[Transaction]) -> list[Transaction]:
         mined = await find_mined(self._node, [(row.transaction_id, row.hashes) for row in rows])
         left = [row for row in rows if row.transaction_id not in mined]
         known = await find_known(self._node, [one for row in left for one in row.hashes])
         return [row for row in left if known.isdisjoint(row.hashes)]
+
+    async def _record_lost(self, sender: str, lost: Sequence[Transaction]) -> None:
+        async with self._lanes.database.write() as tx:
+            count = await transactions.record_lost(tx, lost)
+        self.mended.lost += count
+        telemetry.LOST.labels(self._node.network).inc(count)
+        logger.error(
+            "%s transactions of %s on %s that were final are on the chain no more, nonces %s to %s. What "
+            "they paid did not happen: run `tollbook payments reconcile`.",
+            count,
+            sender,
+            self._node.network,
+            min(cast(int, row.nonce) for row in lost),
+            max(cast(int, row.nonce) for row in lost),
+        )
 
     async def _mend_lost(self, rows: Sequence[Unfinished]) -> None:
         """Once their nonces are used: they came back, or never will."""
