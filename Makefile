@@ -13,8 +13,7 @@ PYTHON_MIN := 3.11
 NODE_MIN := 18
 TEST_WORKERS := 2
 TEST_SECONDS_MAX := 1080
-LOCK_FLAGS := --universal --python-version $(PYTHON_MIN) --generate-hashes --no-emit-index-url --no-header \
-	--group dev --extra telemetry
+LOCK_FLAGS := --universal --python-version $(PYTHON_MIN) --generate-hashes --no-emit-index-url --no-header
 
 run: setup
 	@exec $(BIN)/tollbook up --demo
@@ -42,11 +41,17 @@ package: setup
 	cd build && fresh/bin/python -I -c "from tollbook.entrypoints.migrations import find_folders as f; from tollbook.migrate.formats import read; assert len(read(f())) > 2"
 	@echo "The wheel installs and runs: $$(ls build/dist/*.whl)"
 
-bench: setup
+bench: setup build/bench/.ready
 	@for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 judges: setup build/judges/.ready
 	@$(BIN)/python judges/run.py
+
+# Other tools, to be measured beside ours.
+build/bench/.ready: bench/requirements.txt .venv/.ready
+	@$(BIN)/python -m venv --clear build/bench
+	@build/bench/bin/pip install -q --disable-pip-version-check --require-hashes -r bench/requirements.txt
+	@touch $@
 
 build/judges/.ready: judges/requirements.txt
 	@$(BIN)/python -m venv --clear build/judges
@@ -55,7 +60,9 @@ build/judges/.ready: judges/requirements.txt
 
 lock:
 	python3 -m venv build/lock && build/lock/bin/pip install -q uv
-	build/lock/bin/uv pip compile $(LOCK_FLAGS) pyproject.toml -o requirements.lock >/dev/null
+	build/lock/bin/uv pip compile $(LOCK_FLAGS) --group dev --extra telemetry pyproject.toml \
+		-o requirements.lock >/dev/null
+	build/lock/bin/uv pip compile $(LOCK_FLAGS) bench/requirements.in -o bench/requirements.txt >/dev/null
 
 clean:
 	rm -rf .venv node_modules build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
