@@ -38,7 +38,7 @@ def read(text: str) -> Body:
         parsed: Any = parse_plpgsql(text)
     except (ParseError, json.JSONDecodeError):
         return Body((), ("a body that cannot be read before it runs",))
-    if not parsed:
+    if not any("action" in one["PLpgSQL_function"] for one in parsed):
         return Body((), ("a body in another language than PL/pgSQL",))
     found: list[Inner] = []
     hidden: list[str] = []

@@ -1,0 +1,150 @@
+"""What is new, what is taken back, what a DO block hides: one statement is a hazard here and none there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tollbook.migrate.files import Folder
+from tollbook.migrate.lint import Lint, lint
+
+Write = Callable[..., Path]
+TABLE = "CREATE TABLE parcels (id bigint PRIMARY KEY, size integer);"
+DOWN = "DROP TABLE parcels;"
+INDEX = "CREATE INDEX parcels_size ON parcels (size);"
+
+
+def look(folder: Path, *pending: str) -> Lint:
+    wanted = {f"shop/{label}" for label in pending} or None
+    return lint([Folder("shop", folder)], pending=wanted, ask_squawk=False)
+
+
+def rules(found: Lint) -> list[str]:
+    return [finding.rule for finding in found.findings]
+
+
+def test_what_the_same_file_makes_is_new(folder: Path, write: Write) -> None:
+    write("0001_a", up=f"{TABLE} {INDEX}", down=DOWN)
+    assert rules(look(folder)) == []
+
+
+def test_without_knowing_what_is_pending_an_earlier_file_is_taken_for_applied(
+    folder: Path, write: Write
+) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    write("0002_b", up=INDEX, down="DROP INDEX parcels_size;")
+    assert rules(look(folder)) == ["drop-index", "create-index"]
+
+
+def test_what_an_earlier_pending_file_makes_is_new(folder: Path, write: Write) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    write("0002_b", up=INDEX, down="DROP INDEX parcels_size;")
+    assert rules(look(folder, "0001_a", "0002_b")) == []
+
+
+def test_what_is_applied_is_not_looked_at_but_known(folder: Path, write: Write) -> None:
+    write("0001_a", up=f"{TABLE} ALTER TABLE elsewhere DROP COLUMN x;")
+    write("0002_b", up="ALTER TABLE parcels ALTER size TYPE bigint;", down="SELECT 1;")
+    found = look(folder, "0002_b")
+    assert rules(found) == ["change-column-type"]
+    assert "from integer to bigint" in found.findings[0].sentence
+    assert found.files == 2  # up and down of 0002
+
+
+def test_a_type_that_the_files_do_not_say_is_a_warning(folder: Path, write: Write) -> None:
+    write("0001_a", up="ALTER TABLE elsewhere ALTER size TYPE bigint;", down="SELECT 1;")
+    [finding] = look(folder).findings
+    assert (finding.severity, finding.rule) == ("warning", "change-column-type")
+
+
+def test_a_down_file_may_take_back_what_its_up_file_made(folder: Path, write: Write) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    write(
+        "0002_b",
+        up="ALTER TABLE parcels ADD COLUMN note text; CREATE SCHEMA desk; CREATE TYPE hue AS ENUM ('red');",
+        down="DROP TYPE hue; DROP SCHEMA desk; ALTER TABLE parcels DROP COLUMN note;",
+    )
+    assert rules(look(folder)) == []
+
+
+def test_a_down_file_that_loses_more_is_a_hazard(folder: Path, write: Write) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    write(
+        "0002_b", up="ALTER TABLE parcels ADD COLUMN note text;", down="ALTER TABLE parcels DROP COLUMN size;"
+    )
+    assert rules(look(folder)) == ["drop-column"]
+
+
+def test_a_down_file_leaves_no_trace_for_later_files(folder: Path, write: Write) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    write("0002_b", up="ALTER TABLE parcels ADD CONSTRAINT s CHECK (size IS NOT NULL) NOT VALID;",
+          down="ALTER TABLE parcels DROP CONSTRAINT s;")  # fmt: skip
+    write("0003_c", up="ALTER TABLE parcels VALIDATE CONSTRAINT s;", down="SELECT 1;")
+    write("0004_d", up="ALTER TABLE parcels ALTER size SET NOT NULL; ALTER TABLE parcels DROP CONSTRAINT s;",
+          down="ALTER TABLE parcels ALTER size DROP NOT NULL;")  # fmt: skip
+    assert rules(look(folder)) == ["drop-not-null"]
+
+
+def test_not_null_by_a_check_in_steps_is_no_hazard(folder: Path, write: Write) -> None:
+    write("0001_a", up=TABLE)
+    write("0002_b", up="ALTER TABLE parcels ADD CONSTRAINT s CHECK (size IS NOT NULL) NOT VALID;")
+    write("0003_c", up="ALTER TABLE parcels VALIDATE CONSTRAINT s;")
+    write("0004_d", up="ALTER TABLE parcels ALTER size SET NOT NULL; ALTER TABLE parcels DROP CONSTRAINT s;")
+    assert {finding.severity for finding in look(folder).findings} == {"notice"}
+
+
+def test_a_commit_of_the_files_own_lets_the_lock_go(folder: Path, write: Write) -> None:
+    add = "ALTER TABLE elsewhere ADD CONSTRAINT s CHECK (size > 0) NOT VALID;"
+    validate = "ALTER TABLE elsewhere VALIDATE CONSTRAINT s;"
+    write("0001_a", up=f"BEGIN; {add} {validate} COMMIT;", down="SELECT 1;")
+    write("0002_b", up=f"BEGIN; {add} COMMIT; BEGIN; {validate} COMMIT;", down="SELECT 1;")
+    found = [one for one in look(folder).findings if one.rule == "validate-in-same-transaction"]
+    assert [Path(one.place.path).name for one in found] == ["0001_a.up.sql"]
+
+
+def test_a_search_path_says_which_table_is_meant(folder: Path, write: Write) -> None:
+    write("0001_a", up="CREATE SCHEMA a; CREATE TABLE a.t (id bigint PRIMARY KEY, n int);", down="SELECT 1;")
+    write("0002_b", up="SET search_path = b; CREATE TABLE t (id bigint PRIMARY KEY, n int); "
+          "CREATE INDEX ON t (n); CREATE INDEX ON a.t (n);", down="SELECT 1;")  # fmt: skip
+    found = look(folder).findings
+    assert [one.rule for one in found] == ["create-index"]
+    assert "a.t" in found[0].sentence
+
+
+def test_a_statement_in_a_block_is_found_on_its_own_line(folder: Path, write: Write) -> None:
+    write(
+        "0001_a",
+        up="SELECT 1;\nDO $$\nBEGIN\n  -- a word\n  DROP TABLE elsewhere;\nEND $$;\n",
+        down="SELECT 1;",
+    )
+    [finding] = look(folder).findings
+    assert (finding.rule, finding.place.line) == ("drop-table", 5)
+
+
+def test_a_block_that_cannot_be_read_says_so(folder: Path, write: Write) -> None:
+    write("0001_a", up="DO LANGUAGE plpython3u $$plpy.execute('DROP TABLE x')$$;", down="SELECT 1;")
+    [finding] = look(folder).findings
+    assert finding.rule == "opaque-sql"
+    assert "another language" in finding.sentence
+
+
+def test_a_renamed_table_is_still_the_one_it_was(folder: Path, write: Write) -> None:
+    write("0001_a", up=f"{TABLE} ALTER TABLE parcels RENAME TO boxes; CREATE INDEX ON boxes (size);")
+    write("0002_b", up="ALTER TABLE boxes ALTER size TYPE bigint;")
+    assert [one.sentence[:36] for one in look(folder).findings if one.severity == "error"] == [
+        "boxes.size from integer to bigint wr"
+    ]
+
+
+def test_a_file_that_does_not_parse_is_an_error_with_its_line(folder: Path, write: Write) -> None:
+    write("0001_a", up="SELECT 1;\nALTER TABEL x;", down="SELECT 1;")
+    [finding] = look(folder).findings
+    assert (finding.rule, finding.severity, finding.place.line) == ("unreadable", "error", 2)
+
+
+def test_rows_of_a_copy_and_umlauts_move_no_line(folder: Path, write: Write) -> None:
+    write(
+        "0001_a",
+        up=f"-- übergroße Pakete\n{TABLE}\nCOPY parcels (id, size) FROM stdin;\n1\t2\n\\.\nTRUNCATE fremd;\n",
+        down="SELECT 1;",
+    )
+    [finding] = look(folder).findings
+    assert (finding.rule, finding.place.line) == ("truncate", 6)
