@@ -1,5 +1,6 @@
 """The one way to PostgreSQL: a pool of psycopg connections, and transactions typed by intent."""
 
+import select
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, Self, TypeVar
@@ -83,7 +84,7 @@ class Database:
             timeout=POOL_WAIT_SECONDS_MAX,
             open=False,
             kwargs={"application_name": application, "autocommit": True},
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
         )
 
     async def __aenter__(self) -> Self:
@@ -137,6 +138,19 @@ class Database:
             raise DatabaseUnreachable(
                 "The database does not answer. Try again; if it persists run: tollbook doctor."
             ) from error
+
+
+async def _check(connection: AsyncConnection[Any]) -> None:
+    """Ask the server whether it is there, if it has said anything unasked, such as goodbye."""
+    if has_news(connection.fileno()):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+def has_news(file: int) -> bool:
+    """Whether a connection that waits for no answer has one to read, or its end: it costs no round trip."""
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def check_address(url: str) -> None:

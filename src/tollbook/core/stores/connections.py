@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from tollbook.core.database import READ_ONLY, is_lost
+from tollbook.core.database import READ_ONLY, has_news, is_lost
 from tollbook.core.errors import DatabaseUnreachable
 
 CONNECTIONS_MAX = 8
@@ -89,7 +89,7 @@ class Connections:
             max_size=self._connections_max,
             timeout=WAIT_SECONDS_MAX,
             kwargs={"application_name": "tollbook-stores", "autocommit": True},
-            check=ConnectionPool.check_connection,
+            check=_check,
             open=True,
         )
         weakref.finalize(self, _close, pool, os.getpid())
@@ -122,6 +122,11 @@ def make_tables(url: str) -> None:
 def hash_key(key: str) -> bytes:
     """What the database knows of a key: keys have any length, and some are signatures."""
     return hashlib.sha256(key.encode()).digest()
+
+
+def _check(connection: Connection[TupleRow]) -> None:
+    if has_news(connection.fileno()):
+        ConnectionPool.check_connection(connection)
 
 
 def _close(pool: Pool, process_id: int) -> None:
