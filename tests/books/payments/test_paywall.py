@@ -4,8 +4,6 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import psycopg
@@ -13,84 +11,19 @@ import pytest
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse, StreamingResponse
-from starlette.responses import Response
 from x402.http.utils import (
     decode_payment_required_header,
     decode_payment_response_header,
-    encode_payment_signature_header,
 )
 from x402.schemas import PaymentRequirements
 
-from clients.pay import pay_with_node, paying_client, sign
+from clients.pay import pay_with_node, paying_client
 from fixtures.serve import serve
+from fixtures.storefront import PRICE, REQUESTS, Shop, ask, bearer, make_app, sign_for
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
-from tollbook.books.payments.facilitator.server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.core.chains import Token
-from tollbook.core.errors import DatabaseUnreachable
 from tollbook.core.local_chain import NETWORK, TOKEN_NAME, TOKEN_VERSION, LocalChain
-
-REQUESTS = 5
-PRICE = 10_000
-
-
-@dataclass
-class Shop:
-    """A paid app that is being served, and what its handlers saw."""
-
-    url: str
-    database_url: str
-    seller: str
-    token: str
-    runs: list[str] = field(default_factory=list[str])
-    release: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.database_url) as connection:
-            return connection.execute(sql).fetchall()  # pyright: ignore[reportArgumentType]
-
-
-def make_app(shop: Shop) -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/free")
-    async def free() -> str:
-        return "free"
-
-    @app.get("/weather/{city}")
-    async def weather(city: str) -> dict[str, str]:
-        shop.runs.append(city)
-        return {"city": city}
-
-    @app.get("/upfront")
-    async def upfront() -> str:
-        shop.runs.append("upfront")
-        return "dear"
-
-    @app.get("/broken")
-    async def broken(status: int) -> Response:
-        shop.runs.append("broken")
-        if status == 599:
-            raise RuntimeError("the handler fell over")
-        return PlainTextResponse("no", status)
-
-    @app.get("/fragile")
-    async def fragile(fall: str = "") -> Response:
-        if fall == "raise":
-            raise RuntimeError("the handler fell over")
-        return PlainTextResponse("no" if fall else "yes", 500 if fall else 200)
-
-    @app.get("/stream")
-    async def stream() -> StreamingResponse:
-        async def body() -> AsyncIterator[bytes]:
-            yield b"data: first\n\n"
-            await shop.release.wait()
-            yield b"data: last\n\n"
-
-        return StreamingResponse(body(), media_type="text/event-stream")
-
-    return app
 
 
 @pytest.fixture
@@ -117,25 +50,6 @@ async def shop(
         shop.url = url
         yield shop
     await facilitator.aclose()
-
-
-async def ask(shop: Shop, path: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=shop.url, timeout=30) as client:
-        return await client.get(
-            path, headers={name.replace("_", "-"): value for name, value in headers.items()}
-        )
-
-
-async def sign_for(shop: Shop, path: str, payer: LocalAccount, **changes: Any) -> str:
-    """A PAYMENT-SIGNATURE for what the route asks, with single terms changed."""
-    answer = await ask(shop, path)
-    asked = decode_payment_required_header(answer.headers["PAYMENT-REQUIRED"]).accepts[0]
-    assert isinstance(asked, PaymentRequirements)
-    return encode_payment_signature_header(await sign(payer, asked.model_copy(update=changes)))
-
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
 
 
 async def test_a_free_route_is_left_alone(shop: Shop) -> None:
@@ -357,98 +271,6 @@ async def test_unknown_foreign_and_revoked_tokens_are_refused(shop: Shop, payer:
 async def test_another_bearer_is_not_ours_to_judge(shop: Shop) -> None:
     assert (await ask(shop, "/weather/rome", **bearer("eyJ.somebody.elses"))).status_code == 402
     assert (await ask(shop, "/free", **bearer("eyJ.somebody.elses"))).status_code == 200
-
-
-async def test_the_facilitator_may_be_somewhere_else(
-    chain: LocalChain,
-    token: str,
-    operator: LocalAccount,
-    seller: LocalAccount,
-    payer: LocalAccount,
-    database_url: str,
-) -> None:
-    facilitator = InProcessFacilitator({NETWORK: chain.url}, "0x" + operator.key.hex(), database_url)
-    shop = Shop("", database_url, seller.address, token)
-    app = make_app(shop)
-    async with serve(facilitator_app(facilitator)) as facilitator_url:
-        app.add_middleware(
-            Paywall,  # pyright: ignore[reportArgumentType]
-            payees=[Payee(NETWORK, seller.address)],
-            routes={"GET /weather/{city}": PaidRoute("$0.01", requests=REQUESTS)},
-            facilitator=facilitator_url,
-            database_url=database_url,
-        )
-        async with serve(app) as url, paying_client(payer, token, base_url=url, timeout=30) as client:
-            assert (await client.get("/weather/rome")).status_code == 200
-    await facilitator.aclose()
-    assert chain.read_balance(seller.address) == PRICE
-
-
-async def test_an_unreachable_facilitator_moves_nothing_and_says_to_try_again(
-    token: str, seller: LocalAccount, payer: LocalAccount, database_url: str
-) -> None:
-    shop = Shop("", database_url, seller.address, token)
-    app = make_app(shop)
-    app.add_middleware(
-        Paywall,  # pyright: ignore[reportArgumentType]
-        payees=[Payee(NETWORK, seller.address)],
-        routes={"GET /weather/{city}": PaidRoute("$0.01")},
-        facilitator="http://127.0.0.1:9",
-        database_url=database_url,
-    )
-    async with serve(app) as url:
-        shop.url = url
-        header = await sign_for(shop, "/weather/rome", payer)
-        answer = await ask(shop, "/weather/rome", PAYMENT_SIGNATURE=header)
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:tollbook:problem:payment-postponed"
-    assert "Retry-After" in answer.headers
-
-
-async def test_an_unreachable_database_lets_nobody_in(token: str, seller: LocalAccount) -> None:
-    shop = Shop("", "postgresql://127.0.0.1:9/nowhere", seller.address, token)
-    app = make_app(shop)
-    app.add_middleware(
-        Paywall,  # pyright: ignore[reportArgumentType]
-        payees=[Payee(NETWORK, seller.address)],
-        routes={"GET /weather/{city}": PaidRoute("$0.01")},
-        facilitator="http://127.0.0.1:9",
-        database_url=shop.database_url,
-    )
-    async with serve(app) as url:
-        shop.url = url
-        answer = await ask(shop, "/weather/rome", **bearer("tbk_" + "x" * 43))
-        assert (await ask(shop, "/free")).status_code == 200
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:tollbook:problem:database-unreachable"
-    assert shop.runs == []
-
-
-async def test_requests_that_wait_for_the_books_together_are_refused_together(
-    token: str, seller: LocalAccount, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One after another, each would wait as long as the database is waited for."""
-    opened = 0
-
-    async def open_books(_: Paywall) -> None:
-        nonlocal opened
-        opened += 1
-        await asyncio.sleep(0.2)
-        raise DatabaseUnreachable("it is down")
-
-    monkeypatch.setattr(Paywall, "_open_books", open_books)
-    paywall = Paywall(
-        make_app(Shop("", "", seller.address, token)),
-        payees=[Payee(NETWORK, seller.address)],
-        routes={"GET /weather/{city}": PaidRoute("$0.01")},
-        facilitator="http://127.0.0.1:9",
-        database_url="postgresql://127.0.0.1:9/nowhere",
-    )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url="http://shop") as client:
-        together = await asyncio.gather(*(client.get("/weather/rome") for _ in range(5)))
-        later = await client.get("/weather/rome")
-    assert {answer.status_code for answer in (*together, later)} == {503}
-    assert opened == 2
 
 
 @pytest.mark.parametrize("fall", ["raise", "answer"])

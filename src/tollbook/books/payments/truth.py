@@ -166,7 +166,7 @@ async def _find_permit(chain: Chain, row: Settlement, newest: Block) -> Verdict 
 
 
 async def _judge_unfound(chain: Chain, row: Settlement, first: int, newest: Block) -> Verdict | None:
-    """What was used, and not from block `first` on, was used before we were asked: that paid for nothing here.
+    """What was used, and not from block `first` on, was used before we were asked: it paid for nothing here.
 
     None where the node does not know that block's state any more, or is behind itself.
     """
