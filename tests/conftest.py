@@ -1,6 +1,7 @@
 """What every test stands on: one throw-away PostgreSQL a session, a migrated database a test."""
 
 pytest_plugins = [
+    "fixtures.backups",
     "fixtures.chain",
     "fixtures.database",
     "fixtures.facilitator",

@@ -56,7 +56,7 @@ def apply(
     *,
     to: tuple[str, str] | None = None,
     backup: bool = True,
-    backup_dir: Path | None = None,
+    backup_dir: str | Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
@@ -129,7 +129,7 @@ def check(
     return ready
 
 
-def check_backup(conn: Connection, url: str, backup_dir: Path | None) -> None:
+def check_backup(conn: Connection, url: str, backup_dir: str | Path | None) -> None:
     """Refuse what a backup would fail for: folder, tools, room. Without tables there is nothing to save."""
     if preflight.holds_tables(conn):
         preflight.refuse(
@@ -137,14 +137,16 @@ def check_backup(conn: Connection, url: str, backup_dir: Path | None) -> None:
         )
 
 
-def save(conn: Connection, url: str, backup_dir: Path | None, listen: Listener) -> Backup | None:
+def save(conn: Connection, url: str, backup_dir: str | Path | None, listen: Listener) -> Backup | None:
     """Back the database up unless it holds no tables yet. Raises BackupFailed."""
     if not preflight.holds_tables(conn):
         listen(Event("no backup", "No backup: the database holds no tables yet."))
         return None
     listen(Event("backing up", "Backing up the database."))
     saved = backups.backup(url, backup_dir)
-    listen(Event("backup", f"Backup: {saved.path} ({saved.size_bytes:,} bytes)", {"path": str(saved.path)}))
+    listen(
+        Event("backup", f"Backup: {saved.location} ({saved.size_bytes:,} bytes)", {"path": saved.location})
+    )
     return saved
 
 

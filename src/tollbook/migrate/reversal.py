@@ -50,7 +50,7 @@ def revert(
     steps: int = 1,
     to: tuple[str, str] | None = None,
     backup: bool = True,
-    backup_dir: Path | None = None,
+    backup_dir: str | Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     listen: Listener = ignore,
