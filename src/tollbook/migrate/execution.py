@@ -9,7 +9,7 @@ from psycopg import pq
 from psycopg.pq.abc import PGresult
 
 from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
-from tollbook.migrate.exchange import GOOD, load, send, write
+from tollbook.migrate.exchange import GOOD, command, load, send, write
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.presence import Presence, Verdict, ask, gather, judge, look_up
@@ -133,11 +133,29 @@ def perform(
         opening_count,
         after + write(conn, questions),
     )
-    results = run(conn, sql)
+    results = _run_program(conn, sql) if prepared.migration.up.program else run(conn, sql)
     said = results[len(results) - len(questions) - 1]
     check_pid(int(said.get_value(0, 0) or b"0"), pid)
     path = tuple(json.loads(said.get_value(0, 1) or b"[]"))
     return Outcome(path, gather(load(conn, results[len(results) - len(questions) :])))
+
+
+def _run_program(conn: Connection, sql: Sql) -> list[PGresult]:
+    """Run what is no SQL between what stands before and after it. Raises StatementFailed."""
+    assert sql.script.program is not None
+    command(conn, sql.before)
+    try:
+        sql.script.program(conn)
+    except Exception as error:  # it is a program of the user's: anything may be raised
+        cause = getattr(error, "orig", None) or error
+        state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
+        said = " ".join(str(cause).split()) or type(cause).__name__
+        raise StatementFailed(
+            f"{said}. Rolled back; correct the file and run again.",
+            Place(str(sql.script.path)),
+            sqlstate=state,
+        ) from error
+    return command(conn, sql.after)
 
 
 def prove(conn: Connection, prepared: Prepared, outcome: Outcome, settings: str) -> tuple[Promise, ...]:

@@ -3,9 +3,10 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tollbook.migrate import headers
 from tollbook.migrate.errors import FolderRefused, MigrateError, Place, WrongUsage
@@ -34,20 +35,21 @@ class Script:
 
     Of a file with several parts the text is as long as the file, the other parts blanked out: an index of
     the text is an index of the file. options are those of the header, or what the file's tool means.
+    program, of what is no SQL, is called with the session inside the migration's transaction.
     """
 
     path: Path
     text: str
     checksum: str
     options: Options = field(default_factory=Options)
+    program: Callable[[Any], None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
     """A step: its version in its tool's own notation, and its label, such as 0001_start.
 
-    A repeatable one is applied again whenever its text changes. foreign_checksum is what its own tool keeps
-    of it in its history.
+    A repeatable one is applied again whenever its text changes.
     """
 
     folder: str
@@ -57,7 +59,7 @@ class Migration:
     down: Script | None = None
     check: Script | None = None
     repeatable: bool = False
-    foreign_checksum: str | None = None
+    after: tuple[str, ...] = ()  # the versions it builds on, where its tool keeps a graph
 
     @property
     def id(self) -> str:

@@ -273,6 +273,31 @@ def _columns(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def _find_ancestors(heads: Iterable[str], migrations: Sequence[Migration]) -> set[str]:
+    """Return the heads and all they build on: Alembic's table holds the heads alone."""
+    after = {one.version: one.after for one in migrations}
+    found: set[str] = set()
+    open_ = list(heads)
+    while open_:
+        version = open_.pop()
+        if version not in found:
+            found.add(version)
+            open_ += after.get(version, ())
+    return found
+
+
+def _read_alembic(conn: Connection) -> list[Kept]:
+    return [Kept(row[0]) for row in conn.execute("SELECT version_num FROM alembic_version")]
+
+
+def _write_alembic(conn: Connection, migrations: Sequence[Migration]) -> None:
+    heads = {one.version for one in migrations} - {before for one in migrations for before in one.after}
+    gone = [before for one in migrations for before in one.after]
+    conn.execute("DELETE FROM alembic_version WHERE version_num = ANY(%(gone)s)", {"gone": gone})
+    for version in sorted(heads):
+        conn.execute("INSERT INTO alembic_version VALUES (%(version)s)", {"version": version})
+
+
 KEEPERS: tuple[Keeper, ...] = (
     Keeper(
         "SQLx", "_sqlx_migrations", _columns("version", "success", "checksum"),
@@ -306,6 +331,9 @@ KEEPERS: tuple[Keeper, ...] = (
         "Sqitch", "sqitch.changes", _columns("change_id", "change"),
         _read_sqitch, lambda one: one.label.partition("@")[0], _none, _write_nothing,
     ),
+    Keeper(
+        "Alembic", "alembic_version", _columns("version_num"), _read_alembic, _version, _none, _write_alembic
+    ),
     # Last: Rails and others keep versions in a table of this name and shape as well.
     Keeper(
         "dbmate", "schema_migrations", _columns("version"), _read_dbmate, _digits, _none, _write_dbmate
@@ -328,6 +356,8 @@ def match(
         keys = list(by_key)
         upto = keys.index(key) + 1 if key in by_key else 0
         rows = {one: Kept(one) for one in keys[:upto]} or rows
+    if keeper.tool == "Alembic":
+        rows = {key: Kept(key) for key in _find_ancestors(rows, migrations)}
     applied = [one for key, one in by_key.items() if key in rows]
     edited = [
         one

@@ -57,7 +57,7 @@ def _find_late(
         done = applied.get((one.folder, one.version))
         if done is not None:
             newest.setdefault(one.folder, done)
-        elif one.folder in newest and not one.repeatable:
+        elif one.folder in newest and not (one.repeatable or one.after):
             yield one, newest[one.folder]
 
 
@@ -115,7 +115,10 @@ def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]
             problems += _refuse_cuts(migration.check, check)
         if migration.down:  # found now, not on the day it is needed
             problems += statements.read(migration.down).problems
-        ready.append(Prepared(migration, up, promises.collect(up.statements), check))
+        made = promises.collect(up.statements)
+        if migration.up.program:  # nobody can tell beforehand what it makes or drops
+            made.opaque = made.may_remove = True
+        ready.append(Prepared(migration, up, made, check))
     return ready, problems
 
 

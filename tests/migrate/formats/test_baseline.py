@@ -11,6 +11,7 @@ from click.testing import Result
 from tollbook.migrate.formats import flyway
 
 from .test_formats import (
+    ALEMBIC,
     DBMATE,
     DIESEL,
     FLYWAY,
@@ -88,6 +89,11 @@ def _diesel(folder: Path) -> str:
         INSERT INTO __diesel_schema_migrations VALUES ('20240102120000')"""
 
 
+def _alembic(folder: Path) -> str:
+    return """CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+        INSERT INTO alembic_version VALUES ('aaa')"""
+
+
 def _sqitch(folder: Path) -> str:
     return """CREATE SCHEMA sqitch; CREATE TABLE sqitch.changes (change_id text PRIMARY KEY, change text,
         committed_at timestamptz DEFAULT now()); INSERT INTO sqitch.changes VALUES ('abc', 'init')"""
@@ -102,6 +108,7 @@ TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "goose": (GOOSE, _goose),
     "graphile-migrate": (make_graphile(), _graphile),
     "Diesel": (DIESEL, _diesel),
+    "Alembic": (ALEMBIC, _alembic),
     "Sqitch": (SQITCH, _sqitch),
 }
 

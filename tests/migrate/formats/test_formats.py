@@ -86,6 +86,32 @@ SQITCH: Files = {
 }
 
 
+ALEMBIC: Files = {
+    "alembic.ini": "[alembic]\nscript_location = %(here)s/db\n",
+    "db/env.py": "raise RuntimeError('the engine does not run this')\n",
+    "db/versions/aaa_init.py": (
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = 'aaa', None\n"
+        "def upgrade():\n    op.create_table('a', sa.Column('i', sa.Integer()))\n"
+        "def downgrade():\n    op.drop_table('a')\n"
+    ),
+    "db/versions/bbb_more.py": (
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = 'bbb', 'aaa'\n"
+        "def upgrade():\n    op.add_column('a', sa.Column('j', sa.Integer()))\n"
+        "    with op.get_context().autocommit_block():\n"
+        "        op.create_index('a_j', 'a', ['j'], postgresql_concurrently=True)\n"
+        "def downgrade():\n    op.drop_column('a', 'j')\n"
+    ),
+    "db/versions/ccc_asks.py": (
+        "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = 'ccc', 'bbb'\n"
+        "def upgrade():\n    bind = op.get_bind()\n"
+        "    bind.execute(sa.text('INSERT INTO a (i) VALUES (:i)'), {'i': 7})\n"
+        "    number = bind.execute(sa.text('SELECT count(*) FROM a')).scalar()\n"
+        "    op.execute(f'CREATE TABLE counted_{number} (i int)')\n"
+        "def downgrade():\n    op.get_bind().execute(sa.text('DROP TABLE counted_1'))\n"
+    ),
+}
+
+
 def make_graphile() -> Files:
     found: Files = {"current.sql": "-- not committed\n"}
     previous = None
@@ -102,6 +128,7 @@ FOLDERS: dict[str, tuple[str, Files]] = {
     "SQLx": ("native", SQLX),
     "golang-migrate": ("native", GOLANG),
     "Prisma": ("prisma", PRISMA),
+    "Alembic": ("alembic", ALEMBIC),
     "Diesel": ("diesel", DIESEL),
     "dbmate": ("dbmate", DBMATE),
     "goose": ("goose", GOOSE),
@@ -109,7 +136,7 @@ FOLDERS: dict[str, tuple[str, Files]] = {
     "Sqitch": ("sqitch", SQITCH),
     "graphile-migrate": ("graphile", make_graphile()),
 }
-REVERSIBLE = ("SQLx", "golang-migrate", "Diesel", "dbmate", "goose", "Sqitch")
+REVERSIBLE = ("Alembic", "SQLx", "golang-migrate", "Diesel", "dbmate", "goose", "Sqitch")
 
 
 def lay(folder: Path, files: Files) -> None:
@@ -229,3 +256,34 @@ def test_formats_do_not_take_each_other_for_their_own(tmp_path: Path) -> None:
     for name, (expected, files) in FOLDERS.items():
         lay(tmp_path / name, files)
         assert formats.recognise(tmp_path / name) == expected
+
+
+def test_a_revision_that_asks_the_database_runs_inside_the_migrations_transaction(
+    folder: Path, apply: Apply, ask: Any
+) -> None:
+    broken = ALEMBIC["db/versions/ccc_asks.py"].replace(
+        "def downgrade", "    bind.commit()\n    1 / 0\ndef downgrade"
+    )
+    lay(folder, ALEMBIC | {"db/versions/ccc_asks.py": broken})
+    result = apply()
+    assert "division by zero" in result.output
+    assert "ccc_asks.py" in result.output
+    assert ask("SELECT count(*) FROM a") == 0
+    lay(folder, ALEMBIC)
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('counted_1')::text") == "counted_1"
+
+
+def test_revisions_of_a_branch_that_was_merged_later_are_not_out_of_order(folder: Path, apply: Apply) -> None:
+    lay(folder, ALEMBIC)
+    apply()
+    branch = "from alembic import op\nrevision, down_revision = {}, {}\ndef upgrade():\n    pass\n"
+    lay(
+        folder,
+        {
+            "db/versions/abb_other.py": branch.format("'abb'", "'aaa'"),
+            "db/versions/ddd_merge.py": branch.format("'ddd'", "('ccc', 'abb')"),
+        },
+    )
+    result = apply()
+    assert result.exit_code == 0, result.output
