@@ -89,7 +89,12 @@ class RefundDesk:
                 await self._begin(purse, refund, mark)
                 refund, _ = await self._read(refund_id)  # somebody else may have ended it meanwhile
         if refund.status == "sent":
-            await self._end(refund, await purse.send(refund, mark))
+            try:
+                ending = await purse.send(refund, mark)
+            except RefundUnpayable as refusal:
+                await self._give_up(refund, refusal.reason)
+                raise
+            await self._end(refund, ending)
         return (await self._read(refund_id))[0]
 
     async def _read(self, refund_id: int) -> tuple[Refund, Payment]:
@@ -135,7 +140,8 @@ class RefundDesk:
     async def _give_up(self, refund: Refund, why: str) -> None:
         """End a refund of which no transaction exists; not while somebody may just be making one."""
         now = clock.now()
-        if refund.status == "sent" and (refund.sent_at or now) > now - ORPHANED_AFTER:
+        is_young = refund.status == "sent" and (refund.sent_at or now) > now - ORPHANED_AFTER
+        if is_young or await self._get_purse(refund.network).has_begun(refund):
             return
         was = "sent" if refund.status == "sent" else "requested"
         async with self.database.write() as tx:

@@ -161,6 +161,31 @@ async def test_what_no_block_took_is_signed_anew_only_when_its_time_is_over(
     assert balance(desk) == before + AMOUNT
 
 
+async def test_one_that_can_never_be_signed_anew_frees_its_sum(
+    desk: Desk, database: Database, paid: Payment
+) -> None:
+    desk.chain.behaviour.dropped = True
+    async with open_refunds(desk, database, seconds=0.1) as refunding:
+        lost = await refunding.refund(paid.payment_id, amount=None, reason=None)
+        desk.chain.advance(EXPIRY_BLOCKS)
+        await refunding.carry_out(lost.refund_id)
+        assert list_attempts(desk) == ["expired"]
+        desk.chain.close_account(desk.payer.pubkey(), MINT)
+        for status in ("sent", "failed"):
+            with pytest.raises(RefundAccountClosed):
+                await refunding.carry_out(lost.refund_id)
+            async with database.read() as tx:
+                assert (await refunds.get(tx, lost.refund_id)).status == status
+            await _run(
+                database,
+                "UPDATE payments.x402_refunds SET sent_at = sent_at - %(age)s",
+                age=timedelta(minutes=11),
+            )
+        desk.chain.behaviour.dropped = False
+        desk.chain.give(desk.payer.pubkey(), MINT, 0)
+        assert (await refunding.refund(paid.payment_id, amount=None, reason=None)).status == "done"
+
+
 async def test_a_lost_answer_of_the_node_is_no_second_transfer(
     desk: Desk, database: Database, paid: Payment
 ) -> None:
