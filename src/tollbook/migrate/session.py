@@ -46,8 +46,9 @@ def read_url(url: str) -> dict[str, str]:
         }
     except psycopg.Error:
         raise WrongUsage(_explain_url()) from None
-    if "@" in parameters.get("host", "") and not parameters["host"].startswith(("/", "@")):
-        raise WrongUsage(_explain_url())  # a password with an unescaped @ : its end is in the host
+    host = parameters.get("host", "")
+    if "@" in ("" if host.startswith(("/", "@")) else host) + parameters.get("dbname", ""):
+        raise WrongUsage(_explain_url())  # a password with an unescaped @ or / : its end is in one of them
     return parameters
 
 
