@@ -61,7 +61,7 @@ SETTLEMENT = (
     "broadcast",
     "UPDATE payments.x402_settlements",
 )
-CHARGE = (*PURCHASE, "INSERT stores.channels")
+CHARGE = (*PURCHASE, "stores.channels")
 BEFORE = Way("before", "before", road=SETTLEMENT)
 AFTER = Way("after", "after", road=SETTLEMENT)
 PERMIT2 = Way("permit2", "after", "permit2", road=SETTLEMENT)

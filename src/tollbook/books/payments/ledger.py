@@ -192,7 +192,9 @@ async def take(
             facilitator = CASE WHEN s.status = 'failed' THEN excluded.facilitator ELSE s.facilitator END,
             reason = CASE WHEN s.status = 'failed' OR s.facilitator = %(nobody)s THEN NULL
                           ELSE coalesce(s.reason, %(unheard)s) END,
-            pay_to = excluded.pay_to, scheme = excluded.scheme, amount = excluded.amount,
+            pay_to = excluded.pay_to, scheme = excluded.scheme,
+            amount = CASE WHEN s.status = 'failed' OR s.facilitator = %(nobody)s THEN excluded.amount
+                          ELSE s.amount END,
             valid_before = excluded.valid_before
         WHERE (s.status = 'failed'
                OR (s.status IN ('pending', 'unknown') AND s.held_until <= %(now)s

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from x402.http.middleware.fastapi import set_settlement_overrides
 from x402.http.utils import decode_payment_response_header
 
-from clients.bare_sdk import PRICE, make_buyer, shop_at
+from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from clients.pay import require
 from fixtures.schemes import query, selling
-from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
+from tollbook.books.payments.facilitator.in_process import (
+    Facilitator,
+    InProcessFacilitator,
+    SettlementUnknown,
+)
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.rules import WrongPaywall, compile_tolls
 from tollbook.books.payments.schemes.upto import UsageUnreadable, read_usage, take_usage
-from tollbook.core.local_chain import TOKEN_ADDRESS, LocalChain
+from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 
 MOST = require(TOKEN_ADDRESS, "0x" + "11" * 20, amount=5_000, scheme="upto")
 
@@ -170,3 +174,36 @@ async def test_a_route_whose_scheme_no_facilitator_serves_is_closed_and_the_othe
     await paywall.close()
     assert (words.status_code, words.json()["type"]) == (503, "urn:tollbook:problem:scheme-not-served")
     assert other.status_code == 402
+
+
+async def test_usage_that_was_once_asked_to_be_settled_is_asked_for_again_whatever_a_second_answer_uses(
+    schemes_chain: LocalChain,
+    in_process: InProcessFacilitator,
+    permit2_payer: LocalAccount,
+    seller: LocalAccount,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app, used, settle = FastAPI(), ["300", "0"], in_process.settle
+
+    @app.get("/words")
+    async def words(response: Response) -> str:
+        set_settlement_overrides(response, {"amount": used.pop(0)})
+        return "words"
+
+    async def lose_answer(*asked: Any) -> Any:
+        monkeypatch.setattr(in_process, "settle", settle)
+        answer = await settle(*asked)
+        raise SettlementUnknown(NETWORK, answer.transaction, "settlement_pending", "its answer was lost")
+
+    monkeypatch.setattr(in_process, "settle", lose_answer)
+    async with selling(app, seller, in_process, database_url, scheme="upto") as paywall:
+        header = {"PAYMENT-SIGNATURE": await sign_for(paywall, "/words", make_buyer(permit2_payer))}
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(paywall), base_url="http://shop"
+        ) as client:
+            answers = [await client.get("/words", headers=header) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 200]
+    assert schemes_chain.read_balance(seller.address) == 300
+    booked = query(database_url, "SELECT amount::int, settlement FROM payments.x402_payments")
+    assert booked == [(300, "settled")]

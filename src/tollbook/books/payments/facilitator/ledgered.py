@@ -16,7 +16,7 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
-from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING, SCHEME_EXACT
+from x402.mechanisms.evm.constants import ERR_SETTLEMENT_PENDING, SCHEME_EXACT, SCHEME_UPTO
 from x402.schemas import (
     PaymentPayload,
     PaymentRequirements,
@@ -215,6 +215,8 @@ class LedgeredFacilitator:
         if desk is None:
             gone = FacilitatorUnreachable(f"the facilitator {row.facilitator} is not configured any more")
             raise await self._leave_open(row, gone)
+        if row.scheme == SCHEME_UPTO:  # as the first time: an answer made anew may have used less, or nothing
+            requirements = requirements.model_copy(update={"amount": str(row.amount)})
         try:
             answer = await desk.ask(lambda: desk.facilitator.settle(payload, requirements), row.network)
         except Exception as error:  # unreachable or unknown: the first time may have moved it
