@@ -238,10 +238,10 @@ class _Listing:
 
 @contextmanager
 def _listing(reader: Path) -> Generator[_Listing]:
-    with tempfile.TemporaryFile() as out:
-        # --create lists the database itself too, so that even an empty one has an entry.
-        with running([reader, "--create", "--list"], feed=True, into=out) as process:
-            yield _Listing(process, out)
+    # --create lists the database itself too, so that even an empty one has an entry.
+    command = [reader, "--create", "--list"]
+    with tempfile.TemporaryFile() as out, running(command, feed=True, into=out) as process:
+        yield _Listing(process, out)
 
 
 def _judge(listing: _Listing, reader: Path) -> None:

@@ -5,12 +5,12 @@ import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tollbook.migrate import files, headers, report
+from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
 from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event
@@ -167,7 +167,7 @@ lock_option = click.option(
 def backup_options(command: Command) -> Command:
     """Add the options of commands that back up first."""
     command = click.option("--skip-backup", is_flag=True, help="Do not back up first.")(command)
-    return click.option("--backup-dir", type=click.Path(path_type=Path), help="Where backups go.")(command)
+    return place_option(command)
 
 
 def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Group:
@@ -247,7 +247,7 @@ def plan(call: Call, to: str | None, lock_timeout: float) -> None:
 @backup_options
 @auto_option
 def apply(
-    call: Call, *, to: str | None, lock_timeout: float, skip_backup: bool, backup_dir: Path | None, auto: bool
+    call: Call, *, to: str | None, lock_timeout: float, skip_backup: bool, backup_dir: str | None, auto: bool
 ) -> None:
     """Apply what is pending, each file in one transaction, proven before it commits.
 
@@ -295,7 +295,7 @@ def revert(
     to: str | None,
     lock_timeout: float,
     skip_backup: bool,
-    backup_dir: Path | None,
+    backup_dir: str | None,
     auto: bool,
 ) -> None:
     """Take migrations back by their down files, newest first, each in one proven transaction."""
@@ -337,43 +337,6 @@ def verify(call: Call) -> None:
     sys.exit(0 if found.sound else EXIT_DRIFT)
 
 
-@click.option("--backup-dir", type=click.Path(path_type=Path), help="Where backups go.")
-def backup(call: Call, backup_dir: Path | None) -> None:
-    """Back the whole database up into one file, proven readable."""
-    from tollbook.migrate import backup as backups
-
-    made = backups.backup(call.url, backup_dir)
-    call.answer(
-        made,
-        lambda made: click.echo(f"Backup: {made.path} ({made.size_bytes:,} bytes, {made.seconds:.1f} s)"),
-    )
-
-
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--into", metavar="NAME_OR_URL", help="Restore into another database, made if it is not there.")
-@auto_option
-def restore(call: Call, *, file: Path, into: str | None, auto: bool) -> None:
-    """Put a backup back, loaded and counted beside the old database before it takes its place."""
-    from tollbook.migrate import restore as restoration
-    from tollbook.migrate.session import name_target, read_url
-
-    url = call.url
-    aim = "another database" if into else name_target(read_url(url))
-    call.confirm(f"Put {file} in the place of what is in {aim}?", auto=auto)
-    done = restoration.restore(url, file, into=into)
-    call.answer(done, _show_restored)
-
-
-def _show_restored(done: Any) -> None:
-    click.echo(
-        f"Restored {done.database}: {done.tables} tables, {done.rows:,} rows, counted ({done.seconds:.1f} s)."
-    )
-    if done.kept:
-        click.echo(
-            f"What was there before is kept as the database {done.kept}; drop it when you no longer need it."
-        )
-
-
 @click.option("--to", metavar="VERSION", help="Up to where the database is, where no tool's history says it.")
 @click.option("--back", is_flag=True, help="Write what is applied here into the other tool's history.")
 @auto_option
@@ -412,6 +375,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "revert": revert,
     "backup": backup,
     "restore": restore,
+    "backups": backups,
+    "backup-key": backup_key,
     "baseline": baseline,
     "new": new,
     "lint": lint,

@@ -15,6 +15,7 @@ LOCKED_AT_ONCE = 500  # tables in one LOCK
 Connection = psycopg.Connection[tuple[object, ...]]
 
 # Nothing of the system's, of a session's own, or of an extension's: the dump has none of these either.
+# The SQL below is put together from constants of this module alone, and names that format(%I) has quoted.
 _OURS = """
     n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
     AND NOT EXISTS (SELECT FROM pg_depend AS e
@@ -26,8 +27,8 @@ FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
   AND {_OURS.format(catalog="pg_class", oid="c.oid")}
 ORDER BY 1
-"""
-# Clones that PostgreSQL makes for partitions count as part of the original; NOT NULL became a constraint in 18.
+"""  # noqa: S608
+# Clones made for partitions count as part of the original; NOT NULL became a constraint in version 18.
 KINDS = f"""
 SELECT kind, count(*) FROM (
     SELECT CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
@@ -46,14 +47,17 @@ SELECT kind, count(*) FROM (
     LEFT JOIN pg_class AS c ON c.oid = t.typrelid
     WHERE (t.typtype IN ('e', 'd', 'r') OR c.relkind = 'c') AND {_OURS.format(catalog="pg_type", oid="t.oid")}
     UNION ALL SELECT 'trigger'
-    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND {_OURS.format(catalog="pg_class", oid="c.oid")}
     UNION ALL SELECT 'constraint'
-    FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND k.conparentid = 0
       AND {_OURS.format(catalog="pg_class", oid="c.oid")}
     UNION ALL SELECT 'policy'
-    FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE {_OURS.format(catalog="pg_class", oid="c.oid")}
     UNION ALL SELECT 'schema'
     FROM pg_namespace AS n
@@ -63,7 +67,7 @@ SELECT kind, count(*) FROM (
     UNION ALL SELECT 'large object' FROM pg_largeobject_metadata
 ) AS found
 GROUP BY kind ORDER BY kind
-"""
+"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def held(target: Target) -> Generator[Moment]:
             names = ", ".join(f"ONLY {name}" for name in tables[start : start + LOCKED_AT_ONCE])
             connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE".encode())
         size = connection.execute(
-            "SELECT pg_database_size(current_database()), (SELECT system_identifier::text FROM pg_control_system())"
+            """SELECT pg_database_size(current_database()),
+                (SELECT system_identifier::text FROM pg_control_system())"""
         ).fetchone()
         assert size is not None
         server = connection.info.parameter_status("server_version") or ""
@@ -123,7 +128,7 @@ def count(connection: Connection) -> Contents:
 
 
 def _count_rows(connection: Connection, table: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM ONLY {table}".encode()).fetchone()
+    row = connection.execute(f"SELECT count(*) FROM ONLY {table}".encode())  # noqa: S608  (quoted by the server).fetchone()
     assert row is not None
     return int(str(row[0]))
 

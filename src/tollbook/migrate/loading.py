@@ -23,6 +23,8 @@ TAIL_BYTES = 4096  # the script's end, held back until all of it is known to be 
 # pg_restore 17 and newer ask for it; servers before 17 do not know it.
 NEW_SETTING, NEW_SETTING_MAJOR = b"SET transaction_timeout = 0;\n", 17
 
+DIFFERENT = "tollbook: not the same: "  # begins the error for all that is otherwise than in the manifest
+
 # What is there against what the manifest says, in the session that loaded it: every difference in one error.
 _PROOF = f"""
 SET statement_timeout = 0;
@@ -37,7 +39,8 @@ DECLARE
 BEGIN
     SELECT count(*) INTO found FROM ({TABLES}) AS tables;
     IF found <> (expected ->> 'table_count')::bigint THEN
-        said := said || format('the backup has %s tables, the database %s', expected ->> 'table_count', found);
+        said := said || format('the backup has %s tables, the database %s',
+                               expected ->> 'table_count', found);
     END IF;
     FOR known IN SELECT key AS name, value::bigint AS rows FROM jsonb_each_text(expected -> 'tables') LOOP
         IF to_regclass(known.name) IS NULL THEN
@@ -72,12 +75,12 @@ BEGIN
         END IF;
     END IF;
     IF said <> '{{}}' THEN
-        RAISE EXCEPTION '%', array_to_string(said, '; ');
+        RAISE EXCEPTION '{DIFFERENT}%', array_to_string(said, '; ');
     END IF;
 END
 $proof$;
 ANALYZE;
-"""
+"""  # noqa: S608  (constants alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +187,18 @@ def _psql(archive: Archive) -> list[str | Path]:
     return [archive.loader, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"]
 
 
+class NotTheSame(RestoreFailed):
+    """What was loaded is not what the manifest says."""
+
+
 def _failed(archive: Archive, near: Target, error: str) -> RestoreFailed:
-    return RestoreFailed(
+    _, different, said = error.partition(DIFFERENT)
+    kind = NotTheSame if different else RestoreFailed
+    error = said or error
+    return kind(
         f"{archive.location} could not be restored: {near.clean(error)}. Nothing that was there has changed. "
-        "Correct that and try again."
+        "Correct that and try again.",
+        said=near.clean(error),
     )
 
 

@@ -174,9 +174,7 @@ class Folder:
             return [f"{place} is not a folder. Name another with TOLLBOOK_BACKUP_DIR."]
         found: list[str] = []
         if not os.access(place, os.W_OK | os.X_OK):
-            found.append(
-                f"{place} cannot be written by this user. Change that, or set TOLLBOOK_BACKUP_DIR to a folder."
-            )
+            found.append(f"{place} cannot be written by this user. Change that, or set TOLLBOOK_BACKUP_DIR.")
         free = shutil.disk_usage(place).free
         if free < size_bytes:
             found.append(
@@ -218,7 +216,7 @@ class FileDraft:
         return _read(self.folder.path / (self.name + PARTIAL))
 
     def publish(self, manifest: bytes) -> None:
-        """Write the manifest, then give the file its name: so what has the name is a backup with all of it."""
+        """Write the manifest, then give the file its name: so what has the name has its manifest."""
         beside = self.name + MANIFEST
         path = self.folder.path / self.name
         try:

@@ -89,10 +89,10 @@ def restore(
     target = _aim(read_target(url), into)
     try:
         whole = archive.read(file, key or keys.find())
-        kept, loaded = _put_back(target, whole, jobs or _choose_jobs(whole))
+        kept, loaded = _put_back(target, whole, jobs or choose_jobs(whole))
     except (OSError, psycopg.Error) as error:
         raise RestoreFailed(
-            f"The database {target.database} is as it was: {_say(target, error)}. Correct that and try again."
+            f"The database {target.database} is as it was: {say(target, error)}. Correct that and try again."
         ) from None
     return Restored(
         target.database,
@@ -106,11 +106,13 @@ def restore(
     )
 
 
-def _say(target: Target, error: Exception) -> str:
+def say(target: Target, error: Exception) -> str:
+    """Return an error in one line, without secrets."""
     return target.clean(" ".join(str(error).split())).rstrip(".")
 
 
-def _choose_jobs(whole: Archive) -> int:
+def choose_jobs(whole: Archive) -> int:
+    """Return how many jobs load it without a copy made first."""
     return min(JOBS_DEFAULT_MAX, os.cpu_count() or 1) if whole.path or whole.is_tar else 1
 
 
@@ -198,8 +200,8 @@ def _put_beside(
     target: Target, lobby: str, now: _Situation, whole: Archive, jobs: int
 ) -> tuple[str | None, Loaded]:
     """Load into a new database and let it take the target's place. Return what the old one is called now."""
-    scratch = target.at(_name_beside(target.database, "restore"))
-    kept = _name_beside(target.database, "before") if now.owner is not None else None
+    scratch = target.at(name_beside(target.database, "restore"))
+    kept = name_beside(target.database, "before") if now.owner is not None else None
     try:
         _create(target, lobby, scratch.database, now)
         loaded = loading.load(whole, scratch, now.major, in_place=False, jobs=jobs)
@@ -216,7 +218,8 @@ def _put_beside(
     return kept, loaded
 
 
-def _name_beside(database: str, why: str) -> str:
+def name_beside(database: str, why: str) -> str:
+    """Return the name of a database that is made beside another."""
     end = f"_{why}_{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     return database.encode()[: NAME_BYTES_MAX - len(end)].decode(errors="ignore") + end
 

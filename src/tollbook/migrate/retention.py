@@ -16,7 +16,7 @@ MANIFEST_BYTES_MAX = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A backup in a place; `wrong` says why it is not good, as far as that shows without reading all of it."""
+    """A backup in a place; `wrong` says why it is not good, as far as its size shows."""
 
     location: str
     manifest: Manifest
@@ -63,8 +63,8 @@ def _find_fault(place: Place, one: Manifest) -> str | None:
 def prune(place: Place, newest: Manifest, keep: int) -> tuple[str, ...]:
     """Keep so many good backups of the database of `newest`, which is one of them; return what was removed.
 
-    Ours are those whose manifest names this database of this cluster: nothing else is looked at. The file goes
-    before its manifest, so that what a kill leaves is taken for ours the next time.
+    Ours are those whose manifest names this database of this cluster: nothing else is looked at. The file
+    goes before its manifest, so that what a kill leaves is taken for ours the next time.
     """
     ours = [
         one

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from tollbook.migrate.errors import WrongUsage
 
 SECRET_PARAMETERS = frozenset({"password", "sslpassword", "passfile"})
+# What asyncpg, SQLAlchemy and Prisma read in an address and libpq does not know; none of it says where to
+# connect or how safely.
+FOREIGN_PARAMETERS = frozenset(
+    (
+        "async_fallback",
+        "command_timeout",
+        "connection_limit",
+        "pgbouncer",
+        "pool_timeout",
+        "prepared_statement_cache_size",
+        "prepared_statement_name_func",
+        "socket_timeout",
+        "statement_cache_size",
+    )
+)
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+TRUE, FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no")
+SOCKET = re.compile(r"^(?P<folder>/.*)/\.s\.PGSQL\.(?P<port>\d+)$")
 
 
 def normalize(url: str) -> str:
-    """Return the address as libpq reads it: no driver suffix, `postgresql://`. Raises WrongUsage."""
+    """Return the address as libpq reads it: no driver suffix, libpq's own parameters. Raises WrongUsage.
+
+    Understood besides: asyncpg's `ssl=`, a socket's whole path in `host=` (asyncpg) or `unix_sock=` (pg8000),
+    and Prisma's `schema=`.
+    """
     text = url.strip()
     match = re.match(r"^(postgres(?:ql)?)(\+\w+)?://", text, re.IGNORECASE)
     if match is None:
@@ -20,33 +42,47 @@ def normalize(url: str) -> str:
             f"The database address must begin with postgresql:// (it has {scheme[:40]!r});"
             " set --database-url or DATABASE_URL to postgresql://user@host:5432/name."
         )
-    return "postgresql://" + text[match.end() :]
+    location, mark, query = text[match.end() :].partition("?")
+    return "postgresql://" + location + mark + (_translate(query) if query else "")
 
 
-def is_clear(url: str) -> bool:
-    """Whether it is sure which part of an address is its password: what libpq says of others may quote it."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme.startswith("postgres") and url.count("@") == parts.netloc.count("@") <= 1
+def _translate(query: str) -> str:
+    """Return the parameters in libpq's words."""
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    read = {name: value for name, value in given.items() if name not in FOREIGN_PARAMETERS}
+    if socket := read.pop("unix_sock", None):
+        read["host"] = socket
+    if match := SOCKET.match(read.get("host", "")):
+        read |= {"host": match["folder"], "port": match["port"]}
+    if schema := read.pop("schema", None):
+        read.setdefault("options", f"-c search_path={schema}")
+    if (word := read.pop("ssl", None)) is not None:
+        read = _read_ssl(word) | read
+    return urlencode(read, quote_via=quote)
+
+
+def _read_ssl(word: str) -> dict[str, str]:
+    """Read asyncpg's `ssl`: a mode, or true, which there means a certificate that the system trusts."""
+    if word.lower() in TRUE:
+        return {"sslmode": "verify-full", "sslrootcert": "system"}
+    if word.lower() in FALSE:
+        return {"sslmode": "disable"}
+    if word in SSL_MODES:
+        return {"sslmode": word}
+    raise WrongUsage(f"ssl={word[:40]} in the database address: write one of {', '.join(SSL_MODES)}.")
 
 
 def redact(url: str) -> str:
     """Return the address without any password, for messages and logs."""
-    if not is_clear(url):
+    try:
+        parts = urlsplit(url)
+    except ValueError:
         return "postgresql://…"
-    parts = urlsplit(url)
+    if not parts.scheme.startswith("postgres"):  # libpq's key=value text, perhaps
+        return "postgresql://…"
     location = parts.netloc
     if "@" in location:
         user, _, host = location.rpartition("@")
         location = f"{user.partition(':')[0]}@{host}"
     query = urlencode([(k, v) for k, v in parse_qsl(parts.query) if k not in SECRET_PARAMETERS], safe="/")
     return f"{parts.scheme}://{location}{parts.path}" + (f"?{query}" if query else "")
-
-
-def database_name(url: str) -> str:
-    """Return the name of the database an address points at, as far as the address says."""
-    parts = urlsplit(normalize(url))
-    named = dict(parse_qsl(parts.query)).get("dbname")
-    return parts.path.lstrip("/") or named or "the default database"
