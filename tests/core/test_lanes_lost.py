@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import random
+from contextlib import suppress
 
 import pytest
 from eth_account.signers.local import LocalAccount
@@ -11,7 +13,7 @@ from fixtures.rpc_proxy import Proxy
 from tollbook.core.database import Database
 from tollbook.core.lanes import Lanes, Transaction
 from tollbook.core.lanes import mend as lanes_mend
-from tollbook.core.local_chain import CHAIN_ID, NETWORK, LocalChain
+from tollbook.core.local_chain import CHAIN_ID, NETWORK, LocalChain, LocalChainFailed
 
 NOW = {"lost_seconds": 0.0}
 
@@ -203,3 +205,39 @@ async def test_a_chain_that_was_begun_anew_is_named_once_and_goes_on_at_once(
     told = [one for one in caplog.records if "another chain than" in one.getMessage()]
     assert [one.levelno for one in told] == [logging.ERROR]
     assert CHAIN_ID == 31337  # the same number: only its first block tells it from the former one
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_a_chain_takes_back_each_call_is_paid_once(
+    database: Database, own_chain: LocalChain, operator: LocalAccount, seed: int
+) -> None:
+    """Blocks vanish at random, and somebody sends again what he saw of us, in any order."""
+    chance, keys = random.Random(seed), [key_of(operator)]
+    calls, raws = [make_call() for _ in range(12)], dict[str, str | None]()
+    async with (
+        Lanes(database, {NETWORK: own_chain.url}, keys, **NOW) as one,
+        Lanes(database, {NETWORK: own_chain.url}, keys, **NOW) as other,
+    ):
+        for _ in range(8):
+            before = own_chain.call("evm_snapshot")
+            sent = await asyncio.gather(*map(one.submit, chance.sample(calls, 4)))
+            for each in sent:
+                raws[each.purpose] = own_chain.call("eth_getRawTransactionByHash", each.hash)
+            await asyncio.gather(one.mend(), other.mend())
+            if chance.random() < 0.6:
+                own_chain.call("evm_revert", before)
+            for purpose in chance.sample(sorted(raws), len(raws) // 2):
+                with suppress(LocalChainFailed):
+                    if (await find(one, purpose)).status != "dropped":  # that was final, and is for good
+                        own_chain.call("eth_sendRawTransaction", raws[purpose])
+            await asyncio.gather(one.mend(), other.mend())
+        for _ in range(40):
+            await asyncio.gather(one.mend(), other.mend())
+            again = await asyncio.gather(*map(one.submit, calls))
+            if all(each.status in ("sent", "mined") for each in again):
+                break
+            await send_and_mine(one)  # a lost one waits until its nonce is another's
+        for each in again:
+            await mine(one, each)
+    assert [count_paid(own_chain, call) for call in calls] == [1] * len(calls)

@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from tollbook.core import clock, local_chain, telemetry
 from tollbook.core.chains import ChainUnreachable
-from tollbook.core.lanes import nonces, transactions
+from tollbook.core.lanes import losses, nonces, transactions
 from tollbook.core.lanes.fees import FeesAboveCap
 from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.lanes.node import Ask
 from tollbook.core.lanes.outcomes import Outcome, find_block, find_call, find_holder, find_known, find_mined
-from tollbook.core.lanes.transactions import GAS_MIN, Call, Transaction, Unfinished
+from tollbook.core.lanes.transactions import GAS_MIN, Call, Mined, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
 FILL_MAX = 100  # gaps closed in one sweep
@@ -143,11 +143,14 @@ class _Sweep:
 
     async def _record_mined(self, rows: Sequence[Unfinished]) -> set[int]:
         mined = await find_mined(self._node, [(row.transaction_id, row.hashes) for row in rows])
+        await self._record(mined)
+        return set(mined)
+
+    async def _record(self, mined: Mapping[int, Mined]) -> None:
         if mined:
             final = self._lanes.confirmations <= 1
             await transactions.record_mined(self._lanes.database, list(mined.values()), final=final)
         self.mended.mined += len(mined)
-        return set(mined)
 
     async def _resend(self, row: Unfinished) -> None:
         self.mended.resent += await self._hand_out(row, row.fees) is Outcome.TAKEN
@@ -273,8 +276,8 @@ class _Sweep:
     async def _find_lost(self, sender: str, used: int) -> None:
         """Final ones that the chain knows nothing of: the lane would wait for their nonces for ever."""
         async with self._lanes.database.read() as tx:
-            rows = await transactions.find_final(tx, self._node.network, sender, used, SWEEP_MAX)
-            reset_at = await nonces.find_reset(tx, self._node.network)
+            rows = await losses.find_final(tx, self._node.network, sender, used, SWEEP_MAX)
+            reset_at = await losses.find_reset(tx, self._node.network)
         since = self._lanes.behind_since
         if not rows:
             since.pop(sender, None)
@@ -319,7 +322,7 @@ class _Sweep:
 
     async def _record_lost(self, sender: str, lost: Sequence[Transaction]) -> None:
         async with self._lanes.database.write() as tx:
-            count = await transactions.record_lost(tx, lost)
+            count = await losses.record_lost(tx, lost)
         self.mended.lost += count
         telemetry.LOST.labels(self._node.network).inc(count)
         logger.error(
@@ -334,19 +337,21 @@ class _Sweep:
 
     async def _mend_lost(self, rows: Sequence[Unfinished]) -> None:
         """Once their nonces are used: they came back, or never will."""
-        if not rows:
-            return
-        async with self._lanes.database.write() as tx:
-            self.mended.dropped += await transactions.drop_lost(tx, self._node.network)
-            ours = await transactions.find_held(tx, self._node.network)
         used = [row for row in rows if row.nonce < self._used.get(row.sender, 0)]
-        found = await self._record_mined(used)
-        for row in used:
-            if row.transaction_id in found or row.transaction_id in ours:
-                continue
-            with self._patience():
-                if await self._find_deep_holder(row) is not None:
-                    self.mended.dropped += await self._drop(row)
+        mined = await find_mined(self._node, [(row.transaction_id, row.hashes) for row in used])
+        left = [row for row in used if row.transaction_id not in mined]
+        async with self._lanes.database.write() as tx:
+            instead = await losses.find_final_holders(tx, list(mined))
+            self.mended.dropped += await losses.drop_lost(tx, [row.transaction_id for row in left])
+            held = await losses.find_held(tx, [row.transaction_id for row in left])
+        for holder in instead:  # it cannot be on this chain as well: it was taken back in its turn
+            await self._record_lost(holder.sender, [holder])
+        await self._record(mined)
+        for row in left:
+            if row.transaction_id not in held:
+                with self._patience():
+                    if await self._find_deep_holder(row) is not None:
+                        self.mended.dropped += await self._drop(row)
 
     # What is missing ---------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import nonces, transactions
+from tollbook.core.lanes import losses, nonces, transactions
 from tollbook.core.lanes.fees import FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Draft, Fees, Key
 from tollbook.core.lanes.node import AnswerLost, Ask, Node, NodeUnreachable, Said
@@ -153,7 +153,7 @@ class NetworkLanes:
         if not isinstance(hash_, str) or hash_ == self._genesis:
             return  # some nodes have forgotten their first block
         async with self.database.write() as tx:
-            former = await nonces.record_chain(tx, self.node.network, hash_.lower())
+            former = await losses.record_chain(tx, self.node.network, hash_.lower())
         self._genesis = hash_
         if former is not None:
             logger.error(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from psycopg.errors import UniqueViolation
 
@@ -176,32 +176,6 @@ async def find_leaps(tx: ReadTx, network: str, counts: Mapping[str, int], leap_m
         },
     )
     return [row["sender"] for row in rows]
-
-
-async def record_chain(tx: WriteTx, network: str, genesis_hash: str) -> str | None:
-    """Write down which chain it is; the first block of the former one, where it is another one now."""
-    params = {"network": network, "genesis_hash": genesis_hash, "now": clock.now()}
-    return await tx.value(
-        """
-        WITH known AS (
-            INSERT INTO core.lane_chains (network, genesis_hash) VALUES (%(network)s, %(genesis_hash)s)
-            ON CONFLICT (network) DO NOTHING
-        ), former AS (
-            SELECT network, genesis_hash FROM core.lane_chains
-            WHERE network = %(network)s AND genesis_hash <> %(genesis_hash)s FOR NO KEY UPDATE
-        )
-        UPDATE core.lane_chains c SET genesis_hash = %(genesis_hash)s, reset_at = %(now)s
-        FROM former WHERE c.network = former.network RETURNING former.genesis_hash
-        """,
-        params,
-    )
-
-
-async def find_reset(tx: ReadTx, network: str) -> datetime | None:
-    """Since when it has been another chain than before; None where it always was this one."""
-    return await tx.value(
-        "SELECT reset_at FROM core.lane_chains WHERE network = %(network)s", {"network": network}
-    )
 
 
 async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
