@@ -27,6 +27,7 @@ CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql SET search_path = '' AS
 CREATE TRIGGER lines_audit BEFORE UPDATE ON lines FOR EACH ROW EXECUTE FUNCTION audit();
 ALTER TABLE lines ADD CONSTRAINT lines_number_positive CHECK (number > 0) NOT VALID;
 ALTER TABLE moods ADD CONSTRAINT moods_mood_there CHECK (mood IS NOT NULL);
+CREATE TABLE tickets (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, seats int NOT NULL DEFAULT 1);
 CREATE UNIQUE INDEX customers_email ON customers (email);
 CREATE TABLE secrets (id bigint PRIMARY KEY);
 ALTER TABLE secrets ENABLE ROW LEVEL SECURITY;
@@ -288,4 +289,31 @@ CARE = [
     Case("truncate", "DO $body$\nBEGIN\n  CASE WHEN 1 = 1 THEN\n    TRUNCATE moods;\n  ELSE NULL; END CASE;\nEND $body$"),
 ]  # fmt: skip
 
-CASES = [*LOSS, *TYPES, *LOCKS, *BREAKS, *CARE]
+MORE = [
+    Case("large-update", "UPDATE lines SET number = 0 WHERE sku LIKE 'x%'", "UPDATE lines SET number = 0 WHERE id = 3"),
+    Case("large-update", "DELETE FROM lines WHERE number > 7",
+         "DELETE FROM lines WHERE ctid = ANY (ARRAY(SELECT ctid FROM lines WHERE number > 7 LIMIT 500))"),
+    Case("restart-sequence", "ALTER SEQUENCE receipt_numbers RESTART WITH 1", "ALTER SEQUENCE receipt_numbers CACHE 20"),
+    Case("restart-sequence", "ALTER TABLE tickets ALTER id RESTART", "ALTER TABLE tickets ALTER id SET CACHE 20"),
+    Case("drop-default", "ALTER TABLE tickets ALTER seats DROP DEFAULT", "ALTER TABLE tickets ALTER seats SET DEFAULT 2"),
+    Case("drop-default", "ALTER TABLE tickets ALTER id DROP IDENTITY",
+         "ALTER TABLE tickets ADD COLUMN x int DEFAULT 1; ALTER TABLE tickets ALTER x DROP DEFAULT"),
+    Case("revoke", "REVOKE INSERT ON lines FROM CURRENT_USER", "REVOKE CREATE ON SCHEMA public FROM PUBLIC"),
+    Case("drop-role", "DROP ROLE somebody", "GRANT SELECT ON lines TO CURRENT_USER"),
+    Case("replica-identity", "ALTER TABLE lines REPLICA IDENTITY FULL",
+         "ALTER TABLE lines REPLICA IDENTITY USING INDEX lines_pkey"),
+    Case("frozen-default", "CREATE TABLE x (id bigint PRIMARY KEY, at timestamptz DEFAULT 'now'::timestamptz)",
+         "CREATE TABLE x (id bigint PRIMARY KEY, at timestamptz DEFAULT now(), word text DEFAULT 'now')"),
+    Case("frozen-default", "ALTER TABLE lines ADD COLUMN day date DEFAULT date 'today'",
+         "ALTER TABLE lines ADD COLUMN day date DEFAULT CURRENT_DATE"),
+    Case("not-in-subquery", "DELETE FROM lines WHERE order_id NOT IN (SELECT id FROM orders)",
+         "DELETE FROM lines WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = lines.order_id)"),
+    Case("create-partition",
+         "CREATE TABLE visits_2030 PARTITION OF visits FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')",
+         "CREATE TABLE visits_2030 (LIKE visits INCLUDING DEFAULTS); "
+         "ALTER TABLE visits ATTACH PARTITION visits_2030 FOR VALUES FROM ('2030-01-01') TO ('2031-01-01')"),
+    Case("view-past-policies", "CREATE VIEW w AS SELECT s.id FROM secrets AS s",
+         "CREATE VIEW w WITH (security_invoker = true) AS SELECT id FROM secrets"),
+]  # fmt: skip
+
+CASES = [*LOSS, *TYPES, *LOCKS, *BREAKS, *CARE, *MORE]

@@ -22,7 +22,7 @@ NOT_RUN = {"drop-database", "move-to-tablespace"}
 # What these change is meant: their safe SQL does it too, but by name, or in steps.
 MEANT = {"cascade", "update-without-where"}
 # Only a superuser may.
-POWERFUL = {"drop-owned", "system-catalog", "password-in-file"}
+POWERFUL = {"drop-owned", "drop-role", "system-catalog", "password-in-file"}
 SAFE = {rule: found[0].safe_sql for rule in RULES if (found := page.find(rule))}
 
 

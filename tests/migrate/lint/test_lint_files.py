@@ -137,7 +137,7 @@ def test_a_renamed_table_is_still_the_one_it_was(folder: Path, write: Write) -> 
 def test_a_file_that_does_not_parse_is_an_error_with_its_line(folder: Path, write: Write) -> None:
     write("0001_a", up="SELECT 1;\nALTER TABEL x;", down="SELECT 1;")
     [finding] = look(folder).findings
-    assert (finding.rule, finding.severity, finding.place.line) == ("unreadable", "error", 2)
+    assert (finding.rule, finding.severity, finding.place.line) == ("refused", "error", 2)
 
 
 def test_rows_of_a_copy_and_umlauts_move_no_line(folder: Path, write: Write) -> None:

@@ -19,7 +19,7 @@ from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.world import World
 from tollbook.migrate.statements import Statement
 
-UNREADABLE = "unreadable"
+REFUSED = "refused"  # not a rule: what the engine itself will not run
 
 
 @dataclass(slots=True)
@@ -92,11 +92,9 @@ class Walk:
         if heard:
             self.files.append(file)
             file.allowances = allowances.read(reading.text, spans)
-            for problem in () if reading.statements else reading.problems:
+            for problem in reading.problems:
                 place = problem.place or Place(str(script.path))
-                self.findings.append(
-                    Finding(UNREADABLE, "error", place, f"The file cannot be read: {problem.what}")
-                )
+                self.findings.append(Finding(REFUSED, "error", place, f"{problem.what} {problem.next}"))
         made_in = migration.id if part == "up" else f"{migration.id} down"
         for number, unit in enumerate(begin(file, reading.statements, made_in)):
             for one in unfold(unit):

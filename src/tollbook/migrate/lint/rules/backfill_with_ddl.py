@@ -34,13 +34,13 @@ def _find_written(unit: Unit) -> Any:
     """Return the table that a statement may write many rows of, or None."""
     tree = unit.tree
     if is_a(tree, ast.UpdateStmt, ast.DeleteStmt):
-        return None if _is_by_key(unit) else tree.relation
+        return None if is_by_key(unit) else tree.relation
     if is_a(tree, ast.InsertStmt) and is_a(tree.selectStmt, ast.SelectStmt):
         return tree.relation if tree.selectStmt.fromClause else None
     return None
 
 
-def _is_by_key(unit: Unit) -> bool:
+def is_by_key(unit: Unit) -> bool:
     """Whether it names its rows by constants of the primary key."""
     where, table = unit.tree.whereClause, unit.table(unit.tree.relation)
     keys = [one.columns for one in table.constraints if one.kind == "primary"] if table else []

@@ -12,11 +12,14 @@ from tollbook.migrate.lint.words import quote, show
 
 
 def check(unit: Unit) -> Iterable[Hit]:
-    for one in unit.alterations(AlterTableType.AT_SetTableSpace):
+    tree = unit.tree
+    for one in (tree.cmds or ()) if is_a(tree, ast.AlterTableStmt) else ():
+        if one.subtype != AlterTableType.AT_SetTableSpace:
+            continue
         yield Hit(
-            f"Moving {show(one.relation)} to {quote(one.name or '')} copies all of it under an ACCESS "
+            f"Moving {show(tree.relation)} to {quote(one.name or '')} copies all of it under an ACCESS "
             "EXCLUSIVE lock.",
-            on=one.relation,
+            on=tree.relation,
         )
     if is_a(unit.tree, ast.AlterTableMoveAllStmt):
         yield Hit("Moving all of a tablespace copies each of its tables under an ACCESS EXCLUSIVE lock.")
