@@ -20,13 +20,16 @@ from x402.schemas import PaymentPayload
 from clients.pay import make_x402_client
 from fixtures.serve import serve
 from tollbook.books.payments import answers, payments
+from tollbook.books.payments.errors import NotRecorded
 from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.purchases import ANSWERS_KEPT
 from tollbook.books.payments.sellers import _Copy
+from tollbook.books.payments.usage import Meter
 from tollbook.books.payments.wire import read_body
 from tollbook.core import clock
 from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable, Refusal
 from tollbook.core.local_chain import NETWORK, LocalChain
 
 PRICE = 10_000
@@ -417,6 +420,28 @@ async def test_what_failed_and_was_then_had_by_token_is_not_had_by_the_payment_t
         assert (await client.get("/upfront", headers=bearer)).text == "yes"
     again = await ask(shop, "/upfront", header)
     assert (again.status_code, again.json()["type"]) == (402, "urn:tollbook:problem:token-spent")
+    assert shop.query("SELECT requests_used FROM payments.x402_payments") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("step", "refusal"), [("record", NotRecorded()), ("admit_first", DatabaseUnreachable("it went away"))]
+)
+async def test_who_paid_and_was_not_answered_because_the_database_went_away_is_served_later(
+    shop: Shop, payer: LocalAccount, monkeypatch: pytest.MonkeyPatch, step: str, refusal: Refusal
+) -> None:
+    """The request was taken, and that was not heard of."""
+    real = getattr(Meter, step)
+
+    async def go_away(*args: Any, **options: Any) -> Any:
+        await real(*args, **options)
+        monkeypatch.undo()
+        raise refusal
+
+    header = await sign(shop, "/once/rain", payer)
+    monkeypatch.setattr(Meter, step, go_away)
+    assert (await ask(shop, "/once/rain", header)).status_code == 503
+    assert shop.query("SELECT requests_used FROM payments.x402_payments") == [(1,)]
+    assert (await ask(shop, "/once/rain", header)).json()["what"] == "rain"
     assert shop.query("SELECT requests_used FROM payments.x402_payments") == [(1,)]
 
 

@@ -30,7 +30,7 @@ from tollbook.books.payments.wire import (
     remaining_header,
 )
 from tollbook.core import telemetry
-from tollbook.core.errors import Refusal
+from tollbook.core.errors import DatabaseUnreachable, Refusal
 
 SECRET_PREFIX = tokens.PREFIX.encode()
 REDIRECTION = 300
@@ -219,7 +219,11 @@ class PaymentSeller:
         """Take this request from the quota, unless one that was cut off took it."""
         payment = purchase.payment
         if not (self._opening.counted and payment.requests_used):
-            return await self._meter.admit_first(payment.payment_id)
+            try:
+                return await self._meter.admit_first(payment.payment_id)
+            except DatabaseUnreachable:
+                self._is_counted = True  # perhaps it was taken: the next one sees
+                raise
         remaining = payment.requests_allocated - payment.requests_used
         return Admission(payment.payment_id, remaining, purchase.grant.token.expires_at)
 
