@@ -77,6 +77,28 @@ async def test_what_landed_with_an_error_moved_nothing(desk: Desk, node: SolanaN
     assert await watcher.find_movements(NETWORK, [MINT], [seller], 0, final) == []
 
 
+async def test_a_transaction_that_the_node_lists_and_cannot_show_is_not_passed_over(
+    desk: Desk, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.send(desk.transfer(AMOUNT))
+    desk.chain.advance(FINAL_BLOCKS)
+    answer, since = desk.chain.answer, clock.now() - timedelta(hours=1)
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(
+            desk.chain, "answer", lambda how, asked: None if how == "getTransaction" else answer(how, asked)
+        )
+        assert list((await reconciler.run(since)).unreachable) == [NETWORK]
+    assert [kind for kind, _ in await read_kinds(reconciler)] == ["foreign_transfer"]
+
+
+async def test_a_node_of_another_network_is_not_read(
+    desk: Desk, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fixtures.solana_rpc.GENESIS_HASH", "5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp")
+    report = await reconciler.run(clock.now() - timedelta(hours=1))
+    assert list(report.unreachable) == [NETWORK]
+
+
 async def test_a_node_that_lags_behind_shows_no_history_with_holes_in_it(
     desk: Desk, reconciler: Reconciler
 ) -> None:

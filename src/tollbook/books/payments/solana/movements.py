@@ -29,17 +29,13 @@ class SolanaWatcher:
     ) -> list[Movement]:
         """See Watcher."""
         node = self.nodes[network]
-        found: dict[str, Movement] = {}
-        for asset in assets:
-            for recipient in recipients:
-                for account in find_accounts(recipient, asset):
-                    for sighting in await node.read_history(account, first, as_of=last):
-                        if not sighting.succeeded or sighting.slot > last:
-                            continue
-                        for movement in await self._read(network, sighting.signature):
-                            if (movement.asset, movement.pay_to) == (asset, recipient):
-                                found[f"{sighting.signature}:{asset}:{recipient}:{movement.payer}"] = movement
-        return list(found.values())
+        accounts = [each for asset in assets for owner in recipients for each in find_accounts(owner, asset)]
+        seen: dict[str, None] = {}
+        for account in accounts:
+            history = await node.read_history(account, first, as_of=last)
+            seen |= dict.fromkeys(each.signature for each in history if each.succeeded and each.slot <= last)
+        found = [movement for signature in seen for movement in await _read(node, signature)]
+        return [each for each in found if each.asset in assets and each.pay_to in recipients]
 
     async def read_transaction(self, network: str, tx_hash: str) -> list[Movement] | None:
         """See Watcher."""
@@ -53,8 +49,13 @@ class SolanaWatcher:
         landing = await self.nodes[movement.network].find_landing(movement.tx_hash, "confirmed")
         return [] if landing is None else [landing.message_hash]
 
-    async def _read(self, network: str, signature: str) -> list[Movement]:
-        return await self.read_transaction(network, signature) or []
+
+async def _read(node: SolanaNode, signature: str) -> list[Movement]:
+    """What a transaction moved that the node lists; where it cannot show it, nothing may be passed over."""
+    landing = await node.find_landing(signature, "confirmed")
+    if landing is None:
+        node.complain("getTransaction", ValueError("what it lists it does not have"))
+    return _list_movements(node.network, signature, landing)
 
 
 def _list_movements(network: str, tx_hash: str, landing: Landing) -> list[Movement]:

@@ -128,7 +128,8 @@ class SolanaNode(JsonRpc):
             self.complain("getLatestBlockhash", error)
 
     async def get_final(self) -> Final:
-        """Return the newest final block."""
+        """Return the newest final block of this very network."""
+        await self.check_network()
         answer = await self.ask("getEpochInfo", {"commitment": "finalized"})
         try:
             return Final(int(answer["absoluteSlot"]), int(answer["blockHeight"]))
@@ -244,6 +245,8 @@ class SolanaNode(JsonRpc):
         """
         final = await self.get_final()
         seconds = (await self.get_time(final.slot) - moment).total_seconds()
+        if seconds <= 0:
+            return False
         since = max(final.slot - int(seconds / SLOT_SECONDS_MAX), 0)
         wanted = BLOCKHASH_BLOCKS + NODE_LAG_BLOCKS
         answer = await self.ask("getBlocksWithLimit", since, wanted, {"commitment": "finalized"})
@@ -251,7 +254,7 @@ class SolanaNode(JsonRpc):
             slots = [int(slot) for slot in answer]
         except NONSENSE as error:
             self.complain("getBlocksWithLimit", error)
-        if seconds <= 0 or len(slots) < wanted or not since <= slots[0] <= slots[-1] <= final.slot:
+        if len(slots) < wanted or not since <= slots[0] <= slots[-1] <= final.slot:
             return False
         return await self.get_time(slots[0]) > moment
 
@@ -261,7 +264,6 @@ class SolanaNode(JsonRpc):
         Sure is it when a final block is past the last height that could hold it, when the node, asked as of
         that block or later, finds it nowhere, and when its memory reaches back to when it was signed.
         """
-        await self.check_network()
         final = await self.get_final()
         if final.height <= last_valid_height + NODE_LAG_BLOCKS:
             return False
