@@ -175,7 +175,7 @@ def _dump(
             _prove(tools.reader, parts)
             draft.write(_encrypt(_pack(parts), key))
     elif key is None and draft.file is not None:
-        # Into the file itself: pg_dump goes back and notes where each table is, which a parallel restore uses.
+        # By itself: pg_dump goes back and notes where each table is, which a parallel restore uses.
         _run([*command, "--format=custom", f"--file={draft.file.name}"], near)
     else:
         with running([*command, "--format=custom"], near) as dump, _listing(tools.reader) as listing:

@@ -87,9 +87,8 @@ class Bucket:
         import obstore
 
         with _explained():
-            return [
-                one["path"] for some in obstore.list(self.store) for one in some if "/" not in one["path"]
-            ]
+            found = obstore.list(self.store)  # pyright: ignore[reportUnknownMemberType]
+            return [one["path"] for some in found for one in some if "/" not in one["path"]]
 
     def size(self, name: str) -> int | None:
         """Return the bytes of an object; None where there is none."""
@@ -131,8 +130,8 @@ class Bucket:
             self.names()
         except OSError as error:
             return [
-                f"s3://{self.where} cannot be listed: {error}. Check the bucket, AWS_ENDPOINT_URL, AWS_REGION "
-                "and the credentials."
+                f"s3://{self.where} cannot be listed: {error}. Check the bucket, AWS_ENDPOINT_URL, "
+                "AWS_REGION and the credentials."
             ]
         return []
 

@@ -128,7 +128,8 @@ def count(connection: Connection) -> Contents:
 
 
 def _count_rows(connection: Connection, table: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM ONLY {table}".encode())  # noqa: S608  (quoted by the server).fetchone()
+    query = f"SELECT count(*) FROM ONLY {table}"  # noqa: S608  (the server quoted the name)
+    row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return int(str(row[0]))
 

@@ -16,7 +16,7 @@ PASSPHRASE_CHARACTERS_MIN = 8
 
 
 def find(passphrase_file: Path | None = None, key_file: Path | None = None) -> Key | None:
-    """Return the secret of these files, or else of the environment; None: there is none. Raises WrongUsage."""
+    """Return the secret of these files, or else of the environment, if any. Raises WrongUsage."""
     if passphrase_file and key_file:
         raise WrongUsage("Give a passphrase or a key file, not both.")
     if passphrase_file is None and key_file is None:

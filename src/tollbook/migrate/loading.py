@@ -121,9 +121,8 @@ def _list_roles(target: Target) -> set[str]:
 
 def _write_proof(archive: Archive) -> bytes:
     known = archive.manifest.contents if archive.manifest else None
-    expected: dict[str, Any] = {"table_count": archive.tables, "tables": {}} | (
-        asdict(known) if known else {}
-    )
+    expected: dict[str, Any] = asdict(known) if known else {"tables": {}}
+    expected["table_count"] = archive.tables
     literal = json.dumps(expected, ensure_ascii=False).replace("'", "''")
     return f"SELECT set_config('tollbook.expected', '{literal}', false);\n{_PROOF}".encode()
 
@@ -139,7 +138,7 @@ def _load_directly(archive: Archive, path: Path | None, near: Target, jobs: int)
 
 @contextmanager
 def _feeding(archive: Archive, path: Path | None, process: Running) -> Generator[Callable[[], None]]:
-    """Feed pg_restore where it has no path; gives what raises, at the end, whatever was wrong with the file."""
+    """Feed pg_restore where it has no path; gives what raises whatever was wrong with the file."""
     if path is not None:
         yield lambda: None
         return
@@ -158,7 +157,7 @@ def _feeding(archive: Archive, path: Path | None, process: Running) -> Generator
 
 
 def _feed(archive: Archive, process: Running) -> None:
-    """Give pg_restore all of it, and read to the end even what it does not want: that ends in the checksum."""
+    """Give pg_restore all of it; read to the end, where the checksum is, even what it does not want."""
     wanted = True
     try:
         for chunk in archive.read():

@@ -33,8 +33,18 @@ WORKER_DIED = "a worker process died unexpectedly"  # of what, its own error say
 SECRETS_WITHOUT_VARIABLE = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 # What else says where and how to connect; not for programs that are led through a relay.
 RELAYED_VARIABLES = frozenset(
-    "PGHOSTADDR PGSERVICE PGSSLMODE PGSSLNEGOTIATION PGREQUIRESSL PGCHANNELBINDING PGREQUIREPEER "
-    "PGTARGETSESSIONATTRS PGGSSENCMODE PGREQUIREAUTH".split()
+    (
+        "PGCHANNELBINDING",
+        "PGGSSENCMODE",
+        "PGHOSTADDR",
+        "PGREQUIREAUTH",
+        "PGREQUIREPEER",
+        "PGREQUIRESSL",
+        "PGSERVICE",
+        "PGSSLMODE",
+        "PGSSLNEGOTIATION",
+        "PGTARGETSESSIONATTRS",
+    )
 )
 
 
