@@ -4,6 +4,9 @@ Both serve the same FastAPI app in this process, over ASGI. Vouchers are signed 
 seller's side is what is measured: the SDK keeps all in memory and forgets it; Tollbook has charged and booked
 on disk before the answer leaves, and has kept it before its last byte does.
 """
+# The tests' clients, which it shares, are not typed strictly.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false
 
 import asyncio
 import json

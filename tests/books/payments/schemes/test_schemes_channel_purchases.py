@@ -291,6 +291,28 @@ async def test_a_request_that_was_cut_off_does_not_take_the_charge_of_another_fo
     assert sorted(read_booked(life.database_url)) == [(PRICE, "failed"), *[(PRICE, "settled")] * 2]
 
 
+async def test_who_hangs_up_leaves_the_channel_to_the_next(life: Life) -> None:
+    await life.buy()
+    app, asked = FastAPI(), asyncio.Event()
+
+    @app.get("/ticks")
+    async def ticks() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with (
+        selling(app, life.seller, life.facilitator, life.database_url, scheme=SCHEME) as paywall,
+        shop_at(paywall, life.buyer) as client,
+    ):
+        waiting = asyncio.create_task(client.get("/ticks"))
+        await asked.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert read_channel(life.database_url).pending_request is None
+    await life.buy()
+    assert read_channel(life.database_url).charged_cumulative_amount == str(2 * PRICE)
+
+
 async def test_a_request_that_outlasts_its_reservation_is_not_charged_what_another_signed_for(
     life: Life,
 ) -> None:

@@ -95,6 +95,11 @@ class ChannelPurchases(Purchases):
         await finish(self._free(opening.payment.payment_id))
         await Purchases.release(self, opening, reason)  # super() does not know a class with slots
 
+    async def let_go(self, opening: Opening, *, is_counted: bool = False) -> None:
+        """See Purchases; and the channel is free again, if the request came to no end."""
+        await finish(self._free(opening.payment.payment_id))
+        await Purchases.let_go(self, opening, is_counted=is_counted)
+
     async def _free(self, payment_id: int) -> None:
         hold = self._reserved.pop(payment_id, None)
         if hold is not None:
@@ -109,7 +114,7 @@ class ChannelPurchases(Purchases):
     ) -> Opening:
         nonce = cast(str, offer.nonce)
         async with self._entering.setdefault(nonce, asyncio.Lock()):  # copies must not queue
-            opening = await finish(self._enter_at_once(offer, payment, terms, asked))
+            opening = await self._enter_at_once(offer, payment, terms, asked)
             if opening is not None:
                 return opening
             await self._refuse_counted(offer)
