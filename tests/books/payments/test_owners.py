@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from eth_account.messages import encode_defunct
 from eth_account.signers.local import LocalAccount
@@ -16,7 +17,7 @@ from x402.schemas import PaymentPayload, PaymentRequirements
 
 from clients.pay import sign
 from fixtures.serve import serve
-from tollbook.books.payments import payments, settlements
+from tollbook.books.payments import ledger, payments, settlements
 from tollbook.books.payments.claims import Claimed, ClaimRefused, ClaimRequest, claim, claim_message
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator, SettlementUnknown
 from tollbook.books.payments.facilitator.ledgered import LedgeredFacilitator, SettlementConflict
@@ -28,7 +29,7 @@ from tollbook.books.payments.sdk_client import LedgeredFacilitatorClient
 from tollbook.books.payments.truth import ChainTruth
 from tollbook.core import clock
 from tollbook.core.chains import Chain
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
 from tollbook.core.local_chain import NETWORK, LocalChain
 
 ROUTE = "GET /rain"
@@ -198,6 +199,24 @@ async def test_an_answer_that_was_sold_is_not_sold_again(market: Market, payer: 
     assert await market.verify(payment) is None
     assert [await market.settle(payment), await market.settle(payment)] == [True, False]
     assert await market.verify(payment) == "payment_already_settled"
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_a_sale_whose_booking_was_not_heard_of_is_a_sale(
+    market: Market, payer: LocalAccount, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    payment, real = await sign(payer, market.requirements), ledger.sell
+    assert await market.verify(payment) is None
+
+    async def go_away(tx: WriteTx, row: ledger.Settlement) -> bool:
+        monkeypatch.undo()
+        if is_written:
+            async with market.database.write() as other:
+                await real(other, row)
+        raise psycopg.OperationalError("the server closed the connection unexpectedly")
+
+    monkeypatch.setattr(ledger, "sell", go_away)
+    assert await market.settle(payment)
 
 
 async def test_of_two_whose_handlers_overlap_one_is_answered(market: Market, payer: LocalAccount) -> None:

@@ -248,17 +248,21 @@ async def move(tx: WriteTx, row: Settlement, facilitator: str) -> bool:
 
 
 async def sell(tx: WriteTx, row: Settlement) -> bool:
-    """Enter that the SDK's middleware gives its answer for it now; whether that may be."""
+    """Enter that the SDK's middleware gives its answer for it now; whether its holder may.
+
+    Asked again by him it is the same: the first time may not have been heard of.
+    """
     sold = await tx.execute(
         """
         UPDATE payments.x402_settlements AS s SET owner = 'sold'
-        WHERE settlement_id = %(settlement_id)s AND owner = 'sdk' AND status = 'settled'
+        WHERE settlement_id = %(settlement_id)s AND holder = %(holder)s AND owner IN ('sdk', 'sold')
+          AND status = 'settled'
           AND NOT EXISTS (
               SELECT FROM payments.x402_payments AS claim
               WHERE claim.network = s.network AND claim.tx_hash = s.tx_hash AND claim.from_address = s.payer
                 AND claim.scheme = 'transfer' AND claim.status <> 'failed')
         """,
-        {"settlement_id": row.settlement_id},
+        {"settlement_id": row.settlement_id, "holder": row.holder},
     )
     return sold == 1
 

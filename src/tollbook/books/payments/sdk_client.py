@@ -76,23 +76,22 @@ class LedgeredFacilitatorClient:
             return _refuse(*fault)
         ledger, proof = await self._open(), read_proof(payload, requirements)
         before = await ledger.recall(payload, requirements)
-        if before is None or before.status not in ("settled", "unknown"):
-            try:
-                answer = await ledger.verify(payload, requirements)
-            except FacilitatorUnreachable as error:
-                return _refuse(UNREACHABLE, str(error))
+        if before is not None and before.status in ("settled", "unknown"):
+            return _refuse_ended(before)
+        try:
+            answer = await ledger.verify(payload, requirements)
             if not answer.is_valid:
                 return answer
-        try:
             taken = await ledger.take(payload, requirements, HANDLER_HOLD)
+        except FacilitatorUnreachable as error:
+            return _refuse(UNREACHABLE, str(error))
         except SettlementInProgress as error:
             return _refuse(IN_PROGRESS, str(error))
         except SettlementConflict as error:
             return _refuse(CONFLICT, str(error))
-        if taken.status != "pending":
+        if taken.status != "pending":  # another was faster, or was not heard of again
             await ledger.let_go(taken)
-            reason = ALREADY_SETTLED if taken.status == "settled" else ERR_SETTLEMENT_PENDING
-            return _refuse(reason, f"It bought one answer. Who has paid and got none {CLAIMS}")
+            return _refuse_ended(taken)
         self._hold(proof, taken)
         return VerifyResponse(is_valid=True, payer=proof.payer)
 
@@ -117,7 +116,7 @@ class LedgeredFacilitatorClient:
         requirements: PaymentRequirements,
     ) -> SettleResponse:
         answer = await ledger.settle_taken(taken, payload, requirements)
-        if answer.success and not await ledger.sell(taken):
+        if answer.success and (taken.status == "settled" or not await ledger.sell(taken)):
             why = f"It has bought something else. Who has paid and got nothing {CLAIMS}"
             return _fail(read_proof(payload, requirements), ALREADY_SETTLED, why, answer.transaction)
         return answer
@@ -158,6 +157,11 @@ class LedgeredFacilitatorClient:
 
 def _refuse(reason: str, message: str) -> VerifyResponse:
     return VerifyResponse(is_valid=False, invalid_reason=reason, invalid_message=message)
+
+
+def _refuse_ended(row: Settlement) -> VerifyResponse:
+    reason = ALREADY_SETTLED if row.status == "settled" else ERR_SETTLEMENT_PENDING
+    return _refuse(reason, f"It was presented before. Who has paid and got no answer {CLAIMS}")
 
 
 def _fail(proof: Proof, reason: str, message: str, transaction: str = "") -> SettleResponse:

@@ -137,8 +137,9 @@ class LedgeredFacilitator:
     ) -> Settlement:
         """Write the intent down and hold it: for so long nobody else settles this payment.
 
-        The SDK's middleware takes it before its handler runs: nobody is asked yet. A settlement that is settled already comes back as it is. Raises
-        SettlementInProgress where somebody else holds it, SettlementConflict.
+        The SDK's middleware takes it before its handler runs: nobody is asked yet. A settlement that is
+        settled already comes back as it is. Raises SettlementInProgress where somebody else holds it,
+        SettlementConflict.
         """
         proof = read_proof(payload, requirements)
         first = NOBODY if self._owner == "sdk" else next(iter(self._desks))
@@ -147,9 +148,20 @@ class LedgeredFacilitator:
             return row or _check_settled(await ledger.find(tx, proof), proof, self._owner)
 
     async def sell(self, row: Settlement) -> bool:
-        """Enter that the answer to what was settled is given now; False where it bought something before."""
-        async with self._database.write() as tx:
-            return await ledger.sell(tx, row)
+        """Enter that the answer to what was settled is given now; False where it bought something before.
+
+        Raises SettlementUnknown where that cannot be written down: then it bought nothing.
+        """
+        try:
+            async for attempt in _booking_attempts():
+                with attempt:
+                    async with self._database.write() as tx:
+                        return await ledger.sell(tx, row)
+        except Exception as error:
+            logger.exception("that settlement %s is sold is not booked", row.settlement_id)
+            why = "it could not be written down"
+            raise SettlementUnknown(row.network, row.tx_hash or "", ERR_SETTLEMENT_PENDING, why) from error
+        raise AssertionError("unreachable: the attempts return or raise")
 
     async def let_go(self, row: Settlement) -> None:
         """Let go of what was taken and is unknown: it is not settled here."""
