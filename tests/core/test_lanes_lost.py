@@ -208,7 +208,7 @@ async def test_a_chain_that_was_begun_anew_is_named_once_and_goes_on_at_once(
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 12, 13, 14])
 async def test_whatever_a_chain_takes_back_each_call_is_paid_once(
     database: Database, own_chain: LocalChain, operator: LocalAccount, seed: int
 ) -> None:

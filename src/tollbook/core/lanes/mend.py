@@ -323,6 +323,8 @@ class _Sweep:
     async def _record_lost(self, sender: str, lost: Sequence[Transaction]) -> None:
         async with self._lanes.database.write() as tx:
             count = await losses.record_lost(tx, lost)
+        if count == 0:
+            return  # another process did it
         self.mended.lost += count
         telemetry.LOST.labels(self._node.network).inc(count)
         logger.error(

@@ -128,6 +128,7 @@ class NetworkLanes:
         async with self.database.write() as tx:
             for sender, (used, pending) in counts.items():
                 await nonces.jump(tx, self.node.network, sender, used, pending)
+            await nonces.close_held(tx, self.node.network)
         return {sender: used for sender, (used, _) in counts.items()}
 
     async def _count(self) -> dict[str, tuple[int, int]]:

@@ -10,9 +10,10 @@ from tollbook.core import clock, ids
 from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.lanes.transactions import Call
 
-TWINS_MAX = 5  # attempts, where an id that was made in the same millisecond is the same one
+TAKE_ATTEMPTS_MAX = 5
 GAP_SPAN_MAX = 100_000  # nonces that are looked through for gaps at once
-ID_CONSTRAINT = "transactions_pkey"
+ID_CONSTRAINT = "transactions_pkey"  # broken by an id that was made twice in a millisecond
+NONCE_CONSTRAINT = "transactions_nonce"  # by one that was lost, and came back to its nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,15 @@ async def take_nonces(
     database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
 ) -> list[Taken]:
     """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
-    for attempt in range(1, TWINS_MAX + 1):
+    for attempt in range(1, TAKE_ATTEMPTS_MAX + 1):
         try:
             return await _take(database, network, senders, calls, only_gaps=only_gaps)
         except UniqueViolation as error:
-            if error.diag.constraint_name != ID_CONSTRAINT or attempt == TWINS_MAX:
+            broken = error.diag.constraint_name
+            if broken not in (ID_CONSTRAINT, NONCE_CONSTRAINT) or attempt == TAKE_ATTEMPTS_MAX:
                 raise
+            async with database.write() as tx:
+                await close_held(tx, network)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -136,6 +140,20 @@ async def free_abandoned(tx: WriteTx, network: str, older_than: timedelta) -> in
         ON CONFLICT (network, sender, nonce) DO NOTHING
         """,
         {"network": network, "before": clock.now() - older_than},
+    )
+
+
+async def close_held(tx: WriteTx, network: str) -> None:
+    """A nonce that somebody holds is no gap: one that was lost has come back to it."""
+    await tx.execute(
+        """
+        DELETE FROM core.lane_gaps g WHERE g.network = %(network)s AND EXISTS (
+            SELECT FROM core.transactions h
+            WHERE h.network = g.network AND h.sender = g.sender AND h.nonce = g.nonce
+              AND h.status NOT IN ('lost', 'dropped')
+        )
+        """,
+        {"network": network},
     )
 
 
