@@ -132,11 +132,12 @@ async def _refuse_paid(tx: WriteTx, offer: Offer, sent: Sent, now: datetime) -> 
         for nonce in sent.nonces or [None]:
             same = replace(offer, from_address=signer, nonce=nonce, tx_hash=sent.tx_hash)
             await payments.refuse_counted(tx, same)
+    for signer in sent.signers:
         same = replace(offer, from_address=signer)
         if not await ledger.claim(tx, same, sent.tx_hash, sent.nonces, now=now):
             raise ClaimRefused(
-                "It settles an x402 payment that bought its answer, or that is being settled. If you were not "
-                "served, claim it again in some minutes."
+                "It settles an x402 payment that bought its answer, or that is being settled. If you were "
+                "not served, claim it again in some minutes."
             )
 
 
