@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import ActiveSqlTransaction
 
 from migrate.lint.watching import find_table, set_up, split, watch, watch_alone
-from tollbook.core.embedded import Server
+from tollbook.embedded import Server
 from tollbook.migrate.lint import RULES, Rule, page
 
 CLAIMED = [rule for rule in RULES if rule.example.claim]

@@ -148,3 +148,22 @@ def test_rows_of_a_copy_and_umlauts_move_no_line(folder: Path, write: Write) -> 
     )
     [finding] = look(folder).findings
     assert (finding.rule, finding.place.line) == ("truncate", 6)
+
+
+def test_up_and_down_in_one_file_are_looked_at_each_by_itself(folder: Path) -> None:
+    """As dbmate has them: a comment above the one allows nothing of the other."""
+    (folder / "20240101000000_a.sql").write_text(
+        f"-- migrate:up\n{TABLE}\n-- tollbook: allow drop-table because moved\nDROP TABLE moved;\n"
+        f"-- migrate:down\n{DOWN}\nDROP TABLE other;\n"
+    )
+    found = look(folder)
+    assert [(one.rule, one.place.line) for one in found.findings] == [("drop-table", 7)]
+    assert (found.files, found.allowed) == (1, 1)
+
+
+def test_a_down_file_is_missing_only_where_there_are_such(folder: Path, write: Write) -> None:
+    (folder / "V1__a.sql").write_text("CREATE TABLE a (id bigint PRIMARY KEY);")
+    assert rules(look(folder)) == []
+    (folder / "V1__a.sql").unlink()
+    write("0001_a", up="CREATE TABLE a (id bigint PRIMARY KEY);")
+    assert rules(look(folder)) == ["missing-down"]

@@ -36,7 +36,8 @@ def lint_migrations(
     ask_squawk: bool = True,
 ) -> Lint:
     """Look for hazards in migrations that are read already; see `lint`."""
-    walk = Walk(choose(rules), pending, frozenset(rule.id for rule in RULES))
+    known = frozenset(rule.id for rule in RULES)
+    walk = Walk(choose(rules), pending, known, find_reversible(migrations))
     for migration in migrations:
         walk.visit(migration)
     version = squawk.find() if ask_squawk and not rules else None
@@ -45,11 +46,16 @@ def lint_migrations(
     walk.finish()
     return Lint(
         sort(walk.findings),
-        len(walk.files),
+        len({file.script.path for file in walk.files}),
         sum(len(file.spans) for file in walk.files),
         walk.allowed,
         version,
     )
+
+
+def find_reversible(migrations: Sequence[Migration]) -> frozenset[str]:
+    """Return the folders with ways back: only there a down file can be missing."""
+    return frozenset(one.folder for one in migrations if one.down or one.up.path.name.endswith(".up.sql"))
 
 
 def choose(wanted: Collection[str]) -> list[Rule]:

@@ -51,13 +51,12 @@ def find() -> str | None:
 
 def merge(walk: Walk) -> None:
     """Add what squawk finds in the files that were looked at."""
-    by_path = {str(file.script.path): file for file in walk.files}
-    paths = list(by_path)
+    paths = list(dict.fromkeys(str(file.script.path) for file in walk.files))
     for start in range(0, len(paths), FILES_AT_ONCE_MAX):
         for row in ask(paths[start : start + FILES_AT_ONCE_MAX]):
-            name, file = str(row["rule_name"]), by_path.get(str(row["file"]))
-            if file is not None and name not in OURS and name not in NOT_HERE:
-                _add(walk, file, name, row)
+            name = str(row["rule_name"])
+            if name not in OURS and name not in NOT_HERE:
+                _add(walk, name, row)
 
 
 def ask(paths: Iterable[str]) -> list[dict[str, Any]]:
@@ -78,8 +77,8 @@ def ask(paths: Iterable[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _add(walk: Walk, file: File, name: str, row: dict[str, Any]) -> None:
-    index = find_index(file.script.text, int(row["line"]), int(row["column"]))
+def _add(walk: Walk, name: str, row: dict[str, Any]) -> None:
+    file, index = _locate(walk, row)
     severity = LEVELS.get(str(row["level"]), "notice")
     rule = Rule(PREFIX + name, severity, "", "", "", Example(""))
     statement = file.number_at(index)
@@ -88,6 +87,13 @@ def _add(walk: Walk, file: File, name: str, row: dict[str, Any]) -> None:
         walk.allowed += 1
     else:
         walk.findings.append(Finding(rule.id, severity, locate(file.script, index), sentence))
+
+
+def _locate(walk: Walk, row: dict[str, Any]) -> tuple[File, int]:
+    """Return which file a row is about, and where; up and down may stand in one."""
+    files = [file for file in walk.files if str(file.script.path) == str(row["file"])]
+    index = find_index(files[0].script.text, int(row["line"]), int(row["column"]))
+    return next((file for file in files if file.number_at(index) is not None), files[0]), index
 
 
 def find_index(text: str, line: int, column: int) -> int:

@@ -30,6 +30,7 @@ class File:
     script: Script
     part: str
     world: World = field(repr=False)
+    reversible: bool  # whether its folder is one of those that have ways back
     units: list[Unit] = field(default_factory=list[Unit])
     spans: tuple[tuple[int, int], ...] = ()
     allowances: list[Allowance] = field(default_factory=list[Allowance])
@@ -67,6 +68,7 @@ class Walk:
     rules: Sequence[Rule]
     pending: Collection[str] | None
     known: frozenset[str]
+    reversible: frozenset[str]
     world: World = field(default_factory=World)
     files: list[File] = field(default_factory=list[File])
     findings: list[Finding] = field(default_factory=list[Finding])
@@ -88,7 +90,8 @@ class Walk:
     def _read(self, migration: Migration, script: Script, part: str, world: World, *, heard: bool) -> None:
         reading = statements.read(script)
         spans = tuple((one.index, one.end) for one in reading.statements)
-        file = File(migration, script, part, world, spans=spans)
+        reversible = migration.folder in self.reversible
+        file = File(migration, script, part, world, reversible, spans=spans)
         if heard:
             self.files.append(file)
             file.allowances = allowances.read(reading.text, spans)
@@ -144,15 +147,19 @@ class Walk:
         """Ask the rules that look at the end, then look at the allowances themselves."""
         complete = self.known <= {rule.id for rule in self.rules}
         end = End(self.world, self.files, self.known, complete)
-        by_path = {str(file.script.path): file for file in self.files}
         for rule in self.rules:
             for place, hit in rule.check_end(end):
-                if (file := by_path.get(place.path)) is None:
-                    continue  # of a file that is applied already
-                if rule.spares_new and hit.on is not None and self.world.is_new(hit.on):
-                    continue
-                at = next((one.index for one in file.units if one.place == place), None)
-                self._add(file, rule, hit, place, None if at is None else file.number_at(at))
+                if (found := self._find(place)) is not None:
+                    self._add(found[0], rule, hit, place, found[1])
+
+    def _find(self, place: Place) -> tuple[File, int | None] | None:
+        """Return the file of a place, and the number of its statement; None where it is applied already."""
+        files = [file for file in self.files if str(file.script.path) == place.path]
+        for file in files:  # up and down may stand in one file
+            for unit in file.units:
+                if unit.place == place:
+                    return file, file.number_at(unit.index)
+        return (files[0], None) if files else None
 
 
 def names(allowance: Allowance, rule: Rule) -> bool:

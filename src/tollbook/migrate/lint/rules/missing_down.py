@@ -7,7 +7,7 @@ from tollbook.migrate.lint.walk import File
 
 
 def check_file(file: File) -> Iterable[Hit]:
-    if file.migration.down is None and file.units:
+    if file.migration.down is None and file.units and file.reversible:
         yield Hit(f"{file.migration.id} has no down statements: `revert` refuses to take it back.")
 
 

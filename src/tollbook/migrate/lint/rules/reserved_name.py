@@ -9,23 +9,28 @@ from pglast.enums import ObjectType
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import PLAIN, is_reserved, name_after, quote, split
+from tollbook.migrate.lint.words import PLAIN, is_reserved, name_after, quote, quote_all, split
+
+NAMES_SHOWN_MAX = 5
 
 
 def check(unit: Unit) -> Iterable[Hit]:
+    capitals: list[str] = []
     for what, name in name_made(unit):
         if is_reserved(name):
+            other = name_after(name, "name") if what == "column" else f"{name}s"
             yield Hit(
                 f"{what} {quote(name)} is a reserved word of SQL: without quotes it is a syntax error, or "
-                f"another thing. {name_after(name, 'name') if what == 'column' else name + 's'} would need "
-                "none.",
+                f"another thing. {other} would need none.",
             )
         elif not PLAIN.fullmatch(name) and name.lower() != name:
-            yield Hit(
-                f"{what} {quote(name)} has capital letters: whoever forgets the quotes looks for "
-                f"{name.lower()}.",
-                severity="notice",
-            )
+            capitals.append(name)
+    if capitals:
+        yield Hit(
+            f"{quote_all(capitals[:NAMES_SHOWN_MAX])}{' …' if capitals[NAMES_SHOWN_MAX:] else ''}: capital "
+            f"letters. Whoever forgets the quotes looks for {capitals[0].lower()}.",
+            severity="notice",
+        )
 
 
 def name_made(unit: Unit) -> Iterable[tuple[str, str]]:
