@@ -140,7 +140,7 @@ async def _read_solana(
             f"{option.network.name} has no such transaction that is final yet. Ask again soon.",
             retry_after_seconds=ANSWER_SECONDS,
         )
-    if landing.error is not None:
+    if landing.has_failed:
         raise ClaimRefused("The transaction failed on chain: no money moved.")
     _check_age(await node.get_time(landing.slot), now)
     asset, recipient = option.requirements.asset, option.requirements.pay_to

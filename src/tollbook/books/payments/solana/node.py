@@ -81,6 +81,11 @@ class Landing:
     moved: Mapping[tuple[str, str], int]
     owners: Mapping[str, str]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it landed with an error: then nothing moved but the fee."""
+        return self.error is not None
+
     def find_losers(self, mint: str) -> list[str]:
         """Return the owners who have less of a token than before; who lost most is the first."""
         changes: Counter[str] = Counter()
