@@ -42,8 +42,8 @@ from clients.bare_sdk import (
     shop_at,
 )
 from fixtures.schemes import ADDRESSES, ARTIFACTS, selling
+from tollbook import embedded
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
-from tollbook.core import embedded
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 from tollbook.migrate import Folder, apply
 

@@ -29,10 +29,10 @@ from x402.mechanisms.evm.types import ExactEIP3009Payload
 from x402.mechanisms.evm.verify import verify_eoa_signature
 from x402.schemas import VerifyRequest
 
+from tollbook import embedded
 from tollbook.books.payments.facilitator import eip3009
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.facilitator.server import facilitator_app
-from tollbook.core import embedded
 from tollbook.core.local_chain import NETWORK, TOKEN_NAME, TOKEN_VERSION, LocalChain
 from tollbook.migrate import Folder, apply
 

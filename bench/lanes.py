@@ -18,10 +18,10 @@ import psycopg
 
 import tollbook
 from tollbook.core.database import Database
-from tollbook.core.embedded import throwaway
 from tollbook.core.lanes import Call, Lanes
 from tollbook.core.lanes.keys import Draft, Fees, Key
 from tollbook.core.local_chain import CHAIN_ID, GAS_MONEY_WEI, NETWORK, LocalChain
+from tollbook.embedded import throwaway
 
 TRANSACTIONS = 1_000
 CALLERS = 32

@@ -25,7 +25,7 @@ import psycopg
 from psycopg import sql
 
 from tollbook import migrate
-from tollbook.core.embedded import Server, binaries, throwaway
+from tollbook.embedded import Server, binaries, throwaway
 
 SIZES = (10, 100, 1000)
 ROUNDS = 5

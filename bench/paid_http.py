@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psycopg
 
+from tollbook import embedded
 from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.wire import App, Receive, Scope, Send
-from tollbook.core import embedded
 from tollbook.core.database import Database
 from tollbook.migrate import Folder, apply
 

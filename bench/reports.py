@@ -10,7 +10,7 @@ import psycopg
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tollbook.core.embedded import throwaway
+from tollbook.embedded import throwaway
 from usage import migrate
 
 RUNS = 15

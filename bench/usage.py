@@ -18,7 +18,7 @@ import uvloop
 import tollbook
 from tollbook.books.payments.tokens import hash_secret
 from tollbook.books.payments.usage import Meter
-from tollbook.core.embedded import binaries, throwaway
+from tollbook.embedded import binaries, throwaway
 
 ENDPOINT = "GET /weather/*"
 QUOTA = 2_000_000_000

@@ -17,11 +17,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import tollbook
+from tollbook import embedded
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.facilitator.remote import RemoteFacilitator
 from tollbook.books.payments.facilitator.server import facilitator_app
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
-from tollbook.core import embedded
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 from tollbook.migrate import Folder, apply
 

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 import tollbook
-from tollbook.core.embedded import Server
+from tollbook.embedded import Server
 
 FOLDER = Path(tollbook.__file__).parent / "core" / "migrations"
 NAMES = sorted(file.name.removesuffix(".up.sql") for file in FOLDER.glob("*.up.sql"))

@@ -16,7 +16,7 @@ from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.payments import Offer, Payment
 from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.embedded import Server
+from tollbook.embedded import Server
 
 NOWHERE = "postgresql://tollbook:hunter2@127.0.0.1:1/tollbook"
 

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollbook.core import embedded
-from tollbook.core.embedded import account, cluster
+from tollbook import embedded
+from tollbook.embedded import account, cluster
 
 WAIT_SECONDS_MAX = 20
 OWNER = """if True:
     import sys
     from pathlib import Path
-    from tollbook.core import embedded
+    from tollbook import embedded
     server = embedded.start(Path(sys.argv[1]))
     try:
         print("ready", flush=True)

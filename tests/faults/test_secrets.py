@@ -40,7 +40,6 @@ from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock, database, keys, telemetry
 from tollbook.core.chains import Chain, Token
 from tollbook.core.database import Database
-from tollbook.core.embedded import binaries
 from tollbook.core.lanes import Lanes
 from tollbook.core.local_chain import (
     NETWORK,
@@ -52,6 +51,7 @@ from tollbook.core.local_chain import (
     LocalChain,
 )
 from tollbook.core.settings import Settings
+from tollbook.embedded import binaries
 from tollbook.entrypoints.api import create_api
 
 HIDDEN_IN_DEPTH_MAX = 12

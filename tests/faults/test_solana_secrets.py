@@ -24,7 +24,7 @@ from tollbook.books.payments.claims import claim_message
 from tollbook.books.payments.facilitator.families import make_facilitator
 from tollbook.books.payments.paywall import PaidRoute, Payee, Paywall
 from tollbook.books.payments.settings import PaymentsSettings
-from tollbook.core.embedded import binaries
+from tollbook.embedded import binaries
 from tollbook.entrypoints.api import create_api
 
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")

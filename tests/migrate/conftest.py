@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
-from tollbook.core.embedded import Server, throwaway
+from tollbook.embedded import Server, throwaway
 
 _numbers = itertools.count(1)
 

@@ -17,7 +17,7 @@ from fixtures.backups import (
     start_python,
     write_program,
 )
-from tollbook.core.embedded import Server, binaries
+from tollbook.embedded import Server, binaries
 from tollbook.migrate import pg_tools
 from tollbook.migrate.backup import backup, check
 from tollbook.migrate.errors import BackupFailed, MigrateError, WrongUsage

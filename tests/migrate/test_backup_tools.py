@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.backups import NOBODY_THERE, refused, write_program
-from tollbook.core.embedded import binaries
+from tollbook.embedded import binaries
 from tollbook.migrate import pg_tools
 from tollbook.migrate.backup import backup, check
 from tollbook.migrate.errors import BackupFailed, ToolMissing

@@ -21,7 +21,7 @@ from fixtures.backups import (
     start_python,
     write_program,
 )
-from tollbook.core.embedded import Server, binaries
+from tollbook.embedded import Server, binaries
 from tollbook.migrate.backup import backup
 from tollbook.migrate.errors import RestoreFailed
 from tollbook.migrate.restore import restore

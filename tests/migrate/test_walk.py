@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tollbook.core.embedded import Server
+from tollbook.embedded import Server
 from tollbook.migrate import Folder, MigrateError, apply, plan, revert, status, verify
 
 _numbers = itertools.count(1)

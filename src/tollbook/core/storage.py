@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tollbook.core import embedded
+from tollbook import embedded
 from tollbook.core.settings import Settings
 
 

@@ -18,6 +18,7 @@ import httpx
 import psycopg
 from eth_account import Account
 
+from tollbook import embedded
 from tollbook.books.payments.facilitator.signer import (
     OperatorKeyUnusable,
     is_solana_key,
@@ -26,7 +27,7 @@ from tollbook.books.payments.facilitator.signer import (
 )
 from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.books.payments.solana.payment import PRIORITY_FEE_LAMPORTS_MAX, SIGNATURES
-from tollbook.core import embedded, local_chain
+from tollbook.core import local_chain
 from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_credentials, is_solana
 from tollbook.core.commands import answer, check_connection, open_database
 from tollbook.core.errors import Refusal

@@ -12,7 +12,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from tollbook.migrate import age, archive, keys, loading, scratch
+from tollbook.embedded import throwaway
+from tollbook.migrate import age, archive, keys, loading
 from tollbook.migrate.archive import Archive
 from tollbook.migrate.errors import RestoreFailed, VerificationFailed
 from tollbook.migrate.manifest import Trial
@@ -91,19 +92,28 @@ def _made(url: str | None) -> Generator[tuple[Target, int, str]]:
     """Give an empty database, its server's version and where it is; it is dropped at the end."""
     target = read_target(url) if url else None
     if target is None or not _may_create(target):
-        with scratch.started() as (target, major):
-            yield target, major, EMBEDDED
+        with throwaway() as server:
+            aim = read_target(server.url("postgres", user="postgres"))
+            yield aim.at(_create(aim, "trial")), _read_major(aim), EMBEDDED
         return
-    name = name_beside(target.database, "trial")
-    with target.connect() as connection:
-        major = connection.info.server_version // 10_000
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    name = _create(target, name_beside(target.database, "trial"))
     try:
-        yield target.at(name), major, OWN
+        yield target.at(name), _read_major(target), OWN
     finally:
         with target.connect() as connection:
             drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
             connection.execute(drop.format(sql.Identifier(name)))
+
+
+def _create(target: Target, name: str) -> str:
+    with target.connect() as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+    return name
+
+
+def _read_major(target: Target) -> int:
+    with target.connect() as connection:
+        return connection.info.server_version // 10_000
 
 
 def _may_create(target: Target) -> bool:

@@ -19,7 +19,7 @@ from tollbook.books.payments.tokens import hash_secret
 from tollbook.books.payments.usage import Meter
 from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.embedded import Server
+from tollbook.embedded import Server
 
 WRITERS = 3
 PAYMENTS = 6

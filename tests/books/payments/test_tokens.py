@@ -11,7 +11,7 @@ from tollbook.books.payments import payments, tokens
 from tollbook.books.payments.errors import PaymentNotInState, TokenAlreadyRevoked, TokenNotFound
 from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.embedded import binaries
+from tollbook.embedded import binaries
 
 
 async def test_a_secret_is_nowhere_in_the_database_nor_in_what_is_printed(database: Database) -> None:

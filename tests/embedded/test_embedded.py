@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tollbook.core import embedded
-from tollbook.core.embedded import (
+from tollbook import embedded
+from tollbook.embedded import (
     EmbeddedServerFailed,
     EmbeddedServerMissing,
     NoAccess,
@@ -126,7 +126,7 @@ def test_who_attaches_does_not_own_and_cannot_stop(tmp_path: Path) -> None:
         code = """if True:
             import sys, psycopg
             from pathlib import Path
-            from tollbook.core import embedded
+            from tollbook import embedded
             with embedded.start(Path(sys.argv[1])) as server:
                 psycopg.connect(server.url()).close()
                 print(server.owner)
@@ -139,7 +139,7 @@ def test_a_fork_of_the_owner_does_not_stop_the_server(tmp_path: Path) -> None:
     code = """if True:
         import os, sys, psycopg
         from pathlib import Path
-        from tollbook.core import embedded
+        from tollbook import embedded
         with embedded.throwaway() as server:
             fork = os.fork()
             if fork == 0:
@@ -156,7 +156,7 @@ def test_two_starters_at_once_make_one_server(tmp_path: Path) -> None:
     code = """if True:
         import sys, psycopg
         from pathlib import Path
-        from tollbook.core import embedded
+        from tollbook import embedded
         with embedded.start(Path(sys.argv[1])) as server:
             with psycopg.connect(server.url()) as connection:
                 print(server.owner, connection.execute("SELECT pg_postmaster_start_time()").fetchone()[0])
@@ -198,7 +198,7 @@ def test_a_server_that_stays_outlives_its_starter_until_it_is_stopped(tmp_path: 
     code = """if True:
         import sys
         from pathlib import Path
-        from tollbook.core import embedded
+        from tollbook import embedded
         print(embedded.start(Path(sys.argv[1]), stay=True).owner)
     """
     assert run_python(code, tmp_path).stdout == "False\n"

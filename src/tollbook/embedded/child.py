@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from tollbook.core.embedded.account import Account
-from tollbook.core.embedded.errors import EmbeddedServerFailed
+from tollbook.embedded.account import Account
+from tollbook.embedded.errors import EmbeddedServerFailed
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 STOP_SECONDS_MAX = 60  # the last checkpoint may have much to write
