@@ -7,6 +7,7 @@ pytest_plugins = [
     "fixtures.facilitator",
     "fixtures.failover",
     "fixtures.lanes",
+    "fixtures.machines",
     "fixtures.paid_shop",
     "fixtures.planted",
     "fixtures.refunding",

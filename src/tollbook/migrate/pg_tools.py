@@ -111,7 +111,10 @@ class Target:
     def connect(self, database: str | None = None) -> psycopg.Connection[tuple[object, ...]]:
         """Connect in autocommit, to this database or another of the server. Raises psycopg.Error."""
         secret = {"password": self.password} if self.password else {}
-        info = make_conninfo(self.conninfo, dbname=database or self.database, **secret)
+        # In the encoding SQL_ASCII names would come as bytes.
+        info = make_conninfo(
+            self.conninfo, dbname=database or self.database, client_encoding="utf8", **secret
+        )
         return psycopg.connect(info, autocommit=True)
 
     def at(self, database: str) -> Target:
