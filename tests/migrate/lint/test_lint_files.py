@@ -167,3 +167,19 @@ def test_a_down_file_is_missing_only_where_there_are_such(folder: Path, write: W
     (folder / "V1__a.sql").unlink()
     write("0001_a", up="CREATE TABLE a (id bigint PRIMARY KEY);")
     assert rules(look(folder)) == ["missing-down"]
+
+
+def test_a_part_of_a_long_statement_is_found_on_its_own_line(folder: Path, write: Write) -> None:
+    write(
+        "0001_a",
+        up="CREATE TABLE é (\n  id bigint PRIMARY KEY,\n  at timestamp\n);\n"
+        "ALTER TABLE elsewhere\n  ADD COLUMN a int,\n  -- tollbook: allow add-check because it is small\n"
+        "  ADD CONSTRAINT c CHECK (a > 0),\n  ADD UNIQUE (a);",
+        down="SELECT 1;",
+    )
+    found = look(folder)
+    assert [(one.rule, one.place.line) for one in found.findings] == [
+        ("timestamp-without-zone", 3),
+        ("add-unique", 9),
+    ]
+    assert found.allowed == 1

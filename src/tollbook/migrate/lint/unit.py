@@ -70,6 +70,11 @@ class Unit:
         """Return the place of a character of its file."""
         return point(str(self.script.path), self.script.text, index, caret=False)
 
+    def locate_part(self, node: Any) -> int | None:
+        """Return where a part of the statement begins in the file; inside a block only the line is known."""
+        location = getattr(node, "location", None)
+        return location if location and not self.block else None
+
     def table(self, relation: Any) -> Table | None:
         """Return what is known of a relation before this statement."""
         return self.world.find(relation)

@@ -26,6 +26,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             "lock.",
             _add_in_steps(unit, one),
             one.relation,
+            at=unit.locate_part(one.constraint),
         )
 
 

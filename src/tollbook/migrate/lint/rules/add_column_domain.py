@@ -17,6 +17,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 "constraint: the table is written anew under an ACCESS EXCLUSIVE lock.",
                 f"ALTER TABLE {table} ADD COLUMN {name} {domain.base};" if domain.base else "",
                 one.relation,
+                at=unit.locate_part(one.def_),
             )
 
 

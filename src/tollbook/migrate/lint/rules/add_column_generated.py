@@ -24,12 +24,14 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"ALTER TABLE {table} ADD COLUMN {name} {sql(one.def_.typeName)} "
                 f"GENERATED ALWAYS AS ({sql(generated.raw_expr)}) VIRTUAL;",
                 one.relation,
+                at=unit.locate_part(one.def_),
             )
     for one in unit.alterations(AlterTableType.AT_SetExpression):
         yield Hit(
             f"A new expression for {show(one.relation)}.{quote(one.name or '')} is computed for every row: "
             "if it is stored, the table is written anew under an ACCESS EXCLUSIVE lock.",
             on=one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

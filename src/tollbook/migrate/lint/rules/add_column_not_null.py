@@ -28,6 +28,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"ALTER TABLE {table} ADD CONSTRAINT {proof} CHECK ({name} IS NOT NULL) NOT VALID;\n"
             f"-- ALTER TABLE {table} VALIDATE CONSTRAINT {proof};",
             one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

@@ -29,6 +29,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"UPDATE {table} SET {name} = DEFAULT WHERE ctid = ANY (ARRAY(\n"
             f"    SELECT ctid FROM {table} WHERE {name} IS NULL LIMIT 1000 FOR UPDATE SKIP LOCKED));",
             one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

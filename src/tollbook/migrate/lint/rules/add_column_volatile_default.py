@@ -47,6 +47,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"    SELECT ctid FROM {table} WHERE {name} IS NULL LIMIT 1000 FOR UPDATE SKIP LOCKED));",
             one.relation,
             None if sure else "warning",
+            at=unit.locate_part(one.def_),
         )
 
 

@@ -15,6 +15,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"The exclusion constraint on {show(one.relation)} builds its index and compares every row with "
             "the others under an ACCESS EXCLUSIVE lock.",
             on=one.relation,
+            at=unit.locate_part(one.constraint),
         )
 
 

@@ -20,6 +20,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"neither it nor {show(one.constraint.pktable)} takes writes.",
             _add_in_steps(unit, one),
             one.relation,
+            at=unit.locate_part(one.constraint),
         )
 
 

@@ -17,6 +17,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 "under an ACCESS EXCLUSIVE lock.",
                 _build_first(unit, one),
                 one.relation,
+                at=unit.locate_part(one.constraint),
             )
 
 

@@ -23,6 +23,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 "EXCLUSIVE lock, for no check says that they fit.",
                 _prove(unit, one.relation, one.def_),
                 partition,
+                at=unit.locate_part(one.def_),
             )
 
 

@@ -18,6 +18,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{show(relation)}.{name} is {kind}: shorter values are padded with blanks, which "
                 "comparisons ignore and LIKE does not.",
                 unit.retype(column.colname, f"text{length}"),
+                at=unit.locate_part(column),
             )
 
 

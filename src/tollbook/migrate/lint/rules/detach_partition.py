@@ -17,6 +17,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"Detaching {partition} takes ACCESS EXCLUSIVE on {parent}: all of its partitions wait.",
                 f"ALTER TABLE {parent} DETACH PARTITION {partition} CONCURRENTLY;",
                 one.relation,
+                at=unit.locate_part(one.def_),
             )
 
 

@@ -17,6 +17,7 @@ def check(unit: Unit) -> Iterable[Hit]:
         yield Hit(
             f"From the commit on, whoever may read {show(one.relation)} reads every row of every tenant.",
             on=one.relation,
+            at=unit.locate_part(one.def_),
         )
     tree = unit.tree
     if is_a(tree, ast.DropStmt) and tree.removeType == ObjectType.OBJECT_POLICY:

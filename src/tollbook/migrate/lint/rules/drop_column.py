@@ -18,6 +18,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"Dropping {show(one.relation)}.{quote(one.name)} deletes its value in every row.",
             _keep(unit, one.relation, one.name),
             one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

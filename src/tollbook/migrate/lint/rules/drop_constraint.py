@@ -30,6 +30,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"Without {quote(one.name or '')} on {show(one.relation)}, {then}; bringing it back reads every "
             "row.",
             on=one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

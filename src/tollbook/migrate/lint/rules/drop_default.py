@@ -28,6 +28,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             "",
             one.relation,
             None if required else "notice",
+            at=unit.locate_part(one.def_),
         )
 
 

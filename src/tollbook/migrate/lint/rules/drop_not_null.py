@@ -15,6 +15,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"{show(one.relation)}.{quote(one.name or '')} may be NULL from now on: readers of the running "
             "release do not expect that.",
             on=one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

@@ -31,6 +31,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{show(relation)}.{quote(column.colname)} is {kind}: after {LAST[kind.name]} every insert "
                 "fails.",
                 unit.retype(column.colname, f"bigint{rest}"),
+                at=unit.locate_part(column),
             )
 
 

@@ -16,6 +16,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{show(relation)}.{quote(column.colname)} is json: SELECT DISTINCT, GROUP BY and = on it "
                 "fail, and each look into it parses the text anew.",
                 unit.retype(column.colname, "jsonb"),
+                at=unit.locate_part(column),
             )
 
 

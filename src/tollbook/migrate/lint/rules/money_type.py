@@ -31,11 +31,13 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{name} is money: its currency and its digits are the server's lc_monetary, not the "
                 "value's.",
                 unit.retype(column.colname, "numeric(19, 4)"),
+                at=unit.locate_part(column),
             )
         elif kind and kind.name in column_types.FLOATS and _is_amount(column.colname):
             yield Hit(
                 f"{name} is {kind}: 0.1 + 0.2 is not 0.3 there, and sums depend on the order of the rows.",
                 unit.retype(column.colname, "numeric(19, 4)"),
+                at=unit.locate_part(column),
             )
 
 

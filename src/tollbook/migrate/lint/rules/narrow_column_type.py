@@ -22,6 +22,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{table}.{name} from {column.type} to {new}: {loss}.",
                 _limit(one.relation, one.name or "", new),
                 one.relation,
+                at=unit.locate_part(one.def_),
             )
 
 

@@ -22,6 +22,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"REPLICA IDENTITY {SAYS[one.def_.identity_type]}: {table}.",
                 f"ALTER TABLE {table} REPLICA IDENTITY DEFAULT;",
                 one.relation,
+                at=unit.locate_part(one.def_),
             )
 
 

@@ -27,6 +27,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{show(one.relation)}.{quote(one.name or '')} is numbered from the beginning again: numbers "
                 "that it gave before may come a second time.",
                 on=one.relation,
+                at=unit.locate_part(one.def_),
             )
 
 

@@ -21,6 +21,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"{WORDS[one.command.subtype]} writes {show(one.relation)} and its indexes anew under an ACCESS "
             "EXCLUSIVE lock.",
             on=one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

@@ -23,6 +23,7 @@ def check(unit: Unit) -> Iterable[Hit]:
             f"ALTER TABLE {table} ALTER COLUMN {quote(name)} SET NOT NULL;\n"
             f"ALTER TABLE {table} DROP CONSTRAINT {proof};",
             one.relation,
+            at=unit.locate_part(one.def_),
         )
 
 

@@ -16,6 +16,7 @@ def check(unit: Unit) -> Iterable[Hit]:
                 f"{show(relation)}.{quote(column.colname)} is a timestamp without time zone: which moment it "
                 "means depends on who wrote it.",
                 unit.retype(column.colname, f"timestamptz{f'({kind.mods[0]})' if kind.mods else ''}"),
+                at=unit.locate_part(column),
             )
 
 
