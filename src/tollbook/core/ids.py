@@ -1,6 +1,7 @@
 """Ids that sort by time, made by the process that needs them: 63 bits, shown as prefix_ and 13 letters."""
 
 import secrets
+import threading
 import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
@@ -9,10 +10,21 @@ RANDOM_BITS = 21
 EPOCH_MS = 1_704_067_200_000  # 2024-01-01: 42 bits of milliseconds last until 2163
 
 
+_last = 0
+_making = threading.Lock()
+
+
 def make() -> int:
-    """A new id: milliseconds since 2024, then 21 random bits. The primary key catches the rare twin."""
+    """A new id: milliseconds since 2024, then 21 random bits; never the same, and always higher, in a process.
+
+    Two processes may make a twin within a millisecond: the primary key catches it.
+    """
+    global _last
     milliseconds = time.time_ns() // 1_000_000 - EPOCH_MS
-    return milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
+    new = milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
+    with _making:
+        _last = new if new > _last else _last + 1
+        return _last
 
 
 def show(prefix: str, number: int) -> str:
