@@ -1,5 +1,6 @@
 """Ids: made by the process that needs them, rising, and read back as they are shown."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given
@@ -10,7 +11,7 @@ from tollbook.core import ids
 
 def test_ids_of_a_process_rise_and_are_never_the_same() -> None:
     made = [ids.make() for _ in range(20_000)]  # of 21 random bits a millisecond some would be twins
-    assert all(one < after for one, after in zip(made, made[1:], strict=False))
+    assert all(one < after for one, after in itertools.pairwise(made))
 
 
 def test_threads_make_no_twins() -> None:

@@ -15,7 +15,7 @@ _making = threading.Lock()
 
 
 def make() -> int:
-    """A new id: milliseconds since 2024, then 21 random bits; never the same, and always higher, in a process.
+    """A new id: milliseconds since 2024, then 21 random bits; always higher within a process.
 
     Two processes may make a twin within a millisecond: the primary key catches it.
     """

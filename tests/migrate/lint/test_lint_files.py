@@ -169,6 +169,16 @@ def test_a_down_file_is_missing_only_where_there_are_such(folder: Path, write: W
     assert rules(look(folder)) == ["missing-down"]
 
 
+def test_what_is_dropped_and_made_again_in_one_transaction_is_a_notice(folder: Path, write: Write) -> None:
+    view = "DROP VIEW v; CREATE VIEW v AS SELECT 1 AS a;"
+    function = "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET search_path = '' AS 'SELECT 1';"
+    write("0001_a", up=f"{view} DROP FUNCTION f(); {function}", down="SELECT 1;")
+    assert [(one.rule, one.severity) for one in look(folder).findings] == [
+        ("drop-function", "notice"),
+        ("drop-view", "notice"),
+    ]
+
+
 def test_a_part_of_a_long_statement_is_found_on_its_own_line(folder: Path, write: Write) -> None:
     write(
         "0001_a",

@@ -1,6 +1,6 @@
 """One statement in its place: its tree, its words, where it stands and the schema before it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from tollbook.migrate.files import Script
 from tollbook.migrate.lint.trees import descend, is_a
 from tollbook.migrate.lint.words import pretty, relation_of
 from tollbook.migrate.lint.world import Table, World
+from tollbook.migrate.statements import Statement
 
 TABLES = (ObjectType.OBJECT_TABLE, ObjectType.OBJECT_FOREIGN_TABLE)
 
@@ -59,7 +60,13 @@ class Unit:
     alone: str | None  # what in it cannot run in a transaction
     transaction: int  # in which of its file's it runs
     block: bool = False
+    together: Sequence[Statement] = field(default=(), repr=False)  # all of the same transaction
     hidden: tuple[str, ...] = ()  # what of a DO or a function cannot be seen, in words
+
+    def made_again(self, kind: type, name: str, find: Callable[[Any], str]) -> bool:
+        """Whether the same transaction makes, further on, something of this kind and name (without schema)."""
+        later = (one.tree for one in self.together if one.index > self.index)
+        return any(is_a(tree, kind) and find(tree) == name for tree in later)
 
     @property
     def place(self) -> Place:

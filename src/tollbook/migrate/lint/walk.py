@@ -180,7 +180,16 @@ def begin(file: File, found: Sequence[Statement], made_in: str) -> Iterator[Unit
         for one in segment.statements:
             text = file.script.text[one.index : one.end]
             yield Unit(
-                one.tree, text, one.index, file.script, file.part, made_in, file.world, one.alone, number
+                one.tree,
+                text,
+                one.index,
+                file.script,
+                file.part,
+                made_in,
+                file.world,
+                one.alone,
+                number,
+                together=segment.statements,
             )
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+from pglast import ast
 from pglast.enums import ObjectType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import show
+from tollbook.migrate.lint.words import show, split
 
 KINDS = (ObjectType.OBJECT_FUNCTION, ObjectType.OBJECT_PROCEDURE, ObjectType.OBJECT_ROUTINE)
 
@@ -16,7 +17,14 @@ def check(unit: Unit) -> Iterable[Hit]:
         known = unit.world.routines.get(unit.world.key(name.schemaname, name.relname), ())
         if known and all(one.made_in in unit.world.fresh for one in known):
             continue
-        yield Hit(f"Code and triggers that still call {show(name)} fail from the commit on.")
+        again = unit.made_again(ast.CreateFunctionStmt, name.relname, lambda tree: split(tree.funcname)[1])
+        yield Hit(
+            f"{show(name)} is made again here, but without the grants, and what depends on it has to go "
+            "first."
+            if again
+            else f"Code and triggers that still call {show(name)} fail from the commit on.",
+            severity="notice" if again else None,
+        )
 
 
 RULE = Rule(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pglast import ast
 from pglast.enums import ObjectType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
@@ -13,9 +14,16 @@ KINDS = (ObjectType.OBJECT_VIEW, ObjectType.OBJECT_MATVIEW)
 
 def check(unit: Unit) -> Iterable[Hit]:
     for view in unit.drops(*KINDS):
+        again = unit.made_again(
+            ast.ViewStmt, view.relname, lambda tree: tree.view.relname
+        ) or unit.made_again(ast.CreateTableAsStmt, view.relname, lambda tree: tree.into.rel.relname)
         yield Hit(
-            f"Code that still reads {show(view)} fails from the commit on, and its grants are gone.",
+            f"{show(view)} is made again here, but without the grants, and what depends on it has to go "
+            "first."
+            if again
+            else f"Code that still reads {show(view)} fails from the commit on, and its grants are gone.",
             on=view,
+            severity="notice" if again else None,
         )
 
 
