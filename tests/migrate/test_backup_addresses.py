@@ -5,9 +5,10 @@ import datetime
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fixtures.backups import execute, refused
 from fixtures.machines import Machine
 from tollbook.embedded import binaries
+from tollbook.migrate import relay
 from tollbook.migrate.backup import backup
 from tollbook.migrate.errors import BackupFailed, WrongUsage
 from tollbook.migrate.pg_tools import read_target
@@ -82,35 +84,28 @@ class Front:
         write_certificate(self.certificate)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.certificate)
+        self.relay = relay.Relay(lambda: asyncio.open_unix_connection(root / "s" / ".s.PGSQL.5432"))
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        listening = asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.server = asyncio.run_coroutine_threadsafe(listening, self.loop).result()
+        self.server = self.do(asyncio.start_server(self.serve, "127.0.0.1", 0))
         self.port = self.server.sockets[0].getsockname()[1]
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if await reader.readexactly(8) != b"\0\0\0\x08\x04\xd2\x16\x2f":
-                return  # not SSLRequest: it has to be TLS
-            writer.write(b"S")
-            await writer.start_tls(self.context)
-            there, thither = await asyncio.open_unix_connection(self.root / "s" / ".s.PGSQL.5432")
-            await asyncio.gather(pump(reader, thither), pump(there, writer))
+            if await reader.readexactly(8) == relay.TLS_REQUEST:  # else: it has to be TLS
+                writer.write(b"S")
+                await writer.start_tls(self.context)
+                await self.relay.serve(reader, writer)
         except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+            writer.transport.abort()
+        await relay.close(writer)
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.server.close)
+        self.do(self.relay.close(self.server))
         self.loop.call_soon_threadsafe(self.loop.stop)
-
-
-async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    while data := await source.read(65536):
-        sink.write(data)
-        await sink.drain()
-    sink.close()
 
 
 def write_certificate(path: Path) -> None:
@@ -199,8 +194,6 @@ def test_tls_that_is_not_as_the_address_asks_is_refused(shop: Shop, tmp_path: Pa
 
 def test_the_relay_checks_what_libpq_checked(shop: Shop, tmp_path: Path) -> None:
     """A server that changes its certificate between the two is not given the password."""
-    from tollbook.migrate import relay
-
     other = tmp_path / "other.pem"
     write_certificate(other)
     options = {"sslmode": "verify-full", "sslrootcert": str(other)}

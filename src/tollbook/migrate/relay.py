@@ -13,7 +13,7 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,35 +99,67 @@ def _serving(route: Route) -> Generator[str]:
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
         path = os.path.join(folder, f".s.PGSQL.{PORT}")
-        server = asyncio.run_coroutine_threadsafe(_listen(route, path), loop).result()
+        relay = Relay(lambda: _connect(route))
+        listening = asyncio.start_unix_server(relay.serve, path, limit=READ_BYTES)
+        server = asyncio.run_coroutine_threadsafe(_await(listening), loop).result()
         try:
             yield folder
         finally:
-            asyncio.run_coroutine_threadsafe(_close(server), loop).result()
+            asyncio.run_coroutine_threadsafe(relay.close(server), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
 
 
-async def _listen(route: Route, path: str) -> asyncio.Server:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            there, thither = await asyncio.wait_for(_connect(route), CONNECT_SECONDS_MAX)
-            await asyncio.gather(_pump(reader, thither), _pump(there, writer))
+async def _await(listening: Awaitable[asyncio.Server]) -> asyncio.Server:
+    return await listening
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Relay:
+    """Passes on what comes at one side to the other, for as many connections as there are."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Streams]]) -> None:
+        self.connect = connect
+        self.open = dict[asyncio.Task[None], set[asyncio.StreamWriter]]()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        writers = self.open[task] = {writer}
+        try:
+            there, thither = await asyncio.wait_for(self.connect(), CONNECT_SECONDS_MAX)
+            writers.add(thither)
+            # One that fails closes its sink, which ends the other.
+            await asyncio.gather(_pump(reader, thither), _pump(there, writer), return_exceptions=True)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # whoever connected sees the end of it, and says so
+        finally:
+            for one in writers:
+                await close(one)
+            del self.open[task]
+
+    async def close(self, server: asyncio.Server) -> None:
+        """Take no more, and end what is open."""
+        server.close()
+        tasks = list(self.open)
+        for writers in self.open.values():
+            for one in writers:
+                one.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, whatever state it is in."""
+    with suppress(OSError):
         writer.close()
-
-    return await asyncio.start_unix_server(serve, path, limit=READ_BYTES)
-
-
-async def _close(server: asyncio.Server) -> None:
-    server.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+        await writer.wait_closed()
 
 
-async def _connect(route: Route) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(route: Route) -> Streams:
     if route.host.startswith("/"):
         path = f"{route.host}/.s.PGSQL.{route.port}"
         return await asyncio.open_unix_connection(path, limit=READ_BYTES)
@@ -137,10 +169,14 @@ async def _connect(route: Route) -> tuple[asyncio.StreamReader, asyncio.StreamWr
         route.host, route.port, ssl=direct, server_hostname=name, limit=READ_BYTES
     )
     if route.tls and not direct:
-        thither.write(TLS_REQUEST)
-        if await there.readexactly(1) != b"S":
-            raise ConnectionError("the server does not speak TLS any more")
-        await thither.start_tls(route.tls, server_hostname=route.name)
+        try:
+            thither.write(TLS_REQUEST)
+            if await there.readexactly(1) != b"S":
+                raise ConnectionError("the server does not speak TLS any more")
+            await thither.start_tls(route.tls, server_hostname=route.name)
+        except BaseException:
+            await close(thither)
+            raise
     return there, thither
 
 
