@@ -109,6 +109,11 @@ def test_a_search_path_says_which_table_is_meant(folder: Path, write: Write) -> 
     assert "a.t" in found[0].sentence
 
 
+def test_a_new_namesake_in_another_schema_hides_nothing(folder: Path, write: Write) -> None:
+    write("0001_a", up="CREATE TABLE side.orders (id bigint PRIMARY KEY); TRUNCATE orders;", down="SELECT 1;")
+    assert rules(look(folder)) == ["truncate"]
+
+
 def test_a_statement_in_a_block_is_found_on_its_own_line(folder: Path, write: Write) -> None:
     write(
         "0001_a",
@@ -193,3 +198,13 @@ def test_a_part_of_a_long_statement_is_found_on_its_own_line(folder: Path, write
         ("add-unique", 9),
     ]
     assert found.allowed == 1
+
+
+def test_what_one_folder_makes_is_new_to_the_next_too(folder: Path, write: Write, tmp_path: Path) -> None:
+    write("0001_a", up=TABLE, down=DOWN)
+    other = tmp_path / "desk"
+    write("0001_old", at=other, up="SELECT 1;", down="SELECT 1;")
+    write("0002_new", at=other, up=INDEX, down="SELECT 1;")
+    folders = [Folder("shop", folder), Folder("desk", other)]
+    found = lint(folders, pending={"shop/0001_a", "desk/0002_new"}, ask_squawk=False)
+    assert rules(found) == []

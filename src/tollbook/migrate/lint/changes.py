@@ -11,6 +11,7 @@ from pglast.enums.parsenodes import AlterTableType
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint import column_types
 from tollbook.migrate.lint.trees import find_columns, is_a
+from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import DEFAULT_SCHEMA, relation_of, split, sql
 from tollbook.migrate.lint.world import Column, Constraint, Domain, Enum, Index, Routine, Table, World
 from tollbook.migrate.statements import kind_of
@@ -40,17 +41,26 @@ RELATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A statement to be followed: its migration and place."""
+    """A statement to be followed, and where it stands (told only when asked: counting lines takes time)."""
 
     world: World
-    made_in: str
-    place: Place
+    unit: Unit
+
+    @property
+    def made_in(self) -> str:
+        """The migration that it is of."""
+        return self.unit.made_in
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return self.unit.place
 
 
-def follow(world: World, tree: Any, made_in: str, place: Place) -> None:
-    """Bring the world to what it is after a statement."""
+def follow(world: World, tree: Any, unit: Unit) -> None:
+    """Bring the world to what it is after a statement, or after a part of one."""
     if handle := HANDLERS.get(kind_of(tree)):
-        handle(Step(world, made_in, place), tree)
+        handle(Step(world, unit), tree)
 
 
 def _make(step: Step, relation: Any, kind: str) -> Table:
@@ -238,7 +248,7 @@ def _create_schema(step: Step, tree: Any) -> None:
         step.world.schemas.setdefault(tree.schemaname, step.made_in)
     path, step.world.path = step.world.path, tree.schemaname or step.world.path
     for element in tree.schemaElts or ():
-        follow(step.world, element, step.made_in, step.place)
+        follow(step.world, element, step.unit)
     step.world.path = path
 
 

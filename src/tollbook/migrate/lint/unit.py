@@ -64,7 +64,7 @@ class Unit:
     hidden: tuple[str, ...] = ()  # what of a DO or a function cannot be seen, in words
 
     def made_again(self, kind: type, name: str, find: Callable[[Any], str]) -> bool:
-        """Whether the same transaction makes, further on, something of this kind and name (without schema)."""
+        """Whether the same transaction makes, further on, what has this kind and name (without schema)."""
         later = (one.tree for one in self.together if one.index > self.index)
         return any(is_a(tree, kind) and find(tree) == name for tree in later)
 

@@ -77,9 +77,7 @@ class Walk:
     def visit(self, migration: Migration) -> None:
         """Look at a migration's files, or only follow them where it is applied already."""
         heard = self.pending is None or migration.id in self.pending
-        self.world.fresh = {migration.id} if self.pending is None else {*self.world.fresh, migration.id}
-        if not heard:
-            self.world.fresh = set()
+        self.world.fresh = {migration.id} if self.pending is None else {*self.pending}
         self.world.path = World().path
         self._read(migration, migration.up, "up", self.world, heard=heard)
         if heard and migration.down:
@@ -105,7 +103,7 @@ class Walk:
                 if heard:
                     for rule in self._rules_for(part):
                         self._hear(file, rule, rule.check(one), one.index, number)
-                follow(world, one.tree, made_in, one.place)
+                follow(world, one.tree, one)
         if heard:
             for rule in self._rules_for(part):
                 self._hear(file, rule, rule.check_file(file), None, None)
@@ -156,9 +154,8 @@ class Walk:
         """Return the file of a place, and the number of its statement; None where it is applied already."""
         files = [file for file in self.files if str(file.script.path) == place.path]
         for file in files:  # up and down may stand in one file
-            for unit in file.units:
-                if unit.place == place:
-                    return file, file.number_at(unit.index)
+            if (number := file.number_at(find_index(file.script.text, place))) is not None:
+                return file, number
         return (files[0], None) if files else None
 
 
@@ -172,6 +169,14 @@ def names(allowance: Allowance, rule: Rule) -> bool:
 def locate(script: Script, index: int) -> Place:
     """Return the place of a character of a script."""
     return point(str(script.path), script.text, index, caret=False)
+
+
+def find_index(text: str, place: Place) -> int:
+    """Return the character that a place is."""
+    start = 0
+    for _ in range((place.line or 1) - 1):
+        start = text.find("\n", start) + 1
+    return start + (place.column or 1) - 1
 
 
 def begin(file: File, found: Sequence[Statement], made_in: str) -> Iterator[Unit]:

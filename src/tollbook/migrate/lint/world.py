@@ -136,7 +136,8 @@ class World:
         """Whether a relation was made by what is not yet applied: nobody uses it, and it is empty."""
         if relation.relpersistence == "t" or relation.schemaname == "pg_temp":
             return True
-        table = self.find(relation)
+        # By its full name alone: a namesake in another schema may well be in use.
+        table = self.tables.get(self.key(relation.schemaname, relation.relname))
         return table is not None and (table.made_in in self.fresh or table.temporary)
 
     def is_new_column(self, relation: Any, name: str) -> bool:

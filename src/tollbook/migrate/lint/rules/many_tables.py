@@ -28,9 +28,9 @@ def check_file(file: File) -> Iterable[Hit]:
     for unit in file.units:
         for name in find_locked(unit):
             tables = by_transaction.setdefault(unit.transaction, {})
-            tables.setdefault(name, [])
-            if unit not in tables[name]:
-                tables[name].append(unit)
+            units = tables.setdefault(name, [])
+            if not units or units[-1] is not unit:
+                units.append(unit)
     for tables in by_transaction.values():
         if len(tables) > TABLES_MAX:
             names = sorted(tables)
