@@ -86,7 +86,8 @@ class Front:
         self.context.load_cert_chain(self.certificate)
         self.relay = relay.Relay(lambda: asyncio.open_unix_connection(root / "s" / ".s.PGSQL.5432"))
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
         self.server = self.do(asyncio.start_server(self.serve, "127.0.0.1", 0))
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -106,6 +107,8 @@ class Front:
     def stop(self) -> None:
         self.do(self.relay.close(self.server))
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
 
 
 def write_certificate(path: Path) -> None:
@@ -222,3 +225,10 @@ def test_others_words_are_libpqs(given: str, read: str) -> None:
 def test_an_unknown_word_for_tls_is_refused() -> None:
     with refused(WrongUsage, "verify-full"):
         normalize("postgresql://h/d?ssl=maybe")
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:hush@hush@h/d", "postgresql://me:hu/hush@h/d"])
+def test_a_password_that_is_not_escaped_is_not_told(url: str) -> None:
+    with pytest.raises(WrongUsage) as caught:
+        read_target(url)
+    assert "hush" not in str(caught.value)

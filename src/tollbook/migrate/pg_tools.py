@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -146,13 +146,22 @@ def read_target(url: str) -> Target:
 
 def _read(url: str) -> dict[str, str]:
     try:
-        found = conninfo_to_dict(normalize(url))
+        found = conninfo_to_dict(normalize(url) if "://" in url else url)
     except psycopg.Error:  # libpq's message quotes the part it cannot read, which may be the password
+        found = None
+    # A password with an unescaped @ or / has its end in the host or the database.
+    if found is None or "@" in _host(found) + str(found.get("dbname") or ""):
         raise WrongUsage(
-            f"The database address {redact(url)} cannot be read; special characters in the password must be "
-            "percent-encoded."
-        ) from None
+            f"The database address {redact(url) if found is None else 'that is given'} cannot be read; "
+            "special characters in the password must be percent-encoded."
+        )
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def _host(given: Mapping[str, object]) -> str:
+    """Return the host, unless it is a socket's folder."""
+    host = str(given.get("host") or "")
+    return "" if host.startswith(("/", "@")) else host
 
 
 def _resolve(given: dict[str, str]) -> tuple[str, tuple[str, ...]]:

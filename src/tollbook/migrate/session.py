@@ -1,7 +1,6 @@
 """The one database session a run works in: its address, its opening, and the lock that keeps others out."""
 
 import os
-import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from tollbook.migrate.errors import (
     WrongUsage,
 )
 from tollbook.migrate.events import Event, Listener
+from tollbook.migrate.url import ADDRESS, normalize
 
 APPLICATION_NAME = "tollbook migrate"
 CONNECT_SECONDS_MAX = 10
@@ -27,19 +27,16 @@ LOCK_POLL_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
 # Any constant will do, but it must stay: versions of this engine exclude each other by it.
 LOCK_KEY = 7_063_417_201_337_402
 SECRETS = ("password", "sslpassword")
-DRIVER = re.compile(r"(?i)^postgres(?:ql)?\+[a-z0-9_]+://")
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def read_url(url: str) -> dict[str, str]:
-    """Return libpq's parameters of a URL or a `key=value` text; the driver that SQLAlchemy adds is left out.
+    """Return libpq's parameters of a URL, in libpq's words or others' (url.py), or a `key=value` text.
 
     Raises WrongUsage, with a sentence that repeats nothing of the URL: it may hold the password.
     """
-    text = DRIVER.sub("postgresql://", url.strip())
-    if text.startswith("postgresql://"):
-        text = re.sub(r"([?&])ssl=", r"\1sslmode=", text)  # asyncpg's word for it
+    text = normalize(url) if ADDRESS.match(url.strip()) else url.strip()
     try:
         parameters = {
             key: str(value) for key, value in conninfo.conninfo_to_dict(text).items() if value is not None

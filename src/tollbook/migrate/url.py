@@ -25,6 +25,7 @@ FOREIGN_PARAMETERS = frozenset(
 )
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 TRUE, FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no")
+ADDRESS = re.compile(r"postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
 SOCKET = re.compile(r"^(?P<folder>/.*)/\.s\.PGSQL\.(?P<port>\d+)$")
 
 
@@ -35,7 +36,7 @@ def normalize(url: str) -> str:
     and Prisma's `schema=`.
     """
     text = url.strip()
-    match = re.match(r"^(postgres(?:ql)?)(\+\w+)?://", text, re.IGNORECASE)
+    match = ADDRESS.match(text)
     if match is None:
         scheme = text.split("://", 1)[0] if "://" in text else "no scheme"
         raise WrongUsage(
