@@ -6,10 +6,13 @@ from contextlib import asynccontextmanager
 import pytest
 from eth_account.signers.local import LocalAccount
 
+from fixtures.lanes import send_elsewhere
 from fixtures.reconciling import AMOUNT, Bought, Shop
 from fixtures.refunding import Copy, open_desk
 from tollbook.books.payments import refunds
 from tollbook.books.payments.errors import PaymentNotInState
+from tollbook.books.payments.evm_refunds import EvmPurse
+from tollbook.books.payments.refund_desk import RefundDesk
 from tollbook.books.payments.refund_purse import RefundMustWait
 from tollbook.books.payments.refunds import Refund
 from tollbook.core import clock
@@ -171,3 +174,56 @@ async def test_nothing_is_sent_while_a_transaction_waits_that_the_books_do_not_k
     finally:
         shop.chain.call("evm_setAutomine", True)
     assert balance(shop) == before + AMOUNT
+
+
+async def test_a_refund_whose_nonce_went_to_another_is_looked_for_before_it_is_sent_again(
+    shop: Shop, back_up: Copy
+) -> None:
+    """The backup has it under a nonce that a stranger took; the chain has it under the next one."""
+    bought = await shop.buy()
+    before = balance(shop)
+    shop.chain.call("evm_setAutomine", False)
+    try:
+        async with open_desk(shop, wait_seconds_max=0.2) as desk:
+            waiting = await desk.refund(bought.payment_id, amount=5, reason=None)
+        url = back_up(shop.database)
+        used = int(shop.chain.call("eth_getTransactionCount", shop.bank.address, "latest"), 16)
+        send_elsewhere(shop.chain, shop.bank, used)
+        shop.chain.call("evm_mine")
+    finally:
+        shop.chain.call("evm_setAutomine", True)
+    for books in (shop.database.url, url):
+        async with restored(shop, books) as again, open_desk(again) as desk:
+            await desk.purses[shop.node.network].mend()
+            assert (await desk.carry_out(waiting.refund_id)).status == "done"
+    assert balance(shop) == before + 5
+
+
+class SlowPurse(EvmPurse):
+    """A block comes just before its accounts are looked at."""
+
+    async def find_sender(self, refund: Refund, mark: bytes) -> str:
+        """See Purse."""
+        for chain in self.chains.values():
+            await chain.ask("evm_mine")
+        return await super().find_sender(refund, mark)
+
+
+async def test_what_waits_while_the_chain_is_read_is_not_sent_as_well(shop: Shop, back_up: Copy) -> None:
+    bought = await shop.buy()
+    before, url = balance(shop), back_up(shop.database)
+    shop.chain.call("evm_setAutomine", False)
+    try:
+        async with open_desk(shop, wait_seconds_max=0.2) as desk:
+            await desk.refund(bought.payment_id, amount=5, reason=None)
+        async with restored(shop, url) as again, open_desk(again, wait_seconds_max=0.2) as desk:
+            lanes = next(iter(desk.purses.values())).lanes  # pyright: ignore[reportAttributeAccessIssue]
+            purse = SlowPurse(again.database, lanes, {NETWORK: shop.node}, 0.2)
+            with pytest.raises(RefundMustWait):
+                await RefundDesk(again.database, {NETWORK: purse}, desk.watchers).refund(
+                    bought.payment_id, amount=5, reason=None
+                )
+            shop.chain.call("evm_mine")
+    finally:
+        shop.chain.call("evm_setAutomine", True)
+    assert balance(shop) == before + 5

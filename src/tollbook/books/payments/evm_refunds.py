@@ -16,6 +16,7 @@ from tollbook.core.chain_logs import find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, ChainRefused, decode_transfer
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes, Transaction
+from tollbook.core.lanes.transactions import LOOK_FIRST
 
 GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
 BLOCKS_AT_ONCE = 50_000
@@ -96,8 +97,8 @@ class EvmPurse:
     async def find_sender(self, refund: Refund, mark: bytes) -> str:
         """See Purse."""
         chain = self.chains[refund.network]
+        await self.check_pending(refund.network)
         for address in self.senders:
-            await self._check_pending(chain, address)
             try:
                 answer = await chain.call(refund.asset, _encode(refund, mark), sender=address)
             except ChainRefused:
@@ -145,8 +146,12 @@ class EvmPurse:
             return None
         return Ending(arrived, mined.hash, mined.sender, receipt.block_number)
 
+    async def check_pending(self, network: str) -> None:
+        """See Purse."""
+        for sender in self.senders:
+            await self._check_pending(self.chains[network], sender)
+
     async def _check_pending(self, chain: Chain, sender: str) -> None:
-        """Refuse to send while a transaction waits that these books do not know: it may be this refund."""
         used, handed_out = [
             int(await chain.ask("eth_getTransactionCount", sender, tag), 16) for tag in ("latest", "pending")
         ]
@@ -167,7 +172,7 @@ class EvmPurse:
 
 
 def _purpose(refund: Refund) -> str:
-    return f"refund:{refund.refund_id}"
+    return f"{LOOK_FIRST}{refund.refund_id}"
 
 
 def _encode(refund: Refund, mark: bytes) -> bytes:

@@ -150,6 +150,7 @@ class RefundDesk:
     async def _recall(self, purse: Purse, payment: Payment, position: int) -> None:
         """Have what was sent back of this payment in the books, before more is sent."""
         reader = purse.open_reader(payment.network)
+        await purse.check_pending(payment.network)  # what waits could have its block after it was looked for
         for sender in purse.senders:
             await forgotten_refunds.catch_up(self.database, reader, payment.asset, sender, position)
         await forgotten_refunds.look_again(self.database, reader, refund_marks.identify(payment))

@@ -55,6 +55,13 @@ class Purse(Protocol):
         """Whether a transaction of it is written down, which may be on its way or done."""
         ...
 
+    async def check_pending(self, network: str) -> None:
+        """See that no transaction waits that these books do not know: it may be a refund.
+
+        Raises RefundMustWait.
+        """
+        ...
+
     async def find_sender(self, refund: Refund, mark: bytes) -> str:
         """Return an account from which the transfer would go through now.
 

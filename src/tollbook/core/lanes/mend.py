@@ -17,7 +17,7 @@ from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.lanes.node import Ask
 from tollbook.core.lanes.outcomes import Outcome, find_block, find_call, find_holder, find_known, find_mined
-from tollbook.core.lanes.transactions import GAS_MIN, Call, Mined, Transaction, Unfinished
+from tollbook.core.lanes.transactions import GAS_MIN, LOOK_FIRST, Call, Mined, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
 FILL_MAX = 100  # gaps closed in one sweep
@@ -199,7 +199,9 @@ class _Sweep:
                 await transactions.record_resend(tx, row, holder, row.fees)
             return
         logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder)
-        if row.purpose.startswith(FILLER):
+        if row.purpose.startswith(
+            (FILLER, LOOK_FIRST)
+        ):  # a restored database may have forgotten its new nonce
             self.mended.dropped += await self._drop(row)
         else:
             self.mended.reissued += await self._lanes.renumber(row) is Outcome.TAKEN

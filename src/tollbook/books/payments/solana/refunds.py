@@ -178,6 +178,9 @@ class SolanaPurse:
         async with self.database.read() as tx:
             return await _find_attempt(tx, refund.refund_id) is not None
 
+    async def check_pending(self, network: str) -> None:
+        """See Purse: nodes there do not tell what waits."""
+
     async def find_sender(self, refund: Refund, mark: bytes) -> str:
         """See Purse. Raises RefundAccountClosed, RefundPurseEmpty, OperatorOutOfGas."""
         node, sender = self.nodes[refund.network], self.senders[0]
