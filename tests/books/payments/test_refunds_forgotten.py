@@ -217,8 +217,9 @@ async def test_what_waits_while_the_chain_is_read_is_not_sent_as_well(shop: Shop
         async with open_desk(shop, wait_seconds_max=0.2) as desk:
             await desk.refund(bought.payment_id, amount=5, reason=None)
         async with restored(shop, url) as again, open_desk(again, wait_seconds_max=0.2) as desk:
-            lanes = next(iter(desk.purses.values())).lanes  # pyright: ignore[reportAttributeAccessIssue]
-            purse = SlowPurse(again.database, lanes, {NETWORK: shop.node}, 0.2)
+            usual = desk.purses[NETWORK]
+            assert isinstance(usual, EvmPurse)
+            purse = SlowPurse(again.database, usual.lanes, {NETWORK: shop.node}, 0.2)
             with pytest.raises(RefundMustWait):
                 await RefundDesk(again.database, {NETWORK: purse}, desk.watchers).refund(
                     bought.payment_id, amount=5, reason=None
