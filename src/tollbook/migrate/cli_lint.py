@@ -55,8 +55,14 @@ def lint(
             return
         call.answer(showing.list_rules(), lambda _: showing.show_rules())
         return
-    wanted = _find_pending(call, after, since, ask=pending)
-    found = linter.lint(call.folders, pending=wanted, rules=rules, ask_squawk=not no_squawk)
+    if sum((after is not None, since is not None, pending)) > 1:
+        raise WrongUsage("Give one of --after, --since and --pending.")
+    squawk = not no_squawk
+    if pending:
+        found = linter.lint_pending(call.url, call.folders, rules=rules, ask_squawk=squawk)
+    else:
+        wanted = _find_pending(call, after, since)
+        found = linter.lint(call.folders, pending=wanted, rules=rules, ask_squawk=squawk)
     if shape == "markdown":
         click.echo(showing.write_markdown(found))
     elif shape == "sarif":
@@ -67,17 +73,11 @@ def lint(
         sys.exit(EXIT_HAZARDS)
 
 
-def _find_pending(call: "Call", after: str | None, since: str | None, *, ask: bool) -> set[str] | None:
+def _find_pending(call: "Call", after: str | None, since: str | None) -> set[str] | None:
     """Return which migrations are not applied yet, if an option says so."""
     from tollbook.migrate import formats
     from tollbook.migrate.lint import pending
 
-    if sum((after is not None, since is not None, ask)) > 1:
-        raise WrongUsage("Give one of --after, --since and --pending.")
-    if ask:
-        from tollbook.migrate import inspection
-
-        return set(inspection.status(call.url, call.folders).pending)
     if since is not None:
         return pending.find_since(formats.read(call.folders), call.folders, since)
     target = call.target(after)

@@ -131,3 +131,30 @@ def test_what_a_branch_has_is_not_looked_at(run: Run, write: Write, folder: Path
 def test_two_ways_to_say_what_is_pending_are_wrong_usage(run: Run, write: Write) -> None:
     write("0001_a", up=ERROR)
     assert run("lint", "--after", "1", "--since", "main").exit_code == 2
+
+
+def test_the_databases_own_schema_says_what_no_file_does(
+    run: Run, write: Write, ask: Callable[[str], object]
+) -> None:
+    ask(
+        "CREATE TABLE elsewhere (id bigint PRIMARY KEY, code varchar(10), n int, size int CHECK (size IS NOT NULL));"
+        "CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN age AS int CHECK (VALUE > 0); CREATE SEQUENCE s;"
+        "CREATE VIEW v AS SELECT id, n FROM elsewhere; CREATE MATERIALIZED VIEW m AS SELECT 1 AS a;"
+        "CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql AS 'SELECT 1';"
+        "CREATE TABLE parts (at date NOT NULL) PARTITION BY RANGE (at);"
+        "ALTER TABLE elsewhere ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON elsewhere USING (true);"
+        "ALTER TABLE elsewhere ADD CONSTRAINT later CHECK (n > 0) NOT VALID; SELECT 1"
+    )
+    free = "ALTER TABLE elsewhere ALTER code TYPE varchar(20); ALTER TABLE elsewhere ALTER size SET NOT NULL;"
+    bad = {
+        "replace-view": "CREATE OR REPLACE VIEW v AS SELECT n, id FROM elsewhere;",
+        "replace-function": "CREATE OR REPLACE FUNCTION f(b int) RETURNS int LANGUAGE sql AS 'SELECT 1';",
+        "add-column-domain": "ALTER TABLE elsewhere ADD COLUMN x age;",
+        "narrow-column-type": "ALTER TABLE elsewhere ALTER n TYPE smallint;",
+        "redundant-index": "CREATE INDEX CONCURRENTLY i ON elsewhere (id);",
+    }
+    write("0001_a", up=free, down="SELECT 1;")
+    assert run("lint", "--pending", "--fail-on", "notice").exit_code == 0
+    write("0001_a", up="\n".join(bad.values()), down="SELECT 1;")
+    found = {one["rule"] for one in json.loads(run("lint", "--pending", "--json").output)["findings"]}
+    assert {*bad} <= found

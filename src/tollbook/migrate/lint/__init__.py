@@ -6,6 +6,7 @@ for finding in lint([Folder("shop", Path("migrations"))]).findings:
 """
 
 from tollbook.migrate.lint.linting import lint as lint
+from tollbook.migrate.lint.linting import lint_pending as lint_pending
 from tollbook.migrate.lint.rule import Finding as Finding
 from tollbook.migrate.lint.rule import Rule as Rule
 from tollbook.migrate.lint.rules import RULES as RULES

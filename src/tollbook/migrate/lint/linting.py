@@ -28,6 +28,24 @@ def lint(
     return lint_migrations(formats.read(folders), pending=pending, rules=rules, ask_squawk=ask_squawk)
 
 
+def lint_pending(
+    url: str, folders: Sequence[Folder], *, rules: Collection[str] = (), ask_squawk: bool = True
+) -> Lint:
+    """Look for hazards in what is pending on a database, whose own schema says what is there already.
+
+    Raises MigrateError where the database cannot be asked.
+    """
+    from tollbook.migrate import inspection
+    from tollbook.migrate.lint import live
+    from tollbook.migrate.session import connected
+
+    pending = set(inspection.status(url, folders).pending)
+    with connected(url) as conn:
+        there = live.read(conn)
+    migrations = [there, *(one for one in formats.read(folders) if one.id in pending)]
+    return lint_migrations(migrations, pending=pending, rules=rules, ask_squawk=ask_squawk)
+
+
 def lint_migrations(
     migrations: Sequence[Migration],
     *,
