@@ -104,8 +104,7 @@ class Cluster:
     def configure(self, memory_bytes: int) -> None:
         """Write the server's settings and who may enter: the server's own user and root, as any role."""
         names = ["root", self.account.name]
-        roles = [ADMIN, "tollbook"]
-        users = "".join(f'tollbook "{name}" {role}\n' for name in dict.fromkeys(names) for role in roles)
+        users = "".join(f'tollbook "{name}" all\n' for name in dict.fromkeys(names))
         header = "# Written by tollbook at every start. To change a setting for good, use ALTER SYSTEM.\n"
         self.write("postgresql.conf", (header + render_settings(memory_bytes)).encode())
         self.write("pg_hba.conf", (header + "local all all peer map=tollbook\n").encode())
