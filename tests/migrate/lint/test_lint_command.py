@@ -133,11 +133,12 @@ def test_two_ways_to_say_what_is_pending_are_wrong_usage(run: Run, write: Write)
     assert run("lint", "--after", "1", "--since", "main").exit_code == 2
 
 
-def test_the_databases_own_schema_says_what_no_file_does(
+def test_the_databases_schema_says_what_no_file_does(
     run: Run, write: Write, ask: Callable[[str], object]
 ) -> None:
     ask(
-        "CREATE TABLE elsewhere (id bigint PRIMARY KEY, code varchar(10), n int, size int CHECK (size IS NOT NULL));"
+        "CREATE TABLE elsewhere (id bigint PRIMARY KEY, code varchar(10), n int, "
+        "size int CHECK (size IS NOT NULL));"
         "CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN age AS int CHECK (VALUE > 0); CREATE SEQUENCE s;"
         "CREATE VIEW v AS SELECT id, n FROM elsewhere; CREATE MATERIALIZED VIEW m AS SELECT 1 AS a;"
         "CREATE FUNCTION f(a int) RETURNS int LANGUAGE sql AS 'SELECT 1';"
