@@ -185,12 +185,12 @@ def opened(archive: Archive, *, jobs: int) -> Generator[Path | None]:
     if archive.path or (jobs == 1 and not archive.is_tar):
         yield archive.path
         return
-    with tempfile.TemporaryDirectory(prefix="tollbook-restore-") as folder:
+    with places.temporary("tollbook-restore-") as folder:
         if archive.is_tar:
-            _unpack(archive, Path(folder))
-            yield Path(folder)
+            _unpack(archive, folder)
+            yield folder
             return
-        file = Path(folder) / "dump"
+        file = folder / "dump"
         with file.open("xb") as copy:
             copy.writelines(archive.read())
         yield file
@@ -201,9 +201,9 @@ def _opened_head(archive: Archive) -> Generator[_Head]:
     if archive.path:
         yield _Head(archive.path)
     elif archive.is_tar:
-        with tempfile.TemporaryDirectory(prefix="tollbook-restore-") as folder:
-            _unpack(archive, Path(folder), only=TOC)
-            yield _Head(Path(folder))
+        with places.temporary("tollbook-restore-") as folder:
+            _unpack(archive, folder, only=TOC)
+            yield _Head(folder)
     else:
         yield _Head(start=_read_head(archive))
 

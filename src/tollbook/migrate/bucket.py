@@ -6,8 +6,6 @@ AWS_ACCESS_KEY_ID, the role of a machine or a container.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
+from tollbook.migrate import places
 from tollbook.migrate.errors import ToolMissing, WrongUsage
 from tollbook.migrate.manifest import MANIFEST
 
@@ -170,8 +169,5 @@ class ObjectDraft:
     @contextmanager
     def parts(self) -> Generator[Path]:
         """Give a folder among the temporary files."""
-        path = Path(tempfile.mkdtemp(prefix="tollbook-dump-"))
-        try:
+        with places.temporary("tollbook-dump-") as path:
             yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)

@@ -75,7 +75,7 @@ def backup(
 def _show_backup(made: Backup) -> None:
     held = made.manifest.contents
     click.echo(f"Backup: {made.location} ({made.size_bytes:,} bytes, {made.seconds:.1f} s)")
-    click.echo(f"  {len(held.tables)} tables, {held.rows:,} rows, counted in the same snapshot")
+    click.echo(f"  {held.objects.get('table', 0)} tables, {held.rows:,} rows, counted in the same snapshot")
     how = "" if made.manifest.encryption is None else f", encrypted by {made.manifest.encryption}"
     click.echo(f"  a restore takes about {_say_time(made.manifest.restore_seconds)}{how}")
     for location in made.removed:
@@ -162,12 +162,12 @@ def backups(call: Call, backup_dir: str | None) -> None:
 
 def _show_backups(found: list[Listed]) -> None:
     for one in found:
-        known = one.manifest
+        known, held = one.manifest, one.manifest.contents
         click.secho(one.location, bold=True)
         click.echo(
             f"  {known.made_at:%Y-%m-%d %H:%M} UTC  {known.database} on {known.server}  "
-            f"{known.size_bytes:,} bytes  {len(known.contents.tables)} tables, {known.contents.rows:,} rows, "
-            f"{len(known.contents.history)} migrations"
+            f"{known.size_bytes:,} bytes  {known.contents.objects.get('table', 0)} tables, {known.contents.rows:,} rows, "
+            f"{len(held.history)} migrations"
             + (f"  encrypted by {known.encryption}" if known.encryption else "")
         )
         if known.trial:

@@ -21,6 +21,11 @@ class Contents:
     history: tuple[str, ...]
 
     @property
+    def table_count(self) -> int:
+        """The tables, partitioned ones too, which have no rows of their own."""
+        return self.objects.get("table", 0)
+
+    @property
     def rows(self) -> int:
         """The rows of all tables."""
         return sum(self.tables.values())

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -187,14 +188,7 @@ class Folder:
         """Remove what a killed backup left half written: partial files that nobody holds any more."""
         ours = (path for path in self.path.glob(f"*{PARTIAL}") if OURS.search(path.name))
         for left in itertools.islice(ours, SWEEP_MAX):
-            with suppress(OSError):  # another's, or just gone
-                held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if time.time() - os.fstat(held).st_mtime > SWEEP_AGE_SECONDS:
-                        shutil.rmtree(left) if left.is_dir() else left.unlink()
-                finally:
-                    os.close(held)
+            _sweep(left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +234,34 @@ class FileDraft:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
+
+
+@contextmanager
+def temporary(prefix: str) -> Generator[Path]:
+    """Give a closed folder among the temporary files; those that a kill left go too."""
+    for left in itertools.islice(Path(tempfile.gettempdir()).glob(f"{prefix}*"), SWEEP_MAX):
+        _sweep(left)
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(left: Path) -> None:
+    """Remove a file or folder of ours that nobody holds any more."""
+    with suppress(OSError):  # another's, or just gone
+        held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(held)
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > SWEEP_AGE_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        finally:
             os.close(held)
 
 

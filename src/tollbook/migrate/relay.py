@@ -8,10 +8,8 @@ everything they say passes here, they also end with this process, however it end
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import struct
-import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,10 +18,14 @@ from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
+from tollbook.migrate import places
+from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.pg_tools import Target
 
 READ_BYTES = 256 * 1024
 TLS_REQUEST = struct.pack("!ii", 8, 80877103)  # protocol: SSLRequest
+MESSAGE_HEAD_BYTES = 5  # its kind and its length
+SASL, BINDING = b"\0\0\0\x0a", b"SCRAM-SHA-256-PLUS\0"  # in the message that asks for a password
 CONNECT_SECONDS_MAX = 10
 PORT = 5432  # names the socket file
 HOME = Path.home() / ".postgresql"  # where libpq looks for certificates
@@ -58,6 +60,11 @@ def reached(target: Target, *, always: bool = False) -> Generator[Target]:
             direct=options.get("sslnegotiation") == "direct",
         )
         user = info.user
+        if route.tls and options.get("channel_binding") == "require" and not route.tls.check_hostname:
+            raise WrongUsage(
+                "With channel_binding=require pg_dump can only be led to the server where its certificate is "
+                "checked too: add sslmode=verify-full, and sslrootcert, to the database address."
+            )
     if route.tls is None and not always:
         yield target
         return
@@ -94,16 +101,16 @@ def _make_context(options: Mapping[str, str]) -> ssl.SSLContext:
 @contextmanager
 def _serving(route: Route) -> Generator[str]:
     """Serve a socket while inside; gives its folder, which only its owner may enter."""
-    with tempfile.TemporaryDirectory(prefix="tollbook-relay-") as folder:
+    with places.temporary("tollbook-relay-") as folder:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
-        path = os.path.join(folder, f".s.PGSQL.{PORT}")
-        relay = Relay(lambda: _connect(route))
+        path = str(folder / f".s.PGSQL.{PORT}")
+        relay = Relay(lambda: _connect(route), tls=route.tls is not None)
         listening = asyncio.start_unix_server(relay.serve, path, limit=READ_BYTES)
         server = asyncio.run_coroutine_threadsafe(_await(listening), loop).result()
         try:
-            yield folder
+            yield str(folder)
         finally:
             asyncio.run_coroutine_threadsafe(relay.close(server), loop).result()
             loop.call_soon_threadsafe(loop.stop)
@@ -121,8 +128,8 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Relay:
     """Passes on what comes at one side to the other, for as many connections as there are."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Streams]]) -> None:
-        self.connect = connect
+    def __init__(self, connect: Callable[[], Awaitable[Streams]], *, tls: bool) -> None:
+        self.connect, self.tls = connect, tls
         self.open = dict[asyncio.Task[None], set[asyncio.StreamWriter]]()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,7 +141,8 @@ class Relay:
             there, thither = await asyncio.wait_for(self.connect(), CONNECT_SECONDS_MAX)
             writers.add(thither)
             # One that fails closes its sink, which ends the other.
-            await asyncio.gather(_pump(reader, thither), _pump(there, writer), return_exceptions=True)
+            back = _pump_back if self.tls else _pump
+            await asyncio.gather(_pump(reader, thither), back(there, writer), return_exceptions=True)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # whoever connected sees the end of it, and says so
         finally:
@@ -189,3 +197,21 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
     finally:
         with suppress(OSError):
             sink.close()
+
+
+async def _pump_back(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """Pass on what the server says, but for its offer to bind the password to the TLS it is sent in.
+
+    A program that speaks no TLS takes that offer for an attack. The binding guards against somebody between
+    the two ends; here that is us, who have checked the certificate as the address asks.
+    """
+    try:
+        head = await source.readexactly(MESSAGE_HEAD_BYTES)
+        body = await source.readexactly(int.from_bytes(head[1:], "big") - 4)
+        if head[:1] == b"R" and body.startswith(SASL):
+            body = body.replace(BINDING, b"", 1)
+            head = head[:1] + (len(body) + 4).to_bytes(4, "big")
+        sink.write(head + body)
+    except asyncio.IncompleteReadError as error:  # as after a request to cancel
+        sink.write(error.partial)
+    await _pump(source, sink)

@@ -71,7 +71,7 @@ def try_out(
         whole.location,
         where,
         seconds,
-        len(held.tables),
+        whole.tables,
         held.rows,
         held.objects,
         len(held.history),
