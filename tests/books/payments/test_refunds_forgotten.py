@@ -155,6 +155,30 @@ async def test_a_refund_of_a_payment_that_was_forgotten_too_counts_when_that_is_
         assert balance(shop) == before + AMOUNT
 
 
+async def test_what_was_asked_for_under_one_id_is_that_refund_when_its_asker_died_before_he_heard(
+    shop: Shop, back_up: Copy
+) -> None:
+    earlier, bought = await shop.buy(), await shop.buy()
+    await send_back(shop, earlier)
+    before, url = balance(shop), back_up(shop.database)
+    for amount in (5, 5):
+        await send_back(shop, bought, amount)
+    async with restored(shop, url) as again, open_desk(again) as desk:
+        await again.reconcile()
+        asked: list[Refund] = []
+        for key in (7, 7, 8, 7):  # the id that an Idempotency-Key stands for
+            async with again.database.write() as tx:
+                asked.append(
+                    await refunds.request(
+                        tx, bought.payment_id, amount=5, reason=None, refund_id=key, now=clock.now()
+                    )
+                )
+            await desk.carry_out(asked[-1].refund_id)
+        assert len({each.refund_id for each in asked}) == 2
+        assert asked[0] == asked[1] == asked[3]
+    assert balance(shop) == before + 10
+
+
 async def test_nothing_is_sent_while_a_transaction_waits_that_the_books_do_not_know(
     shop: Shop, back_up: Copy
 ) -> None:

@@ -108,7 +108,7 @@ async def request(
     refund_id = refund_id or ids.make()
     if (asked := await find(tx, refund_id)) is not None:
         return asked
-    recalled = await _claim_recalled(tx, payment_id, amount)
+    recalled = await _claim_recalled(tx, payment_id, amount, refund_id)
     if recalled is not None:
         return await get(tx, recalled)
     taken = await _take(tx, payment_id, amount)
@@ -321,17 +321,23 @@ async def page_done(tx: ReadTx, *, since: datetime) -> list[Refund]:
     )
 
 
-async def _claim_recalled(tx: WriteTx, payment_id: int, amount: int | None) -> int | None:
+async def _claim_recalled(tx: WriteTx, payment_id: int, amount: int | None, asked_as: int) -> int | None:
+    """The one that was found on the chain and is meant: asked for as this before, or by nobody yet."""
     return await tx.value(
         """
-        UPDATE payments.x402_refunds SET recalled = false
-        WHERE recalled AND status = 'done' AND refund_id = (
+        UPDATE payments.x402_refunds SET recalled = false, asked_as = %(asked_as)s
+        WHERE (recalled OR asked_as = %(asked_as)s) AND status = 'done' AND refund_id = (
             SELECT refund_id FROM payments.x402_refunds
-            WHERE payment_id = %(payment_id)s AND recalled AND amount = %(amount)s
-            ORDER BY refund_id LIMIT 1 FOR UPDATE)
+            WHERE payment_id = %(payment_id)s
+              AND (asked_as = %(asked_as)s OR (recalled AND amount = %(amount)s))
+            ORDER BY asked_as, refund_id LIMIT 1 FOR UPDATE)
         RETURNING refund_id
         """,
-        {"payment_id": payment_id, "amount": None if amount is None else Decimal(amount)},
+        {
+            "payment_id": payment_id,
+            "amount": None if amount is None else Decimal(amount),
+            "asked_as": asked_as,
+        },
     )
 
 

@@ -1,0 +1,1 @@
+SELECT asked_as FROM payments.x402_refunds LIMIT 0;

@@ -1,0 +1,1 @@
+ALTER TABLE payments.x402_refunds DROP COLUMN asked_as;
