@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import tollbook
 from tollbook import migrate
 from tollbook.core.commands import open_database, read_settings, refuse_memory
-from tollbook.entrypoints.serving import Teller
 from tollbook.migrate.cli import group as make_group
 from tollbook.migrate.errors import VerificationFailed
 from tollbook.migrate.objects import show_counts
+
+if TYPE_CHECKING:
+    from tollbook.entrypoints.serving import Teller
 
 SOURCE = Path(tollbook.__file__).parent
 BOOKS = ("payments",)
@@ -32,7 +35,7 @@ def find_folders(books: Sequence[str] = BOOKS) -> list[migrate.Folder]:
     ]
 
 
-def bring_up_to_date(url: str, books: Sequence[str], backup_dir: Path, teller: Teller) -> None:
+def bring_up_to_date(url: str, books: Sequence[str], backup_dir: Path, teller: "Teller") -> None:
     """Apply what is pending, after a backup, verify it, and tell the counts. Raises MigrateError."""
 
     def tell(event: migrate.Event) -> None:

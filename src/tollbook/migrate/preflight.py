@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from tollbook.migrate import history, presence, promises, statements
+from tollbook.migrate import history, presence
 from tollbook.migrate.errors import Place, PreflightRefused, Problem, point
-from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, Migration, Script
 from tollbook.migrate.history import Applied, Progress
 from tollbook.migrate.objects import Promise
-from tollbook.migrate.promises import same
 from tollbook.migrate.session import Connection
+
+# The grammar takes a twentieth of a second to load, and is needed only where something is pending.
+if TYPE_CHECKING:
+    from tollbook.migrate import statements
+    from tollbook.migrate.execution import Prepared
 
 SERVER_VERSION_MIN = 150000
 
@@ -103,8 +107,11 @@ def _find_renamed_folder(standing: Standing) -> list[Problem]:
     return []
 
 
-def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]]:
+def prepare(pending: Iterable[Migration]) -> tuple[list["Prepared"], list[Problem]]:
     """Read the pending files by grammar; return them ready to run, and what must not run."""
+    from tollbook.migrate import promises, statements
+    from tollbook.migrate.execution import Prepared
+
     ready: list[Prepared] = []
     problems: list[Problem] = []
     for migration in pending:
@@ -122,7 +129,7 @@ def prepare(pending: Iterable[Migration]) -> tuple[list[Prepared], list[Problem]
     return ready, problems
 
 
-def _refuse_cuts(script: Script | None, reading: statements.Reading) -> list[Problem]:
+def _refuse_cuts(script: Script | None, reading: "statements.Reading") -> list[Problem]:
     """A check runs inside the migration's transaction and is undone, so nothing in it can commit."""
     return [
         Problem(
@@ -174,12 +181,14 @@ def check_server(conn: Connection) -> list[Problem]:
 
 
 def check_objects(
-    conn: Connection, ready: Sequence[Prepared], progress: Mapping[tuple[str, str], Progress]
+    conn: Connection, ready: Sequence["Prepared"], progress: Mapping[tuple[str, str], Progress]
 ) -> list[Problem]:
     """Check extensions, schema rights, and objects that are there already.
 
     Marks each promise of the migrations by whether it will be made or was there before.
     """
+    from tollbook.migrate.promises import same
+
     asked = [promise for one in ready for promise in one.promises.made]
     problems = _check_extensions(conn, ready)
     problems += _check_schema_rights(conn, asked)
@@ -216,7 +225,7 @@ def _name_conflict(migration: Migration, promise: Promise) -> Problem:
     )
 
 
-def _check_extensions(conn: Connection, ready: Sequence[Prepared]) -> list[Problem]:
+def _check_extensions(conn: Connection, ready: Sequence["Prepared"]) -> list[Problem]:
     wanted = [(name, index, one.migration.up) for one in ready for name, index in one.promises.extensions]
     if not wanted:
         return []
