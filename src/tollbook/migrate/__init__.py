@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tollbook.migrate.rehearsal import Plan as Plan
     from tollbook.migrate.rehearsal import plan as plan
     from tollbook.migrate.reversal import revert as revert
+    from tollbook.migrate.traffic import Traffic as Traffic
 
 # Loaded when first asked for: driver and grammar take a fifth of a second that `--help` need not wait.
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "Plan": "rehearsal",
     "plan": "rehearsal",
     "revert": "reversal",
+    "Traffic": "traffic",
 }
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from tollbook.migrate import backup as backups
 from tollbook.migrate import execution, formats, history, objects, preflight
 from tollbook.migrate.backup import Backup
-from tollbook.migrate.course import Course, carry_out, check_progress, name_settings
+from tollbook.migrate.course import Course, carry_out, check_progress
 from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
@@ -26,8 +26,10 @@ from tollbook.migrate.session import (
     name_target,
     read_url,
 )
+from tollbook.migrate.traffic import Guard, Traffic
 
 LOCK_TIMEOUT_SECONDS = 5.0
+TRAFFIC = Traffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def apply(
     backup_dir: str | Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    traffic: Traffic = TRAFFIC,
     listen: Listener = ignore,
 ) -> ApplyResult:
     """Apply what is pending in the folders, in order, up to a (folder, version) if one is given.
@@ -84,11 +87,13 @@ def apply(
         saved = save(conn, url, backup_dir, listen) if backup else None
         history.create(conn)
         run = history.start(conn, "apply", [one.migration.id for one in ready])
-        course = Course(conn, pid, run, lock_timeout_seconds, listen)
+        guard = Guard(url, pid, traffic, listen)
+        course = Course(conn, pid, run, lock_timeout_seconds, listen, guard)
         earlier = [promise for one in standing.applied for promise in one.promised]
         steps: list[Step] = []
-        with recorded(conn, run):
+        with recorded(conn, run), guard:
             for one in ready:
+                guard.wait_for_replicas(conn)
                 listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 key = (one.migration.folder, one.migration.version)
                 step, earlier = _apply_one(course, one, progress.get(key), earlier)
@@ -185,7 +190,7 @@ def _apply_one(
     started = time.monotonic()
     conn = course.conn
     before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
-    settings = name_settings(course.lock_timeout_seconds)
+    settings = course.name_settings()
 
     def finish(outcome: Outcome, done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
         kept = execution.prove(conn, one, outcome, settings)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tollbook.migrate import files, headers, report
+from tollbook.migrate import files, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
+from tollbook.migrate.cli_deliver import bundle
 from tollbook.migrate.cli_lint import lint
+from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event
 from tollbook.migrate.files import Folder
@@ -22,24 +24,10 @@ if TYPE_CHECKING:
 
 EXIT_DRIFT = 3
 EXIT_INTERRUPTED = 130
-LOCK_TIMEOUT_DEFAULT = "5s"
 
 DefaultFolders = Callable[[], list[Folder]]
 DefaultUrl = Callable[[], str]
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Seconds(click.ParamType[float]):
-    """A length of time: 500ms, 5s, 2min; a bare number is in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        seconds = headers.read_seconds(str(value))
-        if seconds is None:
-            self.fail(f"{value!r} is no length of time. Write 500ms, 5s or 2min.", param, ctx)
-        return seconds
 
 
 class Call:
@@ -70,7 +58,12 @@ class Call:
     @property
     def url(self) -> str:
         """The address of --database-url or DATABASE_URL, or the default, asked for only now."""
-        return self.given_url or os.environ.get("DATABASE_URL") or self.default_url()
+        return self.known_url or self.default_url()
+
+    @property
+    def known_url(self) -> str | None:
+        """The address of --database-url or DATABASE_URL, if one of them says it."""
+        return self.given_url or os.environ.get("DATABASE_URL")
 
     def target(self, text: str | None) -> tuple[str, str] | None:
         """Read --to: a version or label, or FOLDER/VERSION where there are several folders."""
@@ -155,13 +148,6 @@ def logged(call: Call, command: str) -> Generator[RunLog]:
 
 
 auto_option = click.option("--auto", is_flag=True, help="Ask no questions.")
-lock_option = click.option(
-    "--lock-timeout",
-    type=Seconds(),
-    default=LOCK_TIMEOUT_DEFAULT,
-    show_default=True,
-    help="Longest wait for a lock on a table.",
-)
 
 
 def backup_options(command: Command) -> Command:
@@ -244,10 +230,18 @@ def plan(call: Call, to: str | None, lock_timeout: float) -> None:
     "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
 )
 @lock_option
+@traffic_options
 @backup_options
 @auto_option
 def apply(
-    call: Call, *, to: str | None, lock_timeout: float, skip_backup: bool, backup_dir: str | None, auto: bool
+    call: Call,
+    *,
+    to: str | None,
+    lock_timeout: float,
+    skip_backup: bool,
+    backup_dir: str | None,
+    auto: bool,
+    **traffic: Any,
 ) -> None:
     """Apply what is pending, each file in one transaction, proven before it commits.
 
@@ -272,6 +266,7 @@ def apply(
             backup=not skip_backup,
             backup_dir=backup_dir,
             lock_timeout_seconds=lock_timeout,
+            traffic=read_traffic(traffic),
             listen=log,
         )
     call.answer(result, lambda result: _show_result(result, "applied to"))
@@ -286,6 +281,7 @@ def _show_result(result: "ApplyResult", what: str) -> None:
 @click.option("--steps", type=click.IntRange(min=1), help="How many to take back (default 1).")
 @click.option("--to", metavar="VERSION", help="Take back what was applied after this version; 0 for all.")
 @lock_option
+@traffic_options
 @backup_options
 @auto_option
 def revert(
@@ -297,6 +293,7 @@ def revert(
     skip_backup: bool,
     backup_dir: str | None,
     auto: bool,
+    **traffic: Any,
 ) -> None:
     """Take migrations back by their down files, newest first, each in one proven transaction."""
     from tollbook.migrate import reversal
@@ -314,6 +311,7 @@ def revert(
             backup=not skip_backup,
             backup_dir=backup_dir,
             lock_timeout_seconds=lock_timeout,
+            traffic=read_traffic(traffic),
             listen=log,
         )
     call.answer(result, lambda result: _show_result(result, "taken back on"))
@@ -380,4 +378,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "baseline": baseline,
     "new": new,
     "lint": lint,
+    "bundle": bundle,
 }

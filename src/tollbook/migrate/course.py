@@ -17,6 +17,7 @@ from tollbook.migrate.retrying import read_sqlstate, retrying
 from tollbook.migrate.segments import Segment
 from tollbook.migrate.session import Connection
 from tollbook.migrate.statements import Statement
+from tollbook.migrate.traffic import Guard
 
 UNSAFE_NEW_ENUM_VALUE = "55P04"
 
@@ -32,14 +33,23 @@ class Course:
     run: UUID
     lock_timeout_seconds: float
     listen: Listener
+    guard: Guard
+
+    def name_settings(self, options: Options | None = None) -> str:
+        """Return the statements that bound the waits of a script of this run."""
+        return name_settings(self.lock_timeout_seconds, options, self.guard.traffic.statement_timeout_seconds)
 
 
-def name_settings(lock_timeout_seconds: float, options: Options | None = None) -> str:
+def name_settings(
+    lock_timeout_seconds: float,
+    options: Options | None = None,
+    statement_timeout_seconds: float | None = None,
+) -> str:
     """Return the statements that bound the waits of a script; its own header goes before the run's."""
     lock = (options and options.lock_timeout_seconds) or lock_timeout_seconds
     texts = [f"SET lock_timeout = {round(lock * 1000)};"]
-    if options and options.statement_timeout_seconds:
-        texts.append(f"SET statement_timeout = {round(options.statement_timeout_seconds * 1000)};")
+    if statement := (options and options.statement_timeout_seconds) or statement_timeout_seconds:
+        texts.append(f"SET statement_timeout = {round(statement * 1000)};")
     return " ".join(texts)
 
 
@@ -113,15 +123,28 @@ class _Walk:
             before, last = [*before, last], Segment(last.end, ())
         for segment in before:
             if segment.alone:
-                self._retry(lambda segment=segment: self._run_alone(segment))
+                self._retry(lambda segment=segment: self._run_alone(segment), self._find_patience(segment))
             else:
                 self._retry(lambda segment=segment: self._run_and_keep(segment))
             self.opened, self.done = True, segment.end
         return self._retry(lambda: finish(self._run(last), self.done))
 
-    def _retry(self, attempt: Callable[[], T]) -> T:
+    def _find_patience(self, segment: Segment) -> float:
+        """A concurrent statement waits long for others; it stands in nobody's way but of its own kind."""
+        patient = alone.is_concurrent(segment.statements[0]) and not self._sets_own_timeout()
+        return alone.CONCURRENT_LOCK_TIMEOUT_SECONDS if patient else self._lock_timeout_seconds
+
+    @property
+    def _lock_timeout_seconds(self) -> float:
+        own = self.one.migration.up.options.lock_timeout_seconds
+        return own or self.course.lock_timeout_seconds
+
+    def _retry(self, attempt: Callable[[], T], patience_seconds: float | None = None) -> T:
+        course = self.course
+        patience = patience_seconds or self._lock_timeout_seconds
+        name = self.one.migration.id
         try:
-            return retrying(self.course.conn, self.one.migration.id, attempt, self.course.listen)
+            return retrying(course.conn, name, attempt, course.listen, course.guard, patience)
         except StatementFailed as error:
             if not self.done:
                 raise
@@ -136,7 +159,7 @@ class _Walk:
         """Return the statements that give the session what the script expects, and their number."""
         if self.opened:
             return "", 0
-        settings = name_settings(self.course.lock_timeout_seconds, self.one.migration.up.options)
+        settings = self.course.name_settings(self.one.migration.up.options)
         again = [
             self.one.reading.text[statement.index : statement.end] + ";"
             for statement in self.one.reading.statements[: self.done]

@@ -106,6 +106,20 @@ class LockHeld(MigrateError):
     status = 409
 
 
+class InTheWay(MigrateError):
+    """Our own statement held too many other sessions up; it was cancelled and rolled back."""
+
+    reason = "in-the-way"
+    status = 409
+
+
+class ReplicaBehind(MigrateError):
+    """A replica did not catch up in time; nothing more was begun."""
+
+    reason = "replica-behind"
+    status = 503
+
+
 class SessionNotOurs(MigrateError):
     """A pooler hands our session from one server process to another, so its lock protects nothing."""
 

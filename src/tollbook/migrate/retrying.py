@@ -8,22 +8,42 @@ import psycopg
 from tollbook.migrate.errors import LockHeld, MigrateError, StatementFailed
 from tollbook.migrate.events import Event, Listener
 from tollbook.migrate.session import Connection
+from tollbook.migrate.traffic import Guard
 
 ATTEMPTS_MAX = 5
 PAUSE_SECONDS = (0.5, 10.0)  # first and longest pause between attempts, with jitter
 # lock_not_available, deadlock_detected, serialization_failure: others were in the way, not the file at fault
 RETRIED = ("55P03", "40P01", "40001")
+QUERY_CANCELED = "57014"
 BLOCKERS_SHOWN_MAX = 3
 
 T = TypeVar("T")
 
 
-def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: Listener) -> T:
-    """Try a transaction again, after a growing pause, while others are in its way. Raises LockHeld."""
+def retrying(
+    conn: Connection,
+    name: str,
+    attempt: Callable[[], T],
+    listen: Listener,
+    guard: Guard,
+    patience_seconds: float,
+) -> T:
+    """Try a transaction again, after a growing pause, while others are in its way.
+
+    Each attempt is watched: nobody waits behind it for longer than the patience. Raises LockHeld, InTheWay.
+    """
     import tenacity
 
     def is_passing(error: BaseException) -> bool:
-        return read_sqlstate(error) in RETRIED
+        ours = bool(guard.gave_way) and read_sqlstate(error) == QUERY_CANCELED
+        return ours or read_sqlstate(error) in RETRIED
+
+    def explain(error: BaseException | None) -> str:
+        why = guard.gave_way if guard.gave_way and read_sqlstate(error) == QUERY_CANCELED else ""
+        whom = "; ".join(str(one) for one in guard.seen)
+        return (f"cancelled: {why} while it waited" if why else _first_sentence(error)) + (
+            f" for {whom}" if whom else ""
+        )
 
     def roll_back_and_tell(state: tenacity.RetryCallState) -> None:
         pause = state.next_action.sleep if state.next_action else 0
@@ -31,14 +51,15 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
         listen(
             Event(
                 "retrying",
-                f"{name}: {_first_sentence(error)}; "
+                f"{name}: {explain(error)}; "
                 f"attempt {state.attempt_number + 1} of {ATTEMPTS_MAX} in {pause:.1f} s",
             )
         )
 
     def guarded() -> T:
         try:
-            return attempt()
+            with guard.watching(name, patience_seconds):
+                return attempt()
         except BaseException:
             roll_back(conn)
             raise
@@ -48,8 +69,8 @@ def retrying(conn: Connection, name: str, attempt: Callable[[], T], listen: List
         error = state.outcome.exception()
         assert error is not None
         raise LockHeld(
-            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({_first_sentence(error)}); "
-            f"it is rolled back. {_name_blockers(conn)} "
+            f"{name} gave way to other sessions {ATTEMPTS_MAX} times ({explain(error)}); "
+            f"it is rolled back. {'' if guard.seen else _name_blockers(conn)} "
             "Run again when they are done, or give it longer by --lock-timeout.",
             getattr(error, "place", None),
             sqlstate=read_sqlstate(error),

@@ -9,6 +9,7 @@ from pathlib import Path
 from tollbook.migrate import execution, formats, history, objects, preflight, presence, promises, statements
 from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
+    TRAFFIC,
     ApplyResult,
     Step,
     check_backup,
@@ -30,6 +31,7 @@ from tollbook.migrate.session import (
     name_target,
     read_url,
 )
+from tollbook.migrate.traffic import Guard, Traffic
 
 STEPS_MAX = 10_000
 
@@ -53,6 +55,7 @@ def revert(
     backup_dir: str | Path | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    traffic: Traffic = TRAFFIC,
     listen: Listener = ignore,
 ) -> ApplyResult:
     """Take back the newest migrations: `steps` of them, or all that were applied after (folder, version).
@@ -85,10 +88,12 @@ def revert(
         history.end(conn, [one.run_id for one in interrupted], "interrupted")
         history.create(conn)
         run = history.start(conn, "revert", [one.applied.name for one in ways])
-        course = Course(conn, pid, run, lock_timeout_seconds, listen)
+        guard = Guard(url, pid, traffic, listen)
+        course = Course(conn, pid, run, lock_timeout_seconds, listen, guard)
         done: list[Step] = []
-        with recorded(conn, run):
+        with recorded(conn, run), guard:
             for way in ways:
+                guard.wait_for_replicas(conn)
                 listen(Event("reverting", way.applied.name))
                 key = (way.applied.folder, way.applied.version)
                 done.append(_revert_one(course, way, progress.get(key)))

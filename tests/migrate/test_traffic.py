@@ -1,0 +1,152 @@
+"""A database in use: our statement gives way to those behind it, says and says whom it waits for."""
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import Result
+
+from tollbook.migrate import Folder, Traffic
+from tollbook.migrate import apply as apply_migrations
+from tollbook.migrate.errors import InTheWay, LockHeld
+from tollbook.migrate.events import Event
+
+Apply = Callable[..., Result]
+SEEN_SECONDS_MAX = 30.0
+CROWD = 25
+
+
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+@contextmanager
+def holding(url: str, statement: str, name: str = "report") -> Generator[psycopg.Connection[Any]]:
+    """A session that did something in a transaction, and then went to lunch."""
+    with psycopg.connect(url, application_name=name) as connection:
+        connection.execute(statement.encode())
+        yield connection
+
+
+@contextmanager
+def crowd(url: str, number: int) -> Generator[list[Any]]:
+    """Sessions that read the table again and again as soon as anybody waits for it, as a live site does."""
+    seen: list[Any] = []
+    ended = threading.Event()
+
+    def read() -> None:
+        with psycopg.connect(url, autocommit=True, application_name="site") as connection:
+            while not ended.wait(0.02):
+                row = connection.execute("SELECT count(*) FROM orders").fetchone()
+                seen.append(row and row[0])
+
+    threads = [threading.Thread(target=read) for _ in range(number)]
+    for one in threads:
+        one.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        for one in threads:
+            one.join()
+
+
+@pytest.fixture
+def orders(ask: Any) -> None:
+    ask("CREATE TABLE orders (i int); INSERT INTO orders VALUES (1); SELECT 1")
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_statement_gives_way_when_too_many_wait_behind_it(write: Any, url: str, apply: Apply) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int")
+    with holding(url, "SELECT * FROM orders"), crowd(url, CROWD) as seen:
+        result = apply("--lock-timeout", "60s", "--queue-max", "10")
+        assert len(seen) > CROWD  # none of them was ended, all went on
+    assert result.exit_code == LockHeld.exit_code
+    assert "sessions waited behind it" in words(result)
+    assert "report" in words(result)
+    assert "idle in transaction" in words(result)
+    assert "SELECT * FROM orders" in words(result)
+
+
+@pytest.mark.usefixtures("orders")
+def test_nobody_waits_behind_it_for_the_sum_of_its_waits(
+    write: Any, url: str, apply: Apply, ask: Any
+) -> None:
+    """Each lock may be waited for that long; who is behind the first is not to wait for the second too."""
+    ask("CREATE TABLE items (i int); SELECT 1")
+    busy = "ALTER TABLE orders ADD COLUMN total int; SELECT pg_sleep(1.5); ALTER TABLE items ADD COLUMN j int"
+    write("0001_a", up=busy)
+    with holding(url, "SELECT * FROM items"), crowd(url, 2):
+        result = apply("--lock-timeout", "2s")
+    assert result.exit_code == LockHeld.exit_code
+    assert "sessions waited behind it" in words(result)
+    assert "SELECT * FROM items" in words(result)
+
+
+@pytest.mark.usefixtures("orders")
+def test_it_is_done_as_soon_as_the_way_is_free(write: Any, url: str, apply: Apply, ask: Any) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int")
+    with holding(url, "SELECT * FROM orders") as holder, crowd(url, CROWD):
+        leave = threading.Timer(2.0, holder.rollback)
+        leave.start()
+        result = apply("--lock-timeout", "60s", "--queue-max", "10")
+        leave.join()
+    assert result.exit_code == 0, words(result)
+    assert "attempt 2 of 5" in words(result)
+    assert ask("SELECT count(*) FROM pg_attribute WHERE attname = 'total'") == 1
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_long_statement_that_holds_many_up_is_stopped_and_not_tried_again(
+    write: Any, url: str, folder: Any, ask: Any
+) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int; SELECT pg_sleep(60);")
+    told: list[Event] = []
+    with crowd(url, CROWD), pytest.raises(InTheWay, match="while it worked"):
+        apply_migrations(
+            url,
+            [Folder("shop", folder)],
+            backup=False,
+            lock_timeout_seconds=1.0,
+            traffic=Traffic(queue_max=10),
+            listen=told.append,
+        )
+    assert not any(event.kind == "retrying" for event in told)
+    assert ask("SELECT count(*) FROM pg_attribute WHERE attname = 'total'") == 0
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_few_who_wait_for_a_long_statement_do_not_stop_it(write: Any, url: str, apply: Apply) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int; SELECT pg_sleep(2);")
+    with crowd(url, 3):
+        assert apply("--lock-timeout", "500ms").exit_code == 0
+
+
+@pytest.mark.usefixtures("orders")
+def test_who_is_waited_for_is_named_while_it_is(write: Any, url: str, apply: Apply) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int")
+    with holding(url, "INSERT INTO orders VALUES (2)", name="billing") as holder:
+        leave = threading.Timer(1.5, holder.rollback)
+        leave.start()
+        result = apply()
+        leave.join()
+    assert result.exit_code == 0
+    assert "0001_a waits for process" in words(result)
+    assert "(billing), idle in transaction since" in words(result)
+    assert "INSERT INTO orders VALUES (2)" in words(result)
+
+
+def test_a_statement_is_bounded_for_the_whole_run_or_by_its_file(write: Any, apply: Apply) -> None:
+    write("0001_a", up="-- tollbook: statement_timeout=10s\nSELECT pg_sleep(0.5);")
+    write("0002_b", up="SELECT pg_sleep(30);")
+    started = time.monotonic()
+    result = apply("--statement-timeout", "200ms")
+    assert time.monotonic() - started < SEEN_SECONDS_MAX
+    assert result.exit_code == 1
+    assert "0002_b.up.sql" in words(result)
+    assert "statement timeout" in words(result)
