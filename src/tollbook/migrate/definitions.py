@@ -1,0 +1,296 @@
+"""The catalog asked in one query: every object with its definition, and the SQL that makes and drops it."""
+
+from typing import LiteralString
+
+# What makes PostgreSQL print the same text for the same definition, wherever and by whomever it is asked.
+PLAIN: LiteralString = """SET LOCAL search_path = ''; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, YMD';
+SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
+SET LOCAL quote_all_identifiers = off; SET LOCAL enable_seqscan = on"""
+
+COMMON: LiteralString = """
+WITH foreigners AS MATERIALIZED (
+    SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
+), spaces AS MATERIALIZED (
+    SELECT n.oid, quote_ident(nspname) AS name, nspacl, nspowner FROM pg_namespace n
+    WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'tollbook_migrate')
+      AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_namespace'::regclass AND f.objid = n.oid)
+), relations AS MATERIALIZED (
+    SELECT c.*, s.name || '.' || quote_ident(c.relname) AS full_name
+    FROM pg_class c JOIN spaces s ON s.oid = c.relnamespace
+    WHERE c.relpersistence <> 't' AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S', 'i', 'I', 'c')
+      AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_class'::regclass AND f.objid = c.oid)
+), columns AS MATERIALIZED (
+    SELECT a.*, r.full_name, quote_ident(a.attname) AS name, r.relkind,
+        format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attcollation <> t.typcollation
+            AND a.attcollation <> 0 THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END AS type,
+        pg_get_expr(d.adbin, d.adrelid) AS expression
+    FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_type t ON t.oid = a.atttypid
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE r.relkind IN ('r', 'p', 'f', 'c')
+), routines AS MATERIALIZED (
+    SELECT p.*, format('%s.%I(%s)', s.name, p.proname, pg_get_function_identity_arguments(p.oid)) AS full_name,
+        format('%s.%I(%s)', s.name, p.proname, oidvectortypes(p.proargtypes)) AS called
+    FROM pg_proc p JOIN spaces s ON s.oid = p.pronamespace
+    WHERE NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_proc'::regclass AND f.objid = p.oid)
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        AND d.deptype = 'i')
+), types AS MATERIALIZED (
+    SELECT t.*, s.name || '.' || quote_ident(t.typname) AS full_name
+    FROM pg_type t JOIN spaces s ON s.oid = t.typnamespace LEFT JOIN pg_class c ON c.oid = t.typrelid
+    WHERE (t.typtype IN ('e', 'd', 'r') OR (t.typtype = 'c' AND c.relkind = 'c')
+        OR (t.typtype = 'b' AND t.typcategory <> 'A'))
+      AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = 'pg_type'::regclass AND f.objid = t.oid)
+), rights AS MATERIALIZED (
+    SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS word, full_name AS of, full_name AS parent,
+        relowner AS owner, coalesce(relacl, '{}') AS acl, NULL::aclitem[] AS usual, oid, 0 AS sub, ''::text AS part
+    FROM relations WHERE relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND relacl IS NOT NULL
+    UNION ALL SELECT 'TABLE', c.full_name, c.full_name, r.relowner, c.attacl, NULL, r.oid, c.attnum,
+        ' (' || c.name || ')'
+    FROM columns c JOIN relations r ON r.oid = c.attrelid WHERE c.attacl IS NOT NULL
+    UNION ALL SELECT 'ROUTINE', called, full_name, proowner, proacl, acldefault('f', proowner), oid, 0, ''
+    FROM routines WHERE proacl IS NOT NULL
+    UNION ALL SELECT 'SCHEMA', name, name, nspowner, nspacl, NULL, oid, 0, '' FROM spaces
+    WHERE nspacl IS NOT NULL
+    UNION ALL SELECT 'TYPE', full_name, full_name, typowner, typacl, acldefault('T', typowner), oid, 0, ''
+    FROM types WHERE typacl IS NOT NULL
+)
+"""
+
+OBJECTS: LiteralString = (
+    COMMON
+    + """
+SELECT kind, name, definition, make, dropped, parent, class, oid, sub, facts, owner FROM (
+SELECT 'schema' AS kind, name, '' AS definition, 'CREATE SCHEMA ' || name AS make, 'DROP SCHEMA ' || name
+    AS dropped, NULL AS parent, 'pg_namespace' AS class, oid, 0 AS sub, NULL::jsonb AS facts,
+    nspowner::regrole::text AS owner
+FROM spaces
+UNION ALL SELECT 'extension', quote_ident(extname), '', format('CREATE EXTENSION IF NOT EXISTS %I SCHEMA %s',
+    extname, extnamespace::regnamespace), format('DROP EXTENSION %I', extname), NULL, 'pg_extension', oid, 0,
+    NULL, NULL FROM pg_extension
+UNION ALL SELECT 'table', full_name,
+    concat_ws(' ', CASE relpersistence WHEN 'u' THEN 'unlogged' END, CASE relkind WHEN 'f' THEN 'foreign' END,
+        CASE WHEN relkind = 'p' THEN 'partitioned by ' || pg_get_partkeydef(oid) END,
+        CASE WHEN relispartition THEN 'partition of ' || p.parents || ' ' || pg_get_expr(relpartbound, oid)
+            WHEN p.parents IS NOT NULL THEN 'inherits ' || p.parents END,
+        CASE WHEN relrowsecurity THEN 'row security' END, CASE WHEN relforcerowsecurity THEN 'forced' END,
+        CASE relreplident WHEN 'f' THEN 'replica identity full' WHEN 'n' THEN 'replica identity nothing' END,
+        'with ' || array_to_string(reloptions, ', ')),
+    NULL, format('DROP %s %s', CASE relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, full_name), NULL,
+    'pg_class', oid, 0,
+    jsonb_build_object('kind', relkind, 'persistence', relpersistence, 'rows', relrowsecurity, 'forced',
+        relforcerowsecurity, 'replica', relreplident, 'options', coalesce(to_jsonb(reloptions), '[]'),
+        'key', pg_get_partkeydef(oid), 'bound', CASE WHEN relispartition THEN pg_get_expr(relpartbound, oid) END,
+        'parents', p.parents),
+    relowner::regrole::text
+FROM relations LEFT JOIN LATERAL (SELECT string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno) AS parents
+    FROM pg_inherits WHERE inhrelid = relations.oid) p ON true
+WHERE relkind IN ('r', 'p', 'f')
+UNION ALL SELECT 'column', full_name || '.' || name,
+    concat_ws(' ', type, CASE WHEN attnotnull THEN 'not null' END, CASE WHEN attnotnull AND EXISTS (
+        SELECT FROM pg_constraint k WHERE k.conrelid = attrelid AND k.contype = 'n' AND NOT k.convalidated
+        AND k.conkey = ARRAY[attnum]) THEN '(not valid)' END,
+        CASE WHEN attgenerated <> '' THEN 'generated ' ELSE 'default ' END || expression,
+        CASE attidentity WHEN 'a' THEN 'identity always' WHEN 'd' THEN 'identity by default' END),
+    NULL, format('ALTER TABLE %s DROP COLUMN %s', full_name, name), full_name, 'column', attrelid, attnum,
+    jsonb_build_object('name', name, 'type', type, 'required', attnotnull, 'expression', expression,
+        'generated', attgenerated, 'identity', attidentity, 'inherited', attinhcount > 0), NULL
+FROM columns WHERE relkind <> 'c'
+UNION ALL SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, full_name,
+    concat_ws(' ', 'with ' || array_to_string(reloptions, ', '), pg_get_viewdef(oid)),
+    format('CREATE %s %s%s AS%s', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'MATERIALIZED VIEW' END, full_name,
+        ' WITH (' || array_to_string(reloptions, ', ') || ')', E'\\n' || rtrim(pg_get_viewdef(oid), ';')),
+    format('DROP %s %s', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'MATERIALIZED VIEW' END, full_name), NULL,
+    'pg_class', oid, 0, jsonb_build_object('query', rtrim(pg_get_viewdef(oid), ';'), 'options',
+        array_to_string(reloptions, ', ')), relowner::regrole::text
+FROM relations WHERE relkind IN ('v', 'm')
+UNION ALL SELECT 'index', r.full_name,
+    pg_get_indexdef(r.oid) || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END,
+    CASE r.relkind WHEN 'I' THEN replace(pg_get_indexdef(r.oid), ' ON ONLY ', ' ON ')
+        ELSE pg_get_indexdef(r.oid) END,
+    'DROP INDEX ' || r.full_name, t.full_name, 'pg_class', r.oid, 0,
+    jsonb_build_object('valid', i.indisvalid), NULL
+FROM relations r JOIN pg_index i ON i.indexrelid = r.oid JOIN relations t ON t.oid = i.indrelid
+WHERE NOT r.relispartition
+  AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = r.oid AND k.contype IN ('p', 'u', 'x'))
+UNION ALL SELECT 'constraint', r.full_name || '.' || quote_ident(k.conname), pg_get_constraintdef(k.oid),
+    format('ALTER TABLE %s ADD CONSTRAINT %I %s', r.full_name, k.conname, pg_get_constraintdef(k.oid)),
+    format('ALTER TABLE %s DROP CONSTRAINT %I', r.full_name, k.conname), r.full_name, 'pg_constraint', k.oid, 0,
+    jsonb_build_object('name', quote_ident(k.conname), 'type', k.contype, 'valid', k.convalidated,
+        'generated', k.conname ~ ('^' || left(regexp_replace(r.relname, '([^[:alnum:]_])', '\\\\\\1', 'g'), 20)
+            || '.*(_pkey|_key|_fkey|_check|_excl)[0-9]*$')), NULL
+FROM relations r JOIN pg_constraint k ON k.conrelid = r.oid
+WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND k.conparentid = 0 AND k.conislocal
+UNION ALL SELECT 'sequence', r.full_name,
+    format('as %s start %s increment %s range %s to %s cache %s%s', q.seqtypid::regtype, q.seqstart,
+        q.seqincrement, q.seqmin, q.seqmax, q.seqcache, CASE WHEN q.seqcycle THEN ' cycle' ELSE '' END),
+    format('CREATE SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s CACHE %s%s', r.full_name,
+        q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache,
+        CASE WHEN q.seqcycle THEN ' CYCLE' ELSE '' END),
+    'DROP SEQUENCE ' || r.full_name, NULL, 'pg_class', r.oid, 0,
+    jsonb_build_object('change', format('ALTER SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s '
+        'CACHE %s%s', r.full_name, q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax,
+        q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END)), NULL
+FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid
+WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass
+    AND d.deptype = 'i')
+UNION ALL SELECT 'sequence owner', r.full_name, c.full_name || '.' || c.name,
+    format('ALTER SEQUENCE %s OWNED BY %s.%s', r.full_name, c.full_name, c.name),
+    format('ALTER SEQUENCE %s OWNED BY NONE', r.full_name), r.full_name, 'sequence owner', r.oid, 0, NULL, NULL
+FROM relations r JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'a'
+    AND d.refclassid = 'pg_class'::regclass
+JOIN columns c ON c.attrelid = d.refobjid AND c.attnum = d.refobjsubid
+WHERE r.relkind = 'S'
+UNION ALL SELECT 'function', full_name,
+    CASE WHEN prokind = 'a' THEN (SELECT concat_ws(' ', 'aggregate', aggtransfn, aggtranstype::regtype, aggfinalfn,
+        agginitval) FROM pg_aggregate WHERE aggfnoid = routines.oid) ELSE pg_get_functiondef(oid) END,
+    CASE WHEN prokind = 'a' THEN (SELECT format('CREATE AGGREGATE %s (SFUNC = %s, STYPE = %s%s%s)',
+        full_name, aggtransfn, aggtranstype::regtype, ', FINALFUNC = ' || nullif(aggfinalfn, 0)::regproc,
+        ', INITCOND = ' || quote_literal(agginitval)) FROM pg_aggregate WHERE aggfnoid = routines.oid)
+        ELSE rtrim(pg_get_functiondef(oid), E'\\n') END,
+    format('DROP %s %s', CASE prokind WHEN 'a' THEN 'AGGREGATE' WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+        full_name), NULL, 'pg_proc', oid, 0,
+    jsonb_build_object('kind', prokind, 'shape', concat_ws(' ', pg_get_function_arguments(oid), '->',
+        pg_get_function_result(oid), proisstrict AND prokind = 'w')), proowner::regrole::text
+FROM routines
+UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
+    || CASE t.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' WHEN 'A' THEN ' (always)'
+        ELSE ' (replica)' END,
+    pg_get_triggerdef(t.oid) || CASE WHEN t.tgenabled = 'O' THEN '' ELSE E';\\n' || format(
+        'ALTER TABLE %s %s TRIGGER %I', r.full_name, CASE t.tgenabled WHEN 'D' THEN 'DISABLE'
+        WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE REPLICA' END, t.tgname) END,
+    format('DROP TRIGGER %I ON %s', t.tgname, r.full_name), r.full_name, 'pg_trigger', t.oid, 0,
+    jsonb_build_object('text', pg_get_triggerdef(t.oid), 'enabled', t.tgenabled, 'enable', format(
+        'ALTER TABLE %s %s TRIGGER %I', r.full_name, CASE t.tgenabled WHEN 'D' THEN 'DISABLE'
+        WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'ENABLE' END, t.tgname)), NULL
+FROM relations r JOIN pg_trigger t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal AND t.tgparentid = 0
+UNION ALL SELECT 'policy', r.full_name || '.' || quote_ident(p.polname), text,
+    format('CREATE POLICY %I ON %s %s', p.polname, r.full_name, text),
+    format('DROP POLICY %I ON %s', p.polname, r.full_name), r.full_name, 'pg_policy', p.oid, 0, NULL, NULL
+FROM relations r JOIN pg_policy p ON p.polrelid = r.oid, LATERAL (SELECT concat_ws(' ', 'AS',
+    CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END, 'FOR',
+    CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE'
+        ELSE 'ALL' END, 'TO',
+    (SELECT string_agg(CASE WHEN o = 0 THEN 'PUBLIC' ELSE o::regrole::text END, ', ' ORDER BY o::regrole::text)
+        FROM unnest(p.polroles) o),
+    'USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
+    'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')') AS text) x
+UNION ALL SELECT 'rule', r.full_name || '.' || quote_ident(u.rulename), pg_get_ruledef(u.oid),
+    rtrim(pg_get_ruledef(u.oid), ';'), format('DROP RULE %I ON %s', u.rulename, r.full_name), r.full_name,
+    'pg_rewrite', u.oid, 0, NULL, NULL
+FROM relations r JOIN pg_rewrite u ON u.ev_class = r.oid WHERE u.rulename <> '_RETURN'
+UNION ALL SELECT 'statistics', s.name || '.' || quote_ident(e.stxname), pg_get_statisticsobjdef(e.oid),
+    pg_get_statisticsobjdef(e.oid), format('DROP STATISTICS %s.%I', s.name, e.stxname), r.full_name,
+    'pg_statistic_ext', e.oid, 0, NULL, NULL
+FROM pg_statistic_ext e JOIN spaces s ON s.oid = e.stxnamespace JOIN relations r ON r.oid = e.stxrelid
+UNION ALL SELECT 'type', full_name, CASE WHEN body IS NULL THEN 'type ' || typtype::text ELSE body END,
+    CASE typtype WHEN 'd' THEN 'CREATE DOMAIN ' || full_name || ' AS ' || body
+        ELSE 'CREATE TYPE ' || full_name || ' AS ' || body END,
+    CASE typtype WHEN 'd' THEN 'DROP DOMAIN ' ELSE 'DROP TYPE ' END || full_name, NULL, 'pg_type', oid, 0,
+    jsonb_build_object('kind', typtype, 'labels', labels, 'fields', fields, 'base', base, 'default', typdefault,
+        'required', typnotnull), typowner::regrole::text
+FROM types t, LATERAL (SELECT
+    (SELECT jsonb_agg(enumlabel ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) AS labels,
+    (SELECT jsonb_agg(jsonb_build_array(c.name, c.type) ORDER BY c.attnum) FROM columns c
+        WHERE c.attrelid = t.typrelid) AS fields,
+    format_type(t.typbasetype, t.typtypmod) AS base) y,
+LATERAL (SELECT CASE t.typtype
+    WHEN 'e' THEN 'ENUM (' || coalesce((SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY enumsortorder)
+        FROM pg_enum WHERE enumtypid = t.oid), '') || ')'
+    WHEN 'c' THEN '(' || coalesce((SELECT string_agg(c.name || ' ' || c.type, ', ' ORDER BY c.attnum)
+        FROM columns c WHERE c.attrelid = t.typrelid), '') || ')'
+    WHEN 'd' THEN concat_ws(' ', base, 'DEFAULT ' || t.typdefault, CASE WHEN t.typnotnull THEN 'NOT NULL' END)
+    WHEN 'r' THEN (SELECT format('RANGE (SUBTYPE = %s%s)', rngsubtype::regtype,
+        ', SUBTYPE_DIFF = ' || nullif(rngsubdiff, 0)::regproc) FROM pg_range WHERE rngtypid = t.oid)
+    END AS body) x
+UNION ALL SELECT 'domain constraint', t.full_name || '.' || quote_ident(k.conname), pg_get_constraintdef(k.oid),
+    format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', t.full_name, k.conname, pg_get_constraintdef(k.oid)),
+    format('ALTER DOMAIN %s DROP CONSTRAINT %I', t.full_name, k.conname), t.full_name, 'pg_constraint', k.oid, 0,
+    NULL, NULL
+FROM types t JOIN pg_constraint k ON k.contypid = t.oid AND k.contype = 'c'
+UNION ALL SELECT 'grant', format('%s%s %s to %s', lower(word), part, of, receiver), privileges,
+    format('GRANT %s ON %s %s TO %s%s', listed, word, of, receiver, CASE WHEN g.is_grantable
+        THEN ' WITH GRANT OPTION' ELSE '' END),
+    format('REVOKE ALL%s ON %s %s FROM %s', nullif(' PRIVILEGES' || part, ' PRIVILEGES'), word, of, receiver),
+    parent, 'grant', r.oid, sub, NULL, NULL
+FROM rights r, LATERAL (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS receiver,
+        a.is_grantable, string_agg(a.privilege_type || r.part, ', ' ORDER BY a.privilege_type) AS listed,
+        string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
+            || CASE WHEN a.is_grantable THEN ' with grant option' ELSE '' END AS privileges
+    FROM aclexplode(r.acl) a
+    WHERE a.grantee <> r.owner AND NOT EXISTS (SELECT FROM aclexplode(r.usual) u
+        WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type)
+    GROUP BY a.grantee, a.is_grantable) g
+UNION ALL SELECT 'grant', format('%s %s withheld from PUBLIC', lower(word), of), u.privilege_type,
+    format('REVOKE %s ON %s %s FROM PUBLIC', u.privilege_type, word, of),
+    format('GRANT %s ON %s %s TO PUBLIC', u.privilege_type, word, of), parent, 'grant', r.oid, 0, NULL, NULL
+FROM rights r, aclexplode(r.usual) u
+WHERE u.grantee = 0 AND NOT EXISTS (SELECT FROM aclexplode(r.acl) a
+    WHERE a.grantee = 0 AND a.privilege_type = u.privilege_type)
+UNION ALL SELECT 'event trigger', quote_ident(evtname), concat_ws(' ', evtevent, evttags::text, evtfoid::regproc,
+    evtenabled), format('CREATE EVENT TRIGGER %I ON %s%s EXECUTE FUNCTION %s()', evtname, evtevent,
+    ' WHEN TAG IN (' || (SELECT string_agg(quote_literal(x), ', ') FROM unnest(evttags) x) || ')',
+    evtfoid::regproc), format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL, NULL
+FROM pg_event_trigger e WHERE NOT EXISTS (SELECT FROM foreigners f
+    WHERE f.classid = 'pg_event_trigger'::regclass AND f.objid = e.oid)
+UNION ALL SELECT i.type, i.identity, '', NULL, NULL, NULL, o.classid::regclass::text, o.oid, 0, NULL, NULL
+FROM (SELECT 'pg_collation'::regclass AS classid, oid FROM pg_collation
+    UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator
+    UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast
+    UNION ALL SELECT 'pg_opclass'::regclass, oid FROM pg_opclass
+    UNION ALL SELECT 'pg_ts_config'::regclass, oid FROM pg_ts_config
+    UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict
+    UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper
+    UNION ALL SELECT 'pg_foreign_server'::regclass, oid FROM pg_foreign_server
+    UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication
+    UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language) o,
+LATERAL pg_identify_object(o.classid, o.oid, 0) i
+WHERE o.oid >= 16384
+  AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = o.classid AND f.objid = o.oid)
+UNION ALL SELECT 'comment', w.word || ' ' || i.identity, d.description,
+    format('COMMENT ON %s %s IS %L', w.word, i.identity, d.description),
+    format('COMMENT ON %s %s IS NULL', w.word, i.identity),
+    coalesce(r.full_name, k.full_name, t.full_name, u.full_name), 'comment', d.objoid, d.objsubid, NULL, NULL
+FROM pg_description d
+LEFT JOIN relations r ON d.classoid = 'pg_class'::regclass AND r.oid = d.objoid
+LEFT JOIN LATERAL (SELECT x.full_name FROM pg_constraint c JOIN relations x ON x.oid = c.conrelid
+    WHERE d.classoid = 'pg_constraint'::regclass AND c.oid = d.objoid) k ON true
+LEFT JOIN types t ON d.classoid = 'pg_type'::regclass AND t.oid = d.objoid
+LEFT JOIN routines u ON d.classoid = 'pg_proc'::regclass AND u.oid = d.objoid,
+LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i,
+LATERAL (SELECT upper(CASE WHEN i.type LIKE '% column' THEN 'column'
+    WHEN i.type IN ('table constraint', 'domain constraint') THEN 'constraint' ELSE i.type END) AS word) w
+WHERE coalesce(r.oid, t.oid, u.oid) IS NOT NULL OR k.full_name IS NOT NULL
+) AS objects
+"""
+)
+# (catalog, object, part) that needs another; what is a part of something stands for the whole.
+EDGES: LiteralString = """
+WITH rows AS (
+    SELECT d.classid, d.objid, d.objsubid, d.refclassid, d.refobjid, d.refobjsubid, d.deptype FROM pg_depend d
+    WHERE d.deptype IN ('n', 'a', 'i', 'P', 'S') AND (d.refobjid >= 16384 OR d.objid >= 16384)
+      AND d.classid <> 0
+)
+SELECT DISTINCT * FROM (
+SELECT CASE WHEN w.oid IS NOT NULL AND w.rulename = '_RETURN' THEN 'pg_class' WHEN a.oid IS NOT NULL THEN 'column'
+    ELSE r.classid::regclass::text END AS class,
+    CASE WHEN w.oid IS NOT NULL AND w.rulename = '_RETURN' THEN w.ev_class WHEN a.oid IS NOT NULL THEN a.adrelid
+    ELSE r.objid END AS oid,
+    CASE WHEN a.oid IS NOT NULL THEN a.adnum ELSE 0 END AS sub,
+    CASE WHEN t.oid IS NOT NULL THEN 'pg_class' WHEN e.oid IS NOT NULL THEN 'pg_type'
+        WHEN c.oid IS NOT NULL THEN 'pg_constraint'
+        WHEN r.refclassid = 'pg_class'::regclass AND r.refobjsubid > 0 THEN 'column'
+        ELSE r.refclassid::regclass::text END AS needs_class,
+    CASE WHEN t.oid IS NOT NULL THEN t.typrelid WHEN e.oid IS NOT NULL THEN e.oid
+        WHEN c.oid IS NOT NULL THEN c.oid ELSE r.refobjid END AS needs_oid,
+    CASE WHEN r.refclassid = 'pg_class'::regclass THEN r.refobjsubid ELSE 0 END AS needs_sub
+FROM rows r
+LEFT JOIN pg_rewrite w ON r.classid = 'pg_rewrite'::regclass AND w.oid = r.objid
+LEFT JOIN pg_attrdef a ON r.classid = 'pg_attrdef'::regclass AND a.oid = r.objid
+LEFT JOIN pg_type t ON r.refclassid = 'pg_type'::regclass AND t.oid = r.refobjid AND t.typrelid <> 0
+    AND (SELECT k.relkind FROM pg_class k WHERE k.oid = t.typrelid) <> 'c'
+LEFT JOIN pg_type e ON r.refclassid = 'pg_type'::regclass AND e.typarray = r.refobjid
+LEFT JOIN pg_constraint c ON r.refclassid = 'pg_class'::regclass AND r.refobjsubid = 0 AND c.conindid = r.refobjid
+    AND c.contype IN ('p', 'u', 'x')
+) AS edges WHERE (class, oid, sub) <> (needs_class, needs_oid, needs_sub)
+"""

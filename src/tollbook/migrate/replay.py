@@ -1,0 +1,164 @@
+"""Migrations carried out on a throw-away server, to see what they really make."""
+
+import itertools
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from pglast import ast, visitors
+from pglast.enums import RoleSpecType
+from psycopg import sql
+
+from tollbook.embedded.errors import EmbeddedServerFailed
+from tollbook.migrate import history, preflight, statements
+from tollbook.migrate import shadow as shadows
+from tollbook.migrate.course import Course, carry_out
+from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.execution import Outcome, Prepared
+from tollbook.migrate.files import Migration
+from tollbook.migrate.session import Connection, connected, read_pid
+
+LOCK_TIMEOUT_SECONDS = 60.0
+PATH_DEFAULT = '"$user", public'
+
+
+class NotReplayable(MigrateError):
+    """The migrations cannot be carried out on a throw-away server; the reason is the sentence."""
+
+    reason = "not-replayable"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A throw-away server on which any number of databases can be made."""
+
+    admin_url: str
+    listen: Listener
+    _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+
+    def make(self, *, path: str = PATH_DEFAULT, template: str | None = None) -> str:
+        """Return the address of a new database; `template` is the address of one to copy."""
+        name = f"stage_{next(self._numbers)}"
+        like = _name(template) if template else "template0"
+        with connected(self.admin_url) as conn:
+            conn.execute(_compose("CREATE DATABASE {} TEMPLATE {}", name, like))
+        url = self.admin_url.replace(f"/{_name(self.admin_url)}?", f"/{name}?", 1)
+        if path != PATH_DEFAULT:
+            _set_path(url, name, path)
+        return url
+
+    def admit(self, roles: Sequence[str]) -> None:
+        """Make the roles that are not there yet; none of them can log in."""
+        with connected(self.admin_url) as conn:
+            there = {name for (name,) in conn.execute("SELECT rolname::text FROM pg_roles")}
+            for role in sorted({*roles} - there):
+                if not role.startswith("pg_"):
+                    conn.execute(_compose("CREATE ROLE {}", role))
+
+
+def _compose(text: str, *names: str) -> sql.Composed:
+    return sql.SQL(text).format(*(sql.Identifier(name) for name in names))  # pyright: ignore[reportArgumentType]
+
+
+def _name(url: str) -> str:
+    return url.split("?")[0].rpartition("/")[2]
+
+
+def _set_path(url: str, name: str, path: str) -> None:
+    with connected(url) as conn:
+        conn.execute(
+            f"{_compose('ALTER DATABASE {} SET search_path', name).as_string(conn)} = {path}".encode()
+        )
+    with connected(url) as conn:  # what the target's path names was made by whoever set the path
+        row = conn.execute("SELECT current_setting('search_path')").fetchone()
+        wanted = (one.strip().strip('"') for one in (row[0] if row else "").split(","))
+        for schema in (one for one in wanted if one and one != "$user" and not one.startswith("pg_")):
+            conn.execute(_compose("CREATE SCHEMA IF NOT EXISTS {}", schema))
+
+
+@contextmanager
+def staged(listen: Listener = ignore) -> Generator[Stage]:
+    """Start a throw-away server. Raises NotReplayable where none can be had."""
+    try:
+        with shadows.empty(listen) as shadow:
+            yield Stage(shadow.admin_url, listen)
+    except (shadows.ShadowUnavailable, EmbeddedServerFailed) as error:
+        raise NotReplayable(f"No throw-away server can be started here: {error}") from error
+
+
+def find_roles(migrations: Sequence[Migration]) -> tuple[set[str], set[str]]:
+    """Return the roles that the files name, and those that they make themselves."""
+    named: set[str] = set()
+    made: set[str] = set()
+
+    class Finder(visitors.Visitor):
+        def visit_RoleSpec(self, ancestors: object, node: ast.RoleSpec) -> None:  # noqa: N802
+            if node.roletype == RoleSpecType.ROLESPEC_CSTRING and node.rolename:
+                named.add(node.rolename)
+
+        def visit_CreateRoleStmt(self, ancestors: object, node: ast.CreateRoleStmt) -> None:  # noqa: N802
+            made.add(node.role)
+
+    finder = Finder()
+    for script in (part for one in migrations for part in (one.up, one.down) if part):
+        named.update({script.options.role} if script.options.role else ())
+        for statement in statements.read(script).statements:
+            finder(statement.tree)
+    return named, made
+
+
+def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:
+    """Carry migrations out in this order, with their history. Raises NotReplayable, naming the first that fails."""
+    ready, problems = preflight.prepare(migrations)
+    preflight.refuse(problems)
+    with connected(url) as conn:
+        course = _begin(conn, [one.id for one in migrations], listen)
+        for one in ready:
+            listen(Event("replaying", one.migration.id))
+            _carry(course, one, "up")
+
+
+def take_back(url: str, migration: Migration, listen: Listener = ignore) -> None:
+    """Carry out a migration's down statements. Raises NotReplayable."""
+    assert migration.down is not None
+    down = Migration(migration.folder, migration.version, migration.label, migration.down)
+    ready, problems = preflight.prepare([down])
+    preflight.refuse(problems)
+    with connected(url) as conn:
+        _carry(_begin(conn, [down.id], listen), ready[0], "down")
+
+
+def _begin(conn: Connection, names: Sequence[str], listen: Listener) -> Course:
+    history.create(conn)
+    return Course(conn, read_pid(conn), history.start(conn, "apply", names), LOCK_TIMEOUT_SECONDS, listen)
+
+
+def _carry(course: Course, one: Prepared, direction: str) -> None:
+    migration, conn = one.migration, course.conn
+
+    def finish(outcome: Outcome, done: int) -> None:
+        if done:
+            history.forget_progress(conn, migration.folder, migration.version)
+        if direction == "up" and not migration.repeatable:
+            _forget(conn, migration)
+            history.add(conn, course.run, migration, timedelta(0), (), ())
+        else:
+            _forget(conn, migration)
+        conn.execute("COMMIT")
+
+    try:
+        carry_out(course, one, None, direction, finish)
+    except MigrateError as error:
+        raise NotReplayable(
+            f"{migration.id} cannot be carried out on a throw-away server ({direction}): {error.sentence}",
+            error.place,
+        ) from error
+
+
+def _forget(conn: Connection, migration: Migration) -> None:
+    conn.execute(
+        "DELETE FROM tollbook_migrate.history WHERE folder = %(folder)s AND version = %(version)s",
+        {"folder": migration.folder, "version": migration.version},
+    )
