@@ -74,7 +74,7 @@ def test_the_backup_before_apply_is_encrypted_as_the_environment_says(
     (made,) = json.loads(run(books, "backups", "--backup-dir", tmp_path / "b", "--json").output)
     assert made["manifest"]["encryption"] == "passphrase"
     done = run(books, "backup", "--backup-dir", tmp_path / "b", "--json")
-    assert json.loads(done.output)["manifest"]["contents"]["history"] == ["more/0001"]
+    assert json.loads(done.output)["manifest"]["contents"]["history"] == ["more/1"]
     assert "good long" not in done.output
 
 

@@ -27,6 +27,7 @@ from tollbook.embedded import Server
 from tollbook.migrate import age, keys
 from tollbook.migrate.backup import Backup, backup
 from tollbook.migrate.errors import BackupFailed, RestoreFailed, VerificationFailed, WrongUsage
+from tollbook.migrate.places import Folder
 from tollbook.migrate.restore import restore
 from tollbook.migrate.retention import backups
 from tollbook.migrate.trial import EMBEDDED, OWN, try_out
@@ -328,3 +329,31 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
     for one in made:
         assert one.manifest.contents.tables["shop.buyers"] >= 500
         try_out(books, one.path)
+
+
+def test_what_the_server_does_not_let_us_grant_is_named(
+    backup_server: Server, books: str, tmp_path: Path
+) -> None:
+    admin = backup_server.url("books", user="postgres")
+    execute(admin, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    made = backup(books, tmp_path)
+    assert made.manifest.system == "unknown"  # the cluster's number is closed to us
+    done = restore(books, made.path)
+    assert done.rows == SHOP_ROWS
+    (lost,) = done.lost_grants
+    assert "pg_control_system" in lost
+    assert "permission denied" in lost
+
+
+def test_older_ones_that_cannot_go_do_not_make_the_new_one_bad(
+    books: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(books, tmp_path)
+
+    def fail(self: Folder, name: str) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(Folder, "remove", fail)
+    with refused(BackupFailed, "is made and good", "Permission denied"):
+        backup(books, tmp_path, keep=1)
+    assert [one.wrong for one in backups(tmp_path)] == [None, None]

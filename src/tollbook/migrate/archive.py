@@ -109,8 +109,8 @@ def read(file: str | Path, key: age.Key | None) -> Archive:
     found = Archive(place, name, _find_manifest(place, name), key, reader, loader)
     if name.endswith(AGE) and not isinstance(key, age.Passphrase | age.Identity):
         raise RestoreFailed(
-            f"{file} is encrypted. Nothing was touched. Give its passphrase (--passphrase-file, or "
-            "TOLLBOOK_BACKUP_PASSPHRASE) or the file with its secret key (--key-file)."
+            f"{file} is encrypted. Nothing was touched. Give its passphrase (--passphrase, "
+            "--passphrase-file, or TOLLBOOK_BACKUP_PASSPHRASE) or the file with its secret key (--key-file)."
         )
     found = _look(found)
     if found.path and found.manifest:

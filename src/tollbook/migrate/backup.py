@@ -107,12 +107,18 @@ def backup(
             manifest = _write(tools, target, draft, name, jobs=jobs, key=key, began=began)
             manifest = retention.estimate(place, manifest, RESTORE_BYTES_PER_SECOND, RESTORE_SECONDS_MIN)
             draft.publish(manifest.write())
-        removed = retention.prune(place, manifest, keep) if keep else ()
     except (OSError, psycopg.Error) as error:
         raise BackupFailed(
             f"No backup was made: {_say(target, error)}. Correct that (`check` looks at database, place and "
             f"free space), or name another place than {place.locate('')} with TOLLBOOK_BACKUP_DIR; then try "
             "again. This role must be able to read every table."
+        ) from None
+    try:
+        removed = retention.prune(place, manifest, keep) if keep else ()
+    except OSError as error:
+        raise BackupFailed(
+            f"The backup {place.locate(name)} is made and good, but older ones could not be removed: "
+            f"{_say(target, error)}. Remove them by hand, or correct that and back up again."
         ) from None
     return Backup(place.locate(name), manifest, time.monotonic() - began, removed)
 

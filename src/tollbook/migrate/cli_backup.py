@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,9 @@ def restore(
     if trying:
         from tollbook.migrate import trial
 
-        call.answer(trial.try_out(call.url, file, jobs=jobs, key=key), _show_tried)
+        # Without an address it needs none: a throw-away server will do.
+        url = call.given_url or os.environ.get("DATABASE_URL")
+        call.answer(trial.try_out(url, file, jobs=jobs, key=key), _show_tried)
         return
     from tollbook.migrate import restore as restoration
     from tollbook.migrate.session import name_target, read_url
@@ -166,7 +169,7 @@ def _show_backups(found: list[Listed]) -> None:
         click.secho(one.location, bold=True)
         click.echo(
             f"  {known.made_at:%Y-%m-%d %H:%M} UTC  {known.database} on {known.server}  "
-            f"{known.size_bytes:,} bytes  {known.contents.objects.get('table', 0)} tables, {known.contents.rows:,} rows, "
+            f"{known.size_bytes:,} bytes  {held.table_count} tables, {held.rows:,} rows, "
             f"{len(held.history)} migrations"
             + (f"  encrypted by {known.encryption}" if known.encryption else "")
         )

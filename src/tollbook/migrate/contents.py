@@ -100,13 +100,20 @@ def held(target: Target) -> Generator[Moment]:
         for start in range(0, len(tables), LOCKED_AT_ONCE):
             names = ", ".join(f"ONLY {name}" for name in tables[start : start + LOCKED_AT_ONCE])
             connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE".encode())
-        size = connection.execute(
-            """SELECT pg_database_size(current_database()),
-                (SELECT system_identifier::text FROM pg_control_system())"""
-        ).fetchone()
+        size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         assert size is not None
         server = connection.info.parameter_status("server_version") or ""
-        yield Moment(connection, str(row[0]), str(size[1]), server.split()[0], int(str(size[0])))
+        yield Moment(connection, str(row[0]), _identify(connection), server.split()[0], int(str(size[0])))
+
+
+def _identify(connection: Connection) -> str:
+    """Return the cluster's own number; "unknown" where that is closed to us."""
+    may = connection.execute("SELECT has_function_privilege('pg_control_system()', 'EXECUTE')").fetchone()
+    if not may or not may[0]:
+        return "unknown"
+    row = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _prepare(connection: Connection) -> None:

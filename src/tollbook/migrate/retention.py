@@ -34,7 +34,7 @@ def read_all(place: Place) -> list[Listed]:
     found: list[Listed] = []
     for name in place.names():
         if name.endswith(MANIFEST):
-            with suppress(ValueError, FileNotFoundError):  # another program's file, or just removed
+            with suppress(ValueError, OSError):  # another's file, or just removed
                 one = read(place, name.removesuffix(MANIFEST))
                 found.append(Listed(place.locate(one.file), one, _find_fault(place, one)))
     return sorted(found, key=lambda one: one.manifest.made_at, reverse=True)
