@@ -1,0 +1,66 @@
+"""The commands that deliver: migrations as one SQL file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tollbook.migrate.errors import MigrateError
+
+if TYPE_CHECKING:
+    from tollbook.migrate.cli import Call
+
+out_option = click.option("--out", type=click.Path(dir_okay=False), help="The file to write.")
+
+
+def save(out: str, text: str) -> Path:
+    """Write a file. Raises MigrateError."""
+    path = Path(out)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MigrateError(f"{path} cannot be written ({error.strerror}).") from None
+    return path
+
+
+@click.option(
+    "--from-version", metavar="VERSION", help="What the database has; without, what it lacks is asked."
+)
+@click.option(
+    "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
+)
+@out_option
+@click.option("--undo", is_flag=True, help="Write the file that takes the same migrations back.")
+@click.option("--psql", is_flag=True, help="Keep the rows of COPY as they are, which psql alone can read.")
+def bundle(
+    call: "Call", *, from_version: str | None, to: str | None, out: str | None, undo: bool, psql: bool
+) -> None:
+    """Write what is pending as one SQL file, for psql or an import: guarded, proven and recorded.
+
+    Without a database and without --from-version it is all of the migrations.
+    """
+    from tollbook.migrate import bundle as bundles
+
+    made = bundles.bundle(
+        call.folders,
+        url=call.known_url,
+        from_version=call.target(from_version),
+        to=call.target(to),
+        undo=undo,
+        psql=psql,
+    )
+    answer: dict[str, Any] = {"migrations": made.migrations, "after": made.after, "undo": made.undo}
+    if out:
+        answer["file"] = str(save(out, made.text))
+    else:
+        answer["sql"] = made.text
+    call.answer(answer, lambda _: _show_bundle(made, out))
+
+
+def _show_bundle(made: Any, out: str | None) -> None:
+    if out is None:
+        click.echo(made.text, nl=False)
+        return
+    does = "takes back" if made.undo else "applies"
+    before = f" It needs {made.after}." if made.after else ""
+    click.echo(f"{out} {does} {len(made.migrations)}.{before} Run it by: psql -v ON_ERROR_STOP=1 -f {out}")
