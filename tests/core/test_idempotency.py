@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tollbook.core import clock, idempotency
 from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable
 from tollbook.core.idempotency import Answer
 
 SECRET = b'{"secret": "tbkey_shown-once"}'
@@ -109,6 +110,27 @@ async def test_a_request_that_was_refused_or_broke_may_be_sent_again(database: D
         await send(database, Broken(), key)
     await send(database, Handler(Answer(409, {}, b"refused")), key)
     assert not (await send(database, Handler(), key)).replayed
+
+
+async def test_what_may_have_been_made_before_it_broke_is_known_by_its_id(database: Database) -> None:
+    """The database's last word can be lost: then nobody knows whether it was made."""
+    key = new_key()
+
+    class Broken(Handler):
+        async def __call__(self, new_id: int) -> Answer:
+            await super().__call__(new_id)
+            raise DatabaseUnreachable("it went away while it committed")
+
+    broken, unsure, handle, other = Broken(), Handler(Answer(503, {}, b"")), Handler(), Handler()
+    with pytest.raises(DatabaseUnreachable):
+        await send(database, broken, key)
+    await send(database, unsure, key)
+    await send(database, handle, key)
+    assert broken.new_ids == unsure.new_ids == handle.new_ids
+    key = new_key()
+    await send(database, unsure, key)
+    await send(database, other, key, b"mended")
+    assert other.new_ids[0] not in unsure.new_ids
 
 
 async def test_a_process_that_died_half_way_does_not_hold_its_key_for_ever(database: Database) -> None:

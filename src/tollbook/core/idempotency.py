@@ -97,8 +97,8 @@ async def run(
 ) -> Answer:
     """Answer as before where this was answered before; else handle it and keep the answer if it is a 2xx.
 
-    A request that was refused or failed made nothing, so it is forgotten and may be sent again. `handle` is
-    given the id of what it makes: one that died may have made it, and then the next one finds it by that.
+    A request that was refused or failed may be sent again. `handle` is given the id of what it makes: one
+    that died or broke may have made it, and then the next one finds it by that.
     Raises IdempotencyKeyMalformed, IdempotencyKeyReused, IdempotencyKeyBusy, and what `handle` raises.
     """
     if not KEY_LENGTH_MIN <= len(key) <= KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
@@ -144,13 +144,13 @@ async def _begin(database: Database, attempt: Attempt) -> _Kept | int:
             {"caller": attempt.caller, "key_hash": attempt.key_hash},
             into=_Kept,
         )
-    if kept is None:  # released between the two statements
+    if kept is None:  # forgotten between the two statements
         raise _busy()
     return kept
 
 
 async def _take(tx: WriteTx, attempt: Attempt) -> int | None:
-    """Who takes over from one that died keeps its id: what that one made is not made again."""
+    """Who takes over from one that died or broke keeps its id: what that one made is not made again."""
     return await tx.value(
         """
         INSERT INTO core.idempotency_keys AS k (
@@ -160,12 +160,13 @@ async def _take(tx: WriteTx, attempt: Attempt) -> int | None:
         )
         ON CONFLICT (caller, key_hash) DO UPDATE
         SET request_hash = excluded.request_hash, status = 'running',
-            attempt_id = CASE WHEN k.expires_at < %(now)s THEN excluded.attempt_id ELSE k.attempt_id END,
+            attempt_id = CASE WHEN k.expires_at < %(now)s OR k.request_hash <> excluded.request_hash
+                              THEN excluded.attempt_id ELSE k.attempt_id END,
             started_at = excluded.started_at, expires_at = excluded.expires_at,
             response_status = NULL, sealed_response = NULL
         WHERE k.expires_at < %(now)s
-           OR (k.status = 'running' AND k.started_at < %(dead_before)s
-               AND k.request_hash = excluded.request_hash)
+           OR (k.status = 'running' AND (k.started_at = '-infinity' OR (
+               k.started_at < %(dead_before)s AND k.request_hash = excluded.request_hash)))
         RETURNING attempt_id
         """,
         {
@@ -200,10 +201,11 @@ async def _finish(database: Database, attempt: Attempt, answer: Answer) -> None:
 
 
 async def _release(database: Database, attempt: Attempt) -> None:
+    """Let the next one have it, at once. With the same id: whether this one made something is not sure."""
     async with database.write() as tx:
         await tx.execute(
             """
-            DELETE FROM core.idempotency_keys
+            UPDATE core.idempotency_keys SET started_at = '-infinity'
             WHERE caller = %(caller)s AND key_hash = %(key_hash)s
               AND started_at = %(started_at)s AND status = 'running'
             """,
