@@ -5,17 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tollbook.migrate import backup as backups
-from tollbook.migrate import execution, formats, history, objects, preflight
-from tollbook.migrate.backup import Backup
-from tollbook.migrate.course import Course, carry_out, check_progress
+from tollbook.migrate import formats, history, objects, preflight
 from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Folder, Migration
-from tollbook.migrate.history import Interruption, Progress
+from tollbook.migrate.history import Applied, Interruption, Progress
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import (
@@ -27,6 +24,12 @@ from tollbook.migrate.session import (
     read_url,
 )
 from tollbook.migrate.traffic import Guard, Traffic
+
+# The grammar and what saves a database are loaded where something is pending: mostly nothing is.
+if TYPE_CHECKING:
+    from tollbook.migrate.backup import Backup
+    from tollbook.migrate.course import Course
+    from tollbook.migrate.execution import Outcome, Prepared
 
 LOCK_TIMEOUT_SECONDS = 5.0
 TRAFFIC = Traffic()
@@ -48,7 +51,7 @@ class ApplyResult:
 
     database: str
     steps: tuple[Step, ...]
-    backup: Backup | None
+    backup: "Backup | None"
     interrupted: tuple[Interruption, ...]
 
 
@@ -84,21 +87,22 @@ def apply(
             history.end(conn, [one.run_id for one in interrupted], "interrupted")
         if not ready:
             return ApplyResult(database, (), None, tuple(interrupted))
+        from tollbook.migrate.course import Course
+
         saved = save(conn, url, backup_dir, listen) if backup else None
         history.create(conn)
         run = history.start(conn, "apply", [one.migration.id for one in ready])
         guard = Guard(url, pid, traffic, listen)
         course = Course(conn, pid, run, lock_timeout_seconds, listen, guard)
-        earlier = [promise for one in standing.applied for promise in one.promised]
+        earlier = _Earlier(standing.applied)
         steps: list[Step] = []
         with recorded(conn, run), guard:
             for one in ready:
                 guard.wait_for_replicas(conn)
                 listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 key = (one.migration.folder, one.migration.version)
-                step, earlier = _apply_one(course, one, progress.get(key), earlier)
-                steps.append(step)
-                listen(Event("applied", one.migration.id, {"step": step}))
+                steps.append(_apply_one(course, one, progress.get(key), earlier))
+                listen(Event("applied", one.migration.id, {"step": steps[-1]}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
 
 
@@ -119,12 +123,14 @@ def check(
     standing: Standing,
     pending: Sequence[Migration],
     progress: Mapping[tuple[str, str], Progress],
-) -> list[Prepared]:
+) -> "list[Prepared]":
     """Run every pre-flight check. Returns the migrations ready to run; raises PreflightRefused."""
     problems = preflight.check_history(standing)
     ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
     if pending:
+        from tollbook.migrate.course import check_progress
+
         problems += preflight.check_server(conn)
         problems += preflight.check_objects(conn, ready, progress)
         for one in ready:
@@ -136,14 +142,18 @@ def check(
 
 def check_backup(conn: Connection, url: str, backup_dir: str | Path | None) -> None:
     """Refuse what a backup would fail for: folder, tools, room. Without tables there is nothing to save."""
+    from tollbook.migrate import backup as backups
+
     if preflight.holds_tables(conn):
         preflight.refuse(
             [Problem(sentence, "Or give --skip-backup.") for sentence in backups.check(url, backup_dir)]
         )
 
 
-def save(conn: Connection, url: str, backup_dir: str | Path | None, listen: Listener) -> Backup | None:
+def save(conn: Connection, url: str, backup_dir: str | Path | None, listen: Listener) -> "Backup | None":
     """Back the database up unless it holds no tables yet. Raises BackupFailed."""
+    from tollbook.migrate import backup as backups
+
     if not preflight.holds_tables(conn):
         listen(Event("no backup", "No backup: the database holds no tables yet."))
         return None
@@ -184,15 +194,38 @@ class recorded:
             history.end(self.conn, [self.run], "done" if error is None else "failed")
 
 
-def _apply_one(
-    course: Course, one: Prepared, progress: Progress | None, earlier: Sequence[Promise]
-) -> tuple[Step, list[Promise]]:
+class _Earlier:
+    """What earlier migrations promised and is there; looked up when the first comes that may remove some."""
+
+    def __init__(self, applied: Sequence[Applied]) -> None:
+        self.promises = [promise for one in applied for promise in one.promised]
+        self.known = False
+
+    def find(self, conn: Connection) -> list[Promise]:
+        """Return what stands now, before a migration runs."""
+        if not self.known:
+            self.promises = _find_standing(conn, self.promises)
+            self.known = True
+        return self.promises
+
+    def change(self, kept: Sequence[Promise], removed: Sequence[Promise]) -> None:
+        """Take over what a migration made and removed, once it is committed."""
+        if removed:
+            gone = set(removed)
+            self.promises = [promise for promise in self.promises if promise not in gone]
+        self.promises += kept
+
+
+def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, earlier: _Earlier) -> Step:
+    from tollbook.migrate import execution
+    from tollbook.migrate.course import carry_out
+
     started = time.monotonic()
     conn = course.conn
-    before = execution.find_standing(conn, earlier) if one.promises.may_remove and earlier else []
+    before = earlier.find(conn) if one.promises.may_remove else []
     settings = course.name_settings()
 
-    def finish(outcome: Outcome, done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
+    def finish(outcome: "Outcome", done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
         kept = execution.prove(conn, one, outcome, settings)
         removed = _find_removed(conn, before)
         seconds = timedelta(seconds=time.monotonic() - started)
@@ -200,18 +233,22 @@ def _apply_one(
         return kept, removed
 
     kept, removed = carry_out(course, one, progress, "up", finish)
-    step = Step(
+    earlier.change(kept, removed)
+    return Step(
         one.migration.id,
         time.monotonic() - started,
         objects.count(kept, ()),
         tuple(f"{p.kind} {p}" for p in kept),
     )
-    return step, [*(promise for promise in earlier if promise not in removed), *kept]
 
 
 def _find_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:
     """Return which of the promises kept before are no longer, inside the open transaction."""
-    if not before:
-        return ()
-    still = execution.find_standing(conn, before)
+    still = set(_find_standing(conn, before))
     return tuple(promise for promise in before if promise not in still)
+
+
+def _find_standing(conn: Connection, promises: Sequence[Promise]) -> list[Promise]:
+    from tollbook.migrate import execution
+
+    return execution.find_standing(conn, promises) if promises else []
