@@ -26,6 +26,14 @@ POWERFUL = {"drop-owned", "drop-role", "system-catalog", "password-in-file"}
 SAFE = {rule: found[0].safe_sql for rule in RULES if (found := page.find(rule))}
 
 
+@pytest.fixture(scope="module")
+def url(migrate_server: Server) -> str:
+    """One database for all examples, emptied before each: there are hundreds."""
+    with psycopg.connect(migrate_server.url(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE examples")
+    return migrate_server.url("examples")
+
+
 def name(rule: Rule) -> str:
     return rule.id
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 from pglast import parse_sql
+from psycopg import sql
 
 from tollbook.migrate.lint.examples import GIVEN
 from tollbook.migrate.lint.rule import Claim, Example
@@ -34,7 +35,12 @@ class Seen:
 
 
 def set_up(connection: psycopg.Connection[Any], example: Example) -> None:
-    """Make the tables of an example, with rows."""
+    """Make the tables of an example, with rows, in the place of whatever the last one left."""
+    for (schema,) in connection.execute(
+        "SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|inform)'"
+    ).fetchall():
+        connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
+    connection.execute("CREATE SCHEMA public AUTHORIZATION tollbook")  # also where the superuser tidies up
     connection.execute(f"{GIVEN}{example.given}".encode())
 
 
