@@ -9,8 +9,6 @@ from pglast.keywords import COL_NAME_KEYWORDS, RESERVED_KEYWORDS, TYPE_FUNC_NAME
 from pglast.parser import scan
 from pglast.stream import IndentedStream, RawStream
 
-from tollbook.migrate.lint.trees import is_a
-
 PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
 NAME_BYTES_MAX = 63  # NAMEDATALEN - 1: PostgreSQL cuts what is longer, with only a notice
 DEFAULT_SCHEMA = "public"
@@ -113,8 +111,3 @@ def cut(statement: str, first: str, last: str) -> str:
     if start is None or end is None:
         return statement
     return statement[:start].rstrip() + statement[end + 1 :]
-
-
-def words_of(nodes: Sequence[Any] | None) -> list[str]:
-    """Return the texts of a list of pglast strings."""
-    return [node.sval for node in nodes or () if is_a(node, ast.String) and node.sval is not None]

@@ -10,8 +10,6 @@ from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import show_names, sql
 
-SCHEMA_BOUND = ("sql_body",)
-
 
 def check(unit: Unit) -> Iterable[Hit]:
     tree = unit.tree

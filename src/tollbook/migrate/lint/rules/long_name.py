@@ -7,8 +7,6 @@ from tollbook.migrate.lint.rules.reserved_name import name_made
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import NAME_BYTES_MAX
 
-TOKENS = ("IDENT", "UIDENT")
-
 
 def check(unit: Unit) -> Iterable[Hit]:
     # The grammar has cut the names already, as the server would: so the text is asked.

@@ -80,5 +80,4 @@ RULE = Rule(
         "ALTER TABLE orders ADD COLUMN region text;\nALTER TABLE customers ADD COLUMN region text;",
     ),
     check_file=check_file,
-    squawk=(),
 )

@@ -49,5 +49,4 @@ RULE = Rule(
     "Keep the type and add a CHECK (NOT VALID, then VALIDATE), or look first how many rows would not fit.",
     Example("ALTER TABLE orders ALTER COLUMN code TYPE varchar(3);", Claim(fails="22001")),
     check,
-    squawk=(),
 )
