@@ -1,0 +1,372 @@
+"""Scripts carried out statement by statement and watched: on a shadow really committed, else all undone."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from pglast import ast
+from psycopg import sql
+
+from tollbook.migrate import execution, segments
+from tollbook.migrate.catalog import Change
+from tollbook.migrate.course import UNSAFE_NEW_ENUM_VALUE, name_role, name_settings
+from tollbook.migrate.errors import StatementFailed, VerificationFailed
+from tollbook.migrate.exchange import command
+from tollbook.migrate.execution import BEGIN, RESET, RESET_ROLE, Outcome, Prepared, Sql
+from tollbook.migrate.objects import Promise
+from tollbook.migrate.observation import Observation, Observer, Seen, read_locks, shorten
+from tollbook.migrate.presence import judge
+from tollbook.migrate.retrying import read_sqlstate, roll_back
+from tollbook.migrate.segments import Segment
+from tollbook.migrate.session import Connection
+from tollbook.migrate.statements import Statement
+
+HELD_TABLES_MAX = 2_000
+HOLD_SECONDS_MAX = 2.0
+POLL_SECONDS = 0.002
+READING = (
+    ast.SelectStmt,
+    ast.InsertStmt,
+    ast.UpdateStmt,
+    ast.DeleteStmt,
+    ast.MergeStmt,
+    ast.DoStmt,
+    ast.CallStmt,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """A script that was carried out. unproven: why its check could not be judged, if it could not."""
+
+    observations: tuple[Observation, ...]
+    kept: tuple[Promise, ...]
+    seconds: float
+    unproven: str = ""
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What the catalog gained, lost and changed from the script's begin to its end."""
+        first: dict[tuple[str, str], Change] = {}
+        for observation in self.observations:
+            for one in observation.changes:
+                before = first[one.kind, one.name].before if (one.kind, one.name) in first else one.before
+                first[one.kind, one.name] = Change(one.kind, one.name, before, one.after)
+        return tuple(
+            sorted((c for c in first.values() if c.before != c.after), key=lambda c: (c.kind, c.name))
+        )
+
+
+class CannotRollBack(Exception):
+    """What a script needs is committed, which a run that is to be rolled back cannot do."""
+
+
+class Walk:
+    """Carries out scripts in one session and watches each statement.
+
+    watch, on a shadow, opens a second session there; without it nothing is committed. lenient: a check that
+    does not hold is said, and no error, as the rows it looks at may not be there.
+    """
+
+    def __init__(
+        self,
+        conn: Connection,
+        pid: int,
+        lock_timeout_seconds: float,
+        *,
+        watch: Callable[[], Connection] | None = None,
+        lenient: bool = False,
+    ) -> None:
+        self.conn = conn
+        self.pid = pid
+        self.settings = name_settings(lock_timeout_seconds)
+        self.lock_timeout_seconds = lock_timeout_seconds
+        self.watch = watch
+        self.lenient = lenient
+        self.observer = Observer(conn)
+        self.savepoints = 0
+        if not watch:
+            conn.execute("BEGIN")
+            self.observer.begin()
+
+    def take(self, one: Prepared, done: int = 0) -> Walked:
+        """Carry out a script from its statement `done` (from 0) on. Raises StatementFailed, CannotRollBack."""
+        started = time.monotonic()
+        script = _Script(self, one, done)
+        try:
+            kept, unproven = script.go(segments.split(one.reading.statements, one.migration.up.options))
+        except StatementFailed as error:
+            new_values = any(segments.adds_value(statement) for statement in one.reading.statements)
+            if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or not (new_values or not self.watch):
+                raise
+            if not self.watch:
+                raise CannotRollBack(
+                    "it uses a new value of an enum, which must be committed first"
+                ) from error
+            script.start_over()
+            kept, unproven = script.go(
+                segments.split(one.reading.statements, one.migration.up.options, after_new_values=True)
+            )
+        return Walked(tuple(script.seen), kept, time.monotonic() - started, unproven)
+
+
+class _Script:
+    """One script, segment by segment."""
+
+    def __init__(self, walk: Walk, one: Prepared, done: int) -> None:
+        self.walk = walk
+        self.conn = walk.conn
+        self.one = one
+        self.begun = self.done = done
+        self.seen: list[Observation] = []
+        self.opened = False
+        self.outcome: Outcome | None = None
+
+    def start_over(self) -> None:
+        """Forget what was rolled back; what was committed stays."""
+        roll_back(self.conn)
+        self.seen = [one for one in self.seen if one.number <= self.done]
+
+    def go(self, cut: Sequence[Segment]) -> tuple[tuple[Promise, ...], str]:
+        left = [segment for segment in cut if segment.end > self.done] or [Segment(self.done, ())]
+        if not self.walk.watch and (name := next((one.alone for one in left if one.alone), None)):
+            raise CannotRollBack(f"it has {name}, which cannot run in a transaction")
+        for segment in left:
+            if segment.alone:
+                self._run_alone(segment)
+                continue
+            self._begin(segment)
+            self._run(segment)
+            if segment is not left[-1]:
+                self._commit(segment)
+            self.done = segment.end
+        if left[-1].alone:
+            self._begin(Segment(self.done, ()))
+        return self._finish()
+
+    def _open(self) -> str:
+        """Return the statements that give the session what the script expects."""
+        if self.opened:
+            return ""
+        self.opened = True
+        again = [
+            self.one.reading.text[statement.index : statement.end] + ";"
+            for statement in self.one.reading.statements[: self.done]
+            if isinstance(statement.tree, ast.VariableSetStmt) and not statement.tree.is_local
+        ]
+        settings = name_settings(self.walk.lock_timeout_seconds, self.one.migration.up.options)
+        return f"{RESET} {settings} {' '.join(again)}"
+
+    def _begin(self, segment: Segment) -> None:
+        role = name_role(self.one.migration.up.options)
+        if self.walk.watch:
+            command(self.conn, f"{self._open()} {f'{segment.modes};' if segment.modes else BEGIN} {role}")
+            self.walk.observer.begin()
+        else:
+            self.walk.savepoints += 1
+            command(self.conn, f"SAVEPOINT step_{self.walk.savepoints}; {self._open()} {role}")
+            self.walk.observer.begin(anew=False)
+
+    def _run(self, segment: Segment) -> None:
+        if self.one.migration.up.program:
+            whole = Segment(0, self.one.reading.statements)
+            started = time.monotonic()
+            self.outcome = execution.perform(self.conn, self.one, whole, self.walk.pid, "SELECT 1;", 1)
+            seen = self.walk.observer.look("")
+            self._note(0, None, "the whole file", "", time.monotonic() - started, seen)
+            return
+        for number, statement in enumerate(
+            segment.statements[max(self.done - segment.first, 0) :], max(segment.first, self.done)
+        ):
+            if why := self._reaches_out(statement):
+                self._skip(number, statement, why)
+                continue
+            started = time.monotonic()
+            with self._honest(statement):
+                results = execution.run(self.conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
+            seconds = time.monotonic() - started
+            tag = (results[-1].command_status or b"").decode()
+            self._note(number, statement, self._text(statement), tag, seconds, self.walk.observer.look(tag))
+
+    def _honest(self, statement: Statement) -> "_IndexesFirst":
+        return _IndexesFirst(
+            self.conn, on=self.walk.watch is not None and isinstance(statement.tree, READING)
+        )
+
+    def _text(self, statement: Statement) -> str:
+        return shorten(self.one.reading.text[statement.index : statement.end])
+
+    def _line(self, statement: Statement | None) -> int:
+        return self.one.reading.text.count("\n", 0, statement.index) + 1 if statement else 1
+
+    def _note(
+        self, number: int, statement: Statement | None, text: str, tag: str, seconds: float, seen: Seen
+    ) -> None:
+        alone = statement.alone if statement else None
+        self.seen.append(
+            Observation(
+                number + 1,
+                self._line(statement),
+                text,
+                tag,
+                seconds,
+                seen.locks,
+                seen.held,
+                seen.written,
+                seen.scans,
+                seen.rows,
+                seen.changes,
+                alone,
+            )
+        )
+
+    def _skip(self, number: int, statement: Statement, why: str) -> None:
+        line, text = self._line(statement), self._text(statement)
+        self.seen.append(Observation(number + 1, line, text, alone=statement.alone, untried=why))
+
+    def _reaches_out(self, statement: Statement) -> str:
+        """Say why a statement is not run on a shadow: it would reach what is no shadow."""
+        tree = statement.tree
+        if not self.walk.watch:
+            return ""
+        if isinstance(tree, ast.CopyStmt) and (tree.filename or tree.is_program):
+            return "it uses a file or program of the server's machine"
+        if isinstance(
+            tree, ast.CreateSubscriptionStmt | ast.AlterSubscriptionStmt | ast.DropSubscriptionStmt
+        ):
+            return "it reaches another server"
+        if isinstance(tree, ast.CreateTableSpaceStmt | ast.DropTableSpaceStmt | ast.AlterSystemStmt):
+            return "it is about the server's machine"
+        return ""
+
+    def _run_alone(self, segment: Segment) -> None:
+        statement = segment.statements[0]
+        assert self.walk.watch is not None
+        if why := self._reaches_out(statement):
+            self._skip(segment.first, statement, why)
+        else:
+            role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
+            command(self.conn, f"{self._open()} {role} SELECT 1")
+            self.walk.observer.begin(alone=True)
+            started = time.monotonic()
+            locks = watched(
+                self.walk.watch,
+                self.walk.pid,
+                lambda: execution.run(self.conn, Sql(self.one.migration.up, self.one.reading, (statement,))),
+            )
+            seconds = time.monotonic() - started
+            seen = self.walk.observer.look("", alone=True, sampled=locks)
+            self._note(segment.first, statement, self._text(statement), "", seconds, seen)
+            command(self.conn, RESET_ROLE)
+        self.done = segment.end
+
+    def _commit(self, segment: Segment) -> None:
+        execution.perform(self.conn, self.one, Segment(segment.end, ()), self.walk.pid, "", 0)
+        command(self.conn, "COMMIT")
+
+    def _finish(self) -> tuple[tuple[Promise, ...], str]:
+        """Prove what the script promises inside its last transaction, and commit that on a shadow."""
+        empty = Segment(self.done, ())
+        outcome = self.outcome or execution.perform(self.conn, self.one, empty, self.walk.pid, "", 0)
+        left_out = [one for one in self.seen if one.untried]
+        unproven = ""
+        if left_out:
+            verdict = judge(self.one.promises.made, outcome.presence, outcome.path)
+            kept, unproven = verdict.found, "a statement was not run"
+        else:
+            kept = execution.prove(self.conn, replace(self.one, check=None), outcome, self.walk.settings)
+            unproven = self._check()
+        if self.walk.watch:
+            command(self.conn, "COMMIT")
+        return kept, unproven
+
+    def _check(self) -> str:
+        script, reading = self.one.migration.check, self.one.check
+        if script is None or reading is None:
+            return ""
+        try:
+            execution.run_check(self.conn, script, reading, self.walk.settings)
+        except VerificationFailed as error:
+            if not self.walk.lenient:
+                raise
+            command(self.conn, "ROLLBACK TO SAVEPOINT smoke")
+            return f"its check does not hold on the shadow, which lacks the rows ({error.sentence})"
+        return ""
+
+
+class _IndexesFirst:
+    """Let a full scan on a shadow, whose tables are small, mean that there is no index to go by."""
+
+    def __init__(self, conn: Connection, *, on: bool) -> None:
+        self.conn = conn
+        self.on = on
+
+    def __enter__(self) -> None:
+        if self.on:
+            command(self.conn, "SET enable_seqscan = off")
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self.on and error is None:
+            command(self.conn, "SET enable_seqscan = on")
+
+
+def watched(watch: Callable[[], Connection], pid: int, run: Callable[[], Any]) -> set[tuple[int, str]]:
+    """Run what cannot be in a transaction, and return the locks that another session saw it take or want.
+
+    Tables are held before it, first as DDL would and then as a writer would, so that it is seen at each.
+    """
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 -- raised again in the caller's thread
+            failed.append(error)
+
+    found: set[tuple[int, str]] = set()
+    worker = threading.Thread(target=work)
+    with watch() as writer, watch() as definer:
+        for holder, mode in ((writer, "ROW EXCLUSIVE"), (definer, "SHARE UPDATE EXCLUSIVE")):
+            _hold(holder, mode)
+        worker.start()
+        for holder in (definer, writer):
+            _look(writer, pid, worker, found, until_waiting=True)
+            holder.execute("COMMIT")
+        _look(writer, pid, worker, found, until_waiting=False)
+    worker.join()
+    if failed:
+        raise failed[0]
+    return found
+
+
+def _hold(holder: Connection, mode: str) -> None:
+    rows = holder.execute(
+        """SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+        ORDER BY c.oid LIMIT %(most)s""",
+        {"most": HELD_TABLES_MAX},
+    ).fetchall()
+    holder.execute("BEGIN")
+    if rows:
+        names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*row)) for row in rows)
+        holder.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(names, sql.SQL(mode)))  # pyright: ignore[reportArgumentType]
+
+
+def _look(
+    conn: Connection, pid: int, worker: threading.Thread, found: set[tuple[int, str]], *, until_waiting: bool
+) -> None:
+    deadline = time.monotonic() + HOLD_SECONDS_MAX
+    while worker.is_alive() and not (until_waiting and time.monotonic() > deadline):
+        with suppress(psycopg.errors.UndefinedTable):
+            found |= {(oid, mode) for oid, mode, _ in read_locks(conn, pid)}
+        row = conn.execute(
+            "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %(pid)s", {"pid": pid}
+        ).fetchone()
+        if until_waiting and row and row[0]:
+            found |= {(oid, mode) for oid, mode, _ in read_locks(conn, pid)}
+            return
+        time.sleep(POLL_SECONDS)
