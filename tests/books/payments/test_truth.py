@@ -5,14 +5,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from eth_abi.abi import encode
 from eth_account.signers.local import LocalAccount
+from eth_utils.abi import function_signature_to_4byte_selector
+from x402.mechanisms.evm.constants import PERMIT2_ADDRESS
 
 from fixtures.authorizations import authorize, transfer
+from fixtures.schemes import send_as
 from tollbook.books.payments.ledger import Settlement, Verdict
 from tollbook.books.payments.truth import RAN_OUT, SPENT_ELSEWHERE, ChainTruth
 from tollbook.core import chain_logs, clock
 from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable
-from tollbook.core.local_chain import DEPLOYER, NETWORK, LocalChain
+from tollbook.core.local_chain import DEPLOYER, NETWORK, TOKEN_ADDRESS, LocalChain
 
 AMOUNT = 10_000
 
@@ -166,3 +170,20 @@ async def test_events_are_found_where_the_node_answers_few_blocks_at_once(
         assert newest is not None
         assert await chain_logs.find_block_before(node, newest.time - timedelta(days=1), last) in range(last)
         assert await chain_logs.find_block_before(node, newest.time, last) == last
+
+
+async def test_a_cancelled_permit_is_not_paid_by_another_payments_transaction(
+    schemes_chain: LocalChain, permit2_payer: LocalAccount, truth: ChainTruth, seller: LocalAccount
+) -> None:
+    """Its nonce may be a word that stands in many calls, and a payer writes what he likes behind a call."""
+    paid = authorize(permit2_payer, seller.address)
+    for nonce in (0, 7):
+        word, bit = divmod(nonce, 256)
+        cancel = function_signature_to_4byte_selector("invalidateUnorderedNonces(uint256,uint256)")
+        cancel += encode(["uint256", "uint256"], [word, 1 << bit])
+        send_as(schemes_chain, permit2_payer.address, PERMIT2_ADDRESS, cancel)
+        call = function_signature_to_4byte_selector("transfer(address,uint256)")
+        call += encode(["address", "uint256", "uint256"], [seller.address, AMOUNT, nonce])
+        send_as(schemes_chain, permit2_payer.address, TOKEN_ADDRESS, call)
+        found = await truth.find(paid.as_settlement(nonce=f"permit2:{nonce}"))
+        assert found is None or found.outcome != "settled"

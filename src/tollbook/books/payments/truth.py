@@ -10,7 +10,11 @@ from datetime import timedelta
 
 from eth_abi.abi import encode
 from eth_utils.abi import function_signature_to_4byte_selector
-from x402.mechanisms.evm.constants import PERMIT2_ADDRESS
+from x402.mechanisms.evm.constants import (
+    PERMIT2_ADDRESS,
+    X402_EXACT_PERMIT2_PROXY_ADDRESS,
+    X402_UPTO_PERMIT2_PROXY_ADDRESS,
+)
 
 from tollbook.books.payments.ledger import Settlement, Truth, Verdict
 from tollbook.core.chain_logs import Event, find_block_before, find_events, pad
@@ -36,6 +40,19 @@ BATCH_SCHEME = "batch-settlement"
 # An authorization may have been used before we were asked for it, by somebody who had it earlier.
 SEARCH_BEFORE = timedelta(hours=1)
 CANDIDATES_MAX = 200  # transfers of one payer to one recipient that are looked into for one Permit2 nonce
+
+_2612, _PERMIT = "(uint256,uint256,bytes32,bytes32,uint8)", "((address,uint256),uint256,uint256)"
+_EXACT, _UPTO = "address,(address,uint256),bytes", "uint256,address,(address,address,uint256),bytes"
+# The calls of x402's proxies that use a permit; and where in each, in words, the permit and its owner are.
+PERMIT_USES = {
+    (proxy.lower(), "0x" + function_signature_to_4byte_selector(f"{name}({first}{_PERMIT},{rest})").hex()): (
+        5 * bool(first),
+        5 * bool(first) + 4 + (rest == _UPTO),
+    )
+    for proxy, rest in ((X402_EXACT_PERMIT2_PROXY_ADDRESS, _EXACT), (X402_UPTO_PERMIT2_PROXY_ADDRESS, _UPTO))
+    for name, first in (("settle", ""), ("settleWithPermit", f"{_2612},"))
+}
+SELECTOR_CHARS, WORD_CHARS = 10, 64
 
 SPENT_ELSEWHERE = "authorization cancelled or spent elsewhere"
 RAN_OUT = "the authorization ran out unused"
@@ -214,6 +231,23 @@ async def _call(chain: Chain, contract: str, data: bytes, block: int) -> bytes:
 
 
 async def _names_permit(chain: Chain, row: Settlement, transaction_hash: str) -> bool:
-    word = f"{int(row.nonce.removeprefix(PERMIT2_PREFIX)):064x}"
+    """Whether a transaction, which succeeded, is a call of x402's proxies that uses this very permit.
+
+    Of other calls nothing is believed: a payer may write its nonce, or any others, wherever he likes.
+    """
     transaction = await chain.ask("eth_getTransactionByHash", transaction_hash)
-    return transaction is not None and word in str(transaction.get("input", "")).lower()
+    if transaction is None:
+        return False
+    data = str(transaction.get("input")).lower()
+    place = PERMIT_USES.get((str(transaction.get("to")).lower(), data[:SELECTOR_CHARS]))
+    if place is None:
+        return False
+    permit, owner = place
+    number = int(row.nonce.removeprefix(PERMIT2_PREFIX))
+    wanted = {permit: int(row.asset, 16), permit + 2: number, owner: int(row.payer, 16)}
+    return all(_word(data, at) == f"{word:064x}" for at, word in wanted.items())
+
+
+def _word(data: str, number: int) -> str:
+    start = SELECTOR_CHARS + number * WORD_CHARS
+    return data[start : start + WORD_CHARS]
