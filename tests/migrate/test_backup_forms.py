@@ -191,6 +191,10 @@ def test_a_backup_in_a_bucket_comes_back(books: str, bucket: str, jobs: int, key
     execute(books, "DELETE FROM shop.sales")
     assert restore(books, made.location, jobs=jobs, key=key).rows == SHOP_ROWS
     assert read_all(books) == before
+    again = backup(books, bucket, key=key, keep=1)
+    assert again.removed == (made.location,)
+    assert [one.location for one in backups(bucket)] == [again.location]
+    assert try_out(books, again.location, key=key).rows == SHOP_ROWS
 
 
 def test_a_backup_that_fails_leaves_nothing_in_the_bucket(
@@ -341,8 +345,7 @@ def test_what_the_server_does_not_let_us_grant_is_named(
     done = restore(books, made.path)
     assert done.rows == SHOP_ROWS
     (lost,) = done.lost_grants
-    assert "pg_control_system" in lost
-    assert "permission denied" in lost
+    assert lost == 'no privileges could be revoked for "pg_control_system"'
 
 
 def test_older_ones_that_cannot_go_do_not_make_the_new_one_bad(

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
-from tollbook.migrate.pg_tools import Running
-
 # A line of pg_restore's list.
 ENTRY = re.compile(rb"^\d+; \d+ \d+ (?:DEFAULT )?ACL ")
+# What the server warns of where we are neither owner nor may pass a right on.
+NOTHING = "no privileges "
 LOST = "tollbook: not granted: "  # begins the warning for each grant that the server refused
 
 
@@ -89,14 +89,11 @@ def find_lost(said: Iterable[str]) -> tuple[str, ...]:
         if mark:
             statement, reason = json.loads(rest)
             lost.append(f"{' '.join(statement.split())} ({reason})")
+        elif (found := line.find(NOTHING)) >= 0:
+            lost.append(line[found:])
     return tuple(lost)
 
 
 def pick(listing: Iterable[bytes]) -> bytes:
     """Return the entries of a list that are grants, for `pg_restore --use-list`."""
     return b"".join(line for line in listing if ENTRY.match(line))
-
-
-def read_said(process: Running) -> tuple[str, ...]:
-    """Return the grants that were refused while a program ran."""
-    return find_lost(process.said)
