@@ -290,6 +290,10 @@ CARE = [
 ]  # fmt: skip
 
 MORE = [
+    Case("delete-without-where", "WITH gone AS (DELETE FROM lines RETURNING id) SELECT count(*) FROM gone",
+         "WITH gone AS (DELETE FROM lines WHERE id = 1 RETURNING id) SELECT count(*) FROM gone"),
+    Case("create-index", "CREATE INDEX i ON visits (at)", "CREATE INDEX i5 ON ONLY visits (at)"),
+    Case("drop-function", "DROP AGGREGATE best(int)"),
     Case("large-update", "UPDATE lines SET number = 0 WHERE sku LIKE 'x%'", "UPDATE lines SET number = 0 WHERE id = 3"),
     Case("large-update", "DELETE FROM lines WHERE number > 7",
          "DELETE FROM lines WHERE ctid = ANY (ARRAY(SELECT ctid FROM lines WHERE number > 7 LIMIT 500))"),

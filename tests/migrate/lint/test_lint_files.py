@@ -208,3 +208,9 @@ def test_what_one_folder_makes_is_new_to_the_next_too(folder: Path, write: Write
     folders = [Folder("shop", folder), Folder("desk", other)]
     found = lint(folders, pending={"shop/0001_a", "desk/0002_new"}, ask_squawk=False)
     assert rules(found) == []
+
+
+def test_an_update_that_is_not_the_same_twice_is_not_cut_in_batches(folder: Path, write: Write) -> None:
+    sets = ("n = n + 1", "(a, b) = (SELECT 1, 2)", "at = now()", "j['a'] = '1'", "n = 1")
+    write("0001_a", up="\n".join(f"UPDATE t SET {one};" for one in sets), down="SELECT 1;")
+    assert [bool(one.safe_sql) for one in look(folder).findings] == [False, False, False, False, True]

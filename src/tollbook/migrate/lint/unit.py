@@ -94,6 +94,13 @@ class Unit:
                 if not kinds or command.subtype in kinds:
                     yield Alteration(tree.relation, command.name, command.def_, command)
 
+    def writes(self, kind: type) -> Iterator[Any]:
+        """Give the statement, and what stands in its WITH, where that is of this kind (UPDATE, DELETE)."""
+        clause = getattr(self.tree, "withClause", None)
+        for one in (self.tree, *(each.ctequery for each in (clause.ctes if clause else ()))):
+            if is_a(one, kind):
+                yield one
+
     def drops(self, *kinds: ObjectType) -> Iterator[Any]:
         """Give what a DROP of one of these kinds names, each as the relation that its name would be."""
         if is_a(self.tree, ast.DropStmt) and self.tree.removeType in kinds:

@@ -15,6 +15,8 @@ def check(unit: Unit) -> Iterable[Hit]:
     if is_a(tree, ast.IndexStmt) and not tree.concurrent:
         table = unit.table(tree.relation)
         partitioned = table is not None and table.partitioned
+        if not tree.relation.inh and (table is None or partitioned):
+            return  # ON ONLY a partitioned table: nothing is built
         yield Hit(
             f"CREATE INDEX{f' {quote(tree.idxname)}' if tree.idxname else ''} keeps writers out of "
             f"{show(tree.relation)} until it is built"

@@ -5,21 +5,20 @@ from collections.abc import Iterable
 from pglast import ast
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
-from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import name_after, quote, show
 
 
 def check(unit: Unit) -> Iterable[Hit]:
-    tree = unit.tree
-    if is_a(tree, ast.DeleteStmt) and tree.whereClause is None and not tree.usingClause:
-        kept = quote(name_after(tree.relation.relname, "kept"))
-        yield Hit(
-            f"DELETE FROM {show(tree.relation)} has no WHERE: it deletes every row.",
-            f"-- Keep the rows first, and say which are meant.\n"
-            f"CREATE TABLE {kept} AS TABLE {show(tree.relation)};",
-            tree.relation,
-        )
+    for tree in unit.writes(ast.DeleteStmt):
+        if tree.whereClause is None and not tree.usingClause:
+            kept = quote(name_after(tree.relation.relname, "kept"))
+            yield Hit(
+                f"DELETE FROM {show(tree.relation)} has no WHERE: it deletes every row.",
+                f"-- Keep the rows first, and say which are meant.\n"
+                f"CREATE TABLE {kept} AS TABLE {show(tree.relation)};",
+                tree.relation,
+            )
 
 
 RULE = Rule(

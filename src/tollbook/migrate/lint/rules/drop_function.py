@@ -9,7 +9,12 @@ from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.words import show, split
 
-KINDS = (ObjectType.OBJECT_FUNCTION, ObjectType.OBJECT_PROCEDURE, ObjectType.OBJECT_ROUTINE)
+KINDS = (
+    ObjectType.OBJECT_FUNCTION,
+    ObjectType.OBJECT_PROCEDURE,
+    ObjectType.OBJECT_ROUTINE,
+    ObjectType.OBJECT_AGGREGATE,
+)
 
 
 def check(unit: Unit) -> Iterable[Hit]:

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 
 from pglast import ast
 
+from tollbook.migrate.lint import batches
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.rules.backfill_with_ddl import is_by_key
 from tollbook.migrate.lint.trees import descend, is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import quote, show, sql
+from tollbook.migrate.lint.words import show, sql
 
 
 def check(unit: Unit) -> Iterable[Hit]:
@@ -34,21 +35,15 @@ def _is_bounded(unit: Unit) -> bool:
 def _split(unit: Unit) -> str:
     """Return the statement for a thousand rows, where it is of one table alone."""
     tree = unit.tree
-    others = tree.usingClause if is_a(tree, ast.DeleteStmt) else tree.fromClause
-    if others or tree.relation.alias or tree.withClause:
+    if is_a(tree, ast.UpdateStmt):
+        return batches.split(tree)
+    if tree.usingClause or tree.withClause or tree.relation.alias:
         return ""
-    table, where = show(tree.relation), sql(tree.whereClause)
-    if is_a(tree, ast.DeleteStmt):
-        head = f"DELETE FROM {table}"
-    else:
-        head = f"UPDATE {table} SET " + ", ".join(
-            f"{quote(one.name)} = {sql(one.val)}" for one in tree.targetList if one.name
-        )
+    table = show(tree.relation)
     return (
-        "-- Again and again, each time in a transaction of its own, until it finds none (for an UPDATE, the "
-        "WHERE must no longer match what is done):\n"
-        f"{head} WHERE ctid = ANY (ARRAY(\n"
-        f"    SELECT ctid FROM {table} WHERE {where} LIMIT 1000 FOR UPDATE SKIP LOCKED));"
+        "-- Again and again, each time in a transaction of its own, until it deletes none.\n"
+        f"DELETE FROM {table} WHERE ctid = ANY (ARRAY(\n"
+        f"    SELECT ctid FROM {table} WHERE {sql(tree.whereClause)} LIMIT 1000 FOR UPDATE SKIP LOCKED));"
     )
 
 

@@ -4,31 +4,24 @@ from collections.abc import Iterable
 
 from pglast import ast
 
+from tollbook.migrate.lint import batches
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
-from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.words import quote, show, sql
+from tollbook.migrate.lint.words import show
 
 
 def check(unit: Unit) -> Iterable[Hit]:
-    tree = unit.tree
-    if not is_a(tree, ast.UpdateStmt) or tree.whereClause is not None or tree.fromClause:
-        return
-    fresh = [one.name for one in tree.targetList or () if unit.world.is_new_column(tree.relation, one.name)]
-    values = ", ".join(f"{quote(one.name)} = {sql(one.val)}" for one in tree.targetList or ())
-    table = show(tree.relation)
-    still = " OR ".join(
-        f"{quote(one.name)} IS DISTINCT FROM ({sql(one.val)})" for one in tree.targetList or ()
-    )
-    yield Hit(
-        f"UPDATE {table} has no WHERE: it writes every row anew and locks each until it commits.",
-        "-- Again and again, each time in a transaction of its own, until it updates none.\n"
-        f"UPDATE {table} SET {values} WHERE ctid = ANY (ARRAY(\n"
-        f"    SELECT ctid FROM {table} WHERE {still} LIMIT 1000 FOR UPDATE SKIP LOCKED));",
-        tree.relation,
-        # What only fills columns that are new loses nothing.
-        "warning" if fresh and len(fresh) == len(tree.targetList or ()) else None,
-    )
+    for tree in unit.writes(ast.UpdateStmt):
+        if tree.whereClause is None and not tree.fromClause:
+            names = [one.name for one in tree.targetList or ()]
+            fresh = all(unit.world.is_new_column(tree.relation, name) for name in names)
+            yield Hit(
+                f"UPDATE {show(tree.relation)} has no WHERE: it writes every row anew and locks each until "
+                "it commits.",
+                batches.split(tree),
+                tree.relation,
+                "warning" if fresh else None,  # what only fills columns that are new loses nothing
+            )
 
 
 RULE = Rule(
