@@ -218,7 +218,7 @@ class _Earlier:
 
 def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, earlier: _Earlier) -> Step:
     from tollbook.migrate import execution
-    from tollbook.migrate.course import carry_out
+    from tollbook.migrate.course import carry_out, carry_out_and_keep
 
     started = time.monotonic()
     conn = course.conn
@@ -228,10 +228,17 @@ def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, ear
     def finish(outcome: "Outcome", done: int) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
         kept = execution.prove(conn, one, outcome, settings)
         removed = _find_removed(conn, before)
+        if one.backfill:
+            history.end_backfill(conn, one.migration)
         seconds = timedelta(seconds=time.monotonic() - started)
         history.add_and_commit(conn, course.run, one.migration, seconds, kept, removed, stepped=done > 0)
         return kept, removed
 
+    if one.backfill:
+        from tollbook.migrate import backfill
+
+        progress = carry_out_and_keep(course, one, progress)
+        backfill.run(course, one.migration, one.backfill)
     kept, removed = carry_out(course, one, progress, "up", finish)
     earlier.change(kept, removed)
     return Step(

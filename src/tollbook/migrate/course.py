@@ -105,6 +105,26 @@ def carry_out(
         return walk.go(cut, finish)
 
 
+def carry_out_and_keep(course: Course, one: Prepared, progress: Progress | None) -> Progress | None:
+    """Run and commit all of a script, short of its record, which is to follow its back-fill.
+
+    Returns the progress that is then on record: `carry_out` goes on from it with nothing left but its end.
+    """
+    migration, reading = one.migration, one.reading
+    count = len(reading.statements)
+    if not count or (progress and progress.statements == count):
+        return progress
+    done = segments.fingerprint(reading.text, reading.statements)
+    kept = Progress(migration.folder, migration.version, "up", count, done)
+
+    def finish(outcome: Outcome, before: int) -> Progress:
+        history.keep_progress(course.conn, course.run, kept)
+        course.conn.execute("COMMIT")
+        return kept
+
+    return carry_out(course, one, progress, "up", finish)
+
+
 class _Walk:
     """Goes through the segments of one script, in one session."""
 

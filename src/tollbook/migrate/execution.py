@@ -8,6 +8,7 @@ import psycopg
 from psycopg import pq
 from psycopg.pq.abc import PGresult
 
+from tollbook.migrate.backfill_file import Backfill
 from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
 from tollbook.migrate.exchange import GOOD, command, load, send, write
 from tollbook.migrate.files import Migration, Script
@@ -37,6 +38,7 @@ class Prepared:
     reading: Reading
     promises: Promises
     check: Reading | None = None
+    backfill: Backfill | None = None
 
 
 @dataclass(frozen=True, slots=True)

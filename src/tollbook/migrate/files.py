@@ -60,6 +60,9 @@ class Migration:
     check: Script | None = None
     repeatable: bool = False
     after: tuple[str, ...] = ()  # the versions it builds on, where its tool keeps a graph
+    backfill: Script | None = (
+        None  # run in batches after up is committed, before the migration counts as applied
+    )
 
     @property
     def id(self) -> str:

@@ -61,6 +61,21 @@ CREATE TABLE IF NOT EXISTS tollbook_migrate.progress (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (folder, version)
 );
+CREATE TABLE IF NOT EXISTS tollbook_migrate.backfills (
+    folder text NOT NULL,
+    version text NOT NULL,
+    fingerprint text NOT NULL,
+    last_key jsonb,
+    end_key jsonb,
+    rows bigint NOT NULL DEFAULT 0,
+    changed bigint NOT NULL DEFAULT 0,
+    estimate bigint,
+    run_id uuid NOT NULL REFERENCES tollbook_migrate.runs,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    PRIMARY KEY (folder, version)
+);
 """
 
 
@@ -98,6 +113,24 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Backfilled:
+    """How far a back-fill has come. rows: keys gone through; changed: rows its statement changed.
+
+    estimate: the rows the planner took the table to have at the start; None where it knew nothing.
+    """
+
+    folder: str
+    version: str
+    rows: int
+    changed: int
+    estimate: int | None
+
+    def __str__(self) -> str:
+        of = f" of about {max(self.estimate, self.rows):,}" if self.estimate else ""
+        return f"back-fill: {self.rows:,}{of} rows"
+
+
+@dataclass(frozen=True, slots=True)
 class Interruption:
     """A run that began and never ended: killed, or cut off. at: the first migration it left undone."""
 
@@ -124,7 +157,7 @@ def exists(conn: Connection) -> bool:
 
 def create(conn: Connection) -> None:
     """Make the engine's tables where they are missing."""
-    row = conn.execute("SELECT to_regclass('tollbook_migrate.progress') IS NULL").fetchone()
+    row = conn.execute("SELECT to_regclass('tollbook_migrate.backfills') IS NULL").fetchone()
     if row and row[0]:
         with conn.transaction():
             conn.execute(SCHEMA_SQL)
@@ -157,6 +190,27 @@ def read_progress(conn: Connection) -> dict[tuple[str, str], Progress]:
         "SELECT folder, version, direction, statements, fingerprint FROM tollbook_migrate.progress"
     )
     return {(one.folder, one.version): one for one in (Progress(*row) for row in rows)}
+
+
+def read_backfills(conn: Connection) -> dict[tuple[str, str], Backfilled]:
+    """Return, by folder and version, the back-fills that are under way."""
+    row = conn.execute("SELECT to_regclass('tollbook_migrate.backfills') IS NULL").fetchone()
+    if row and row[0]:
+        return {}
+    rows = conn.execute(
+        """SELECT folder, version, rows, changed, estimate FROM tollbook_migrate.backfills
+        WHERE ended_at IS NULL"""
+    )
+    return {(one.folder, one.version): one for one in (Backfilled(*row) for row in rows)}
+
+
+def end_backfill(conn: Connection, migration: Migration) -> None:
+    """Note that a back-fill is done, in the transaction that records its migration."""
+    conn.execute(
+        """UPDATE tollbook_migrate.backfills SET ended_at = clock_timestamp()
+        WHERE folder = %(folder)s AND version = %(version)s AND ended_at IS NULL""",
+        {"folder": migration.folder, "version": migration.version},
+    )
 
 
 def keep_progress(conn: Connection, run: UUID, progress: Progress) -> None:

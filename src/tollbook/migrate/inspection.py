@@ -1,6 +1,6 @@
 """Looking without changing: what is applied, and whether everything it promised is still there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from psycopg import sql
 
 from tollbook.migrate import formats, history, objects, preflight, presence
 from tollbook.migrate.files import Folder
-from tollbook.migrate.history import Applied
+from tollbook.migrate.history import Applied, Backfilled
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import Connection, connected, name_target, read_url
@@ -28,6 +28,7 @@ class Line:
     applied_at: datetime | None = None
     duration_seconds: float | None = None
     applied_by: str | None = None
+    backfill: Backfilled | None = None  # of one that is pending until its back-fill is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,13 @@ def status(url: str, folders: Sequence[Folder]) -> Status:
     migrations = formats.read(folders)
     with connected(url) as conn:
         standing = preflight.compare(migrations, folders, history.read(conn))
-    return _describe(name_target(read_url(url)), standing)
+        under_way = history.read_backfills(conn) if standing.pending else {}
+    return _describe(name_target(read_url(url)), standing, under_way)
 
 
-def _describe(database: str, standing: Standing) -> Status:
+def _describe(
+    database: str, standing: Standing, under_way: Mapping[tuple[str, str], Backfilled] | None = None
+) -> Status:
     edited = {one.id for one in standing.edited}
     gone = {one.id for one in standing.missing}
     applied = [
@@ -108,7 +112,11 @@ def _describe(database: str, standing: Standing) -> Status:
         )
         for one in standing.applied
     ]
-    return Status(database, (*applied, *(Line(one.id, "pending") for one in standing.pending)))
+    pending = [
+        Line(one.id, "pending", backfill=(under_way or {}).get((one.folder, one.version)))
+        for one in standing.pending
+    ]
+    return Status(database, (*applied, *pending))
 
 
 def verify(url: str, folders: Sequence[Folder]) -> Verification:

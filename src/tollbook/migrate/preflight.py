@@ -109,7 +109,7 @@ def _find_renamed_folder(standing: Standing) -> list[Problem]:
 
 def prepare(pending: Iterable[Migration]) -> tuple[list["Prepared"], list[Problem]]:
     """Read the pending files by grammar; return them ready to run, and what must not run."""
-    from tollbook.migrate import promises, statements
+    from tollbook.migrate import backfill_file, promises, statements
     from tollbook.migrate.execution import Prepared
 
     ready: list[Prepared] = []
@@ -125,7 +125,9 @@ def prepare(pending: Iterable[Migration]) -> tuple[list["Prepared"], list[Proble
         made = promises.collect(up.statements)
         if migration.up.program:  # nobody can tell beforehand what it makes or drops
             made.opaque = made.may_remove = True
-        ready.append(Prepared(migration, up, made, check))
+        fill, wrong = backfill_file.read(migration.backfill) if migration.backfill else (None, [])
+        problems += wrong
+        ready.append(Prepared(migration, up, made, check, fill))
     return ready, problems
 
 

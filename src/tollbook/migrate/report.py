@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from tollbook.migrate.baseline import Baseline
     from tollbook.migrate.catalog import Change
     from tollbook.migrate.inspection import Status, Verification
-    from tollbook.migrate.rehearsal import Plan
 
 MARKS = {"gained": ("+", "green"), "lost": ("-", "red"), "changed": ("~", "yellow")}
 STATES = {"applied": "green", "pending": "yellow", "edited": "red", "missing": "red"}
-TOLD = ("waiting", "interrupted", "retrying", "backing up", "backup", "no backup", "note")
+TOLD = (
+    "waiting",
+    "shadow",
+    "interrupted",
+    "retrying",
+    "backing up",
+    "backup",
+    "no backup",
+    "note",
+    "backfill",
+)
 
 
 def write_json(value: Any) -> str:
@@ -75,27 +84,8 @@ def show_step(what: str, step: "Step", *, verbose: bool) -> None:
         click.echo(f"    {name}")
 
 
-def show_plan(plan: "Plan") -> None:
-    """Print what each pending migration would change."""
-    if not plan.pending:
-        click.echo(f"Nothing is pending on {plan.database}.")
-        return
-    click.echo(f"Dry run on {plan.database}: each file below was run, checked and rolled back.")
-    for step in plan.steps:
-        counts = show_counts(step.counts)
-        click.secho(
-            f"\n{step.migration}  {step.duration_seconds * 1000:.0f} ms  {counts}".rstrip(), bold=True
-        )
-        for change in step.changes:
-            _show_change(change)
-        if not step.changes:
-            click.echo("  the catalog stays as it is")
-    for name in plan.untried:
-        click.echo(f"\n{name}  not tried: it needs the ones before it to be committed first")
-    click.echo(f"\n{len(plan.pending)} pending. Apply with: tollbook migrate apply")
-
-
-def _show_change(change: "Change") -> None:
+def show_change(change: "Change") -> None:
+    """Print an object that was gained, lost or changed."""
     mark, colour = MARKS[change.what]
     click.secho(f"  {mark} {change.kind} {change.name}", fg=colour)
     if change.what == "changed":
@@ -112,7 +102,7 @@ def show_status(status: "Status") -> None:
         state = click.style(f"{line.state:8}", fg=STATES[line.state])
         when = f"{line.applied_at:%Y-%m-%d %H:%M:%S}" if line.applied_at else ""
         took = f"{line.duration_seconds * 1000:.0f} ms" if line.duration_seconds is not None else ""
-        click.echo(f"  {state} {line.migration:{width}}  {when}  {took}".rstrip())
+        click.echo(f"  {state} {line.migration:{width}}  {when or line.backfill or ''}  {took}".rstrip())
     tally = {state: sum(line.state == state for line in status.lines) for state in STATES}
     shown = [f"{number} {state}" for state, number in tally.items() if number]
     click.echo(" · ".join(shown) or "No migrations.")

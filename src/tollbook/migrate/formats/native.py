@@ -1,4 +1,4 @@
-"""Numbered files: NNNN_name.up.sql, NNNN_name.down.sql and NNNN_name.check.sql, or NNNN_name.sql alone.
+"""Numbered files: NNNN_name.up.sql, .down.sql, .check.sql and .backfill.sql, or NNNN_name.sql alone.
 
 So are our own folders, and those of golang-migrate, SQLx and all who just number their files, by date too.
 """
@@ -11,7 +11,7 @@ from tollbook.migrate.files import Folder, Migration, list_sql, read_script, sor
 
 DATE = r"[0-9]{4}(?P<dash>[-_])[0-9]{2}(?P=dash)[0-9]{2}(?:[-_T]?[0-9]{4,6}(?![0-9]))?"
 NUMBER = r"[0-9]+(?:\.[0-9]+)*(?=[-_. ]|$)|[0-9]+"
-PARTS = "up|down|check|undo|rollback"
+PARTS = "up|down|check|backfill|undo|rollback"
 FILE_NAME = re.compile(
     rf"(?P<label>(?P<version>{DATE}|{NUMBER})(?P<name>.*?))(?:\.(?P<part>{PARTS}))?\.sql", re.IGNORECASE
 )
@@ -65,7 +65,15 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
     scripts = {part: read_script(path) for part, path in files.items()}
-    return Migration(folder, version, label, scripts["up"], scripts.get("down"), scripts.get("check"))
+    return Migration(
+        folder,
+        version,
+        label,
+        scripts["up"],
+        scripts.get("down"),
+        scripts.get("check"),
+        backfill=scripts.get("backfill"),
+    )
 
 
 def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
