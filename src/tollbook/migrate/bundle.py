@@ -175,6 +175,9 @@ class _Writer:
         if script.program:
             text = f"{one.migration.id} is a program, not SQL."
             yield Problem(text, "Apply it by `tollbook migrate apply`.", point(str(script.path), "", 0))
+        if one.backfill:
+            text = f"{one.migration.id} has a back-fill, which is many transactions."
+            yield Problem(text, "Apply it by `tollbook migrate apply`.", point(str(script.path), "", 0))
         for statement in one.reading.statements:
             if statement.alone and _tell_done(statement) is None:
                 yield Problem(
@@ -207,7 +210,7 @@ class _Writer:
 {CLOSED} {ENCODING}
 BEGIN READ WRITE;
 SET LOCAL client_min_messages = warning;
-DO $tollbook$ BEGIN IF to_regclass('tollbook_migrate.progress') IS NULL THEN{history.SCHEMA_SQL}
+DO $tollbook$ BEGIN IF to_regclass('tollbook_migrate.backfills') IS NULL THEN{history.SCHEMA_SQL}
 END IF; END $tollbook$;
 {text}
 DO $tollbook$ BEGIN
