@@ -72,7 +72,7 @@ class Walk(RuleBasedStateMachine):
     @rule()
     def plan_all(self) -> None:
         with suppress(MigrateError):
-            found = plan(self.url, self.folders)
+            found = plan(self.url, self.folders, depth="live")
             assert len(found.pending) == len(self.written) - len(self.applied)
             assert self.broken is None
 

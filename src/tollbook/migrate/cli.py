@@ -13,9 +13,10 @@ from tollbook.migrate import files, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
 from tollbook.migrate.cli_deliver import bundle
 from tollbook.migrate.cli_lint import lint
+from tollbook.migrate.cli_plan import plan, show_before_apply
 from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
 from tollbook.migrate.errors import MigrateError, WrongUsage
-from tollbook.migrate.events import Event
+from tollbook.migrate.events import Event, ignore
 from tollbook.migrate.files import Folder
 from tollbook.migrate.runlog import RunLog
 
@@ -134,14 +135,14 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextmanager
-def logged(call: Call, command: str) -> Generator[RunLog]:
-    """Keep a log of a run, and say at its end where it is."""
-    log = RunLog(command, call.listen)
+def logged(call: Call, command: str, *, quiet: bool = False) -> Generator[RunLog]:
+    """Keep a log of a run, and say at its end where it is (quiet: in the log alone)."""
+    log = RunLog(command, ignore if quiet else call.listen)
     try:
         with log:
             yield log
     finally:
-        if not call.as_json:
+        if not call.as_json and not quiet:
             click.echo(
                 f"Log: {log.path}" if log.path else "No log: its folder cannot be written to.", err=True
             )
@@ -211,25 +212,6 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
     "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
 )
 @lock_option
-def plan(call: Call, to: str | None, lock_timeout: float) -> None:
-    """Run what is pending, show what it changes, and roll it all back.
-
-    Exits with 3 if anything is pending, 0 if nothing is.
-    """
-    from tollbook.migrate import rehearsal
-
-    with logged(call, "plan") as log:
-        planned = rehearsal.plan(
-            call.url, call.folders, to=call.target(to), lock_timeout_seconds=lock_timeout, listen=log
-        )
-    call.answer(planned, report.show_plan)
-    sys.exit(EXIT_DRIFT if planned.pending else 0)
-
-
-@click.option(
-    "--to", metavar="VERSION", help="Stop after this version (FOLDER/VERSION with several folders)."
-)
-@lock_option
 @traffic_options
 @backup_options
 @auto_option
@@ -247,16 +229,13 @@ def apply(
 
     Without --auto a dry run is shown first, and a question asked.
     """
-    from tollbook.migrate import application, rehearsal
+    from tollbook.migrate import application
 
     url, folders, target = call.url, call.folders, call.target(to)
     if not auto:
         call.require_terminal()
-        planned = rehearsal.plan(
-            url, folders, to=target, lock_timeout_seconds=lock_timeout, listen=call.listen
-        )
+        planned = show_before_apply(call, target, lock_timeout)
         if planned.pending:
-            report.show_plan(planned)
             call.confirm(f"Apply {len(planned.pending)} to {planned.database}?", auto=auto)
     with logged(call, "apply") as log:
         result = application.apply(
@@ -366,7 +345,7 @@ def new(call: Call, name: str) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "plan": plan,
+    "plan": lock_option(plan),
     "apply": apply,
     "verify": verify,
     "status": status,

@@ -61,7 +61,7 @@ def lint(
     if pending:
         found = linter.lint_pending(call.url, call.folders, rules=rules, ask_squawk=squawk)
     else:
-        wanted = _find_pending(call, after, since)
+        wanted = find_pending(call, after, since)
         found = linter.lint(call.folders, pending=wanted, rules=rules, ask_squawk=squawk)
     if shape == "markdown":
         click.echo(showing.write_markdown(found))
@@ -73,7 +73,7 @@ def lint(
         sys.exit(EXIT_HAZARDS)
 
 
-def _find_pending(call: "Call", after: str | None, since: str | None) -> set[str] | None:
+def find_pending(call: "Call", after: str | None, since: str | None) -> set[str] | None:
     """Return which migrations are not applied yet, if an option says so."""
     from tollbook.migrate import formats
     from tollbook.migrate.lint import pending

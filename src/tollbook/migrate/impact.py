@@ -28,7 +28,9 @@ def judge(
     observations: Iterable[Observation], sizes: Mapping[str, Size], *, measured: bool = False
 ) -> list[Warned]:
     """Return where a script hurts. measured: it ran on the target itself, so that its seconds are real."""
-    return [warned for one in observations for warned in _Judge(one, sizes, measured=measured).judge()]
+    judges = [_Judge(one, sizes, measured=measured) for one in observations]
+    found = [warned for judge in judges for warned in judge.judge()]
+    return sorted([*found, *_judge_held(judges, found, sizes)], key=lambda warned: warned.line)
 
 
 class _Judge:
@@ -42,8 +44,7 @@ class _Judge:
         self.worked: list[str] = []  # the large tables that were worked on
 
     def judge(self) -> list[Warned]:
-        found = [*self._judge_writing(), *self._judge_scans(), *self._judge_rows()]
-        return [*found, *self._judge_held(found)]
+        return [*self._judge_writing(), *self._judge_scans(), *self._judge_rows()]
 
     def _judge_writing(self) -> Iterable[Warned]:
         by_table: dict[str, list[Written]] = {}
@@ -63,7 +64,7 @@ class _Judge:
             what = "the table is rewritten" if rewritten else f"{_list(indexes)} is built"
             room = " It needs that much free disk once more." if rewritten else ""
             yield self._warn(
-                severity, table, f"{self._hold(lock)} while {what}{self.took}: {_wait(lock)}.{room}"
+                severity, table, f"{self._hold(lock)} while {what}{self.took}: {lock.blocks}.{room}"
             )
 
     def _judge_scans(self) -> Iterable[Warned]:
@@ -73,12 +74,12 @@ class _Judge:
             if severity and table not in self.worked:
                 self.worked.append(table)
                 if lock and lock.mode in STOPS_WRITES:
-                    sentence = f"{self._hold(lock)} while every row is read{self.took}: {_wait(lock)}."
+                    sentence = f"{self._hold(lock)} while every row is read{self.took}: {lock.blocks}."
                     yield self._warn(severity, table, sentence)
                 elif lock and lock.mode == "ROW EXCLUSIVE":
                     sentence = (
-                        f"Every row of {self._name(table)} is read, as no index serves{self.took}; rows that it "
-                        "changes stay locked until the commit. Do it in batches, as a back-fill."
+                        f"Every row of {self._name(table)} is read, as no index serves{self.took}; rows "
+                        "that it changes stay locked until the commit. Do it in batches, as a back-fill."
                     )
                     yield self._warn("warning", table, sentence)
 
@@ -93,17 +94,16 @@ class _Judge:
                 )
                 yield self._warn("warning", one.of, sentence)
 
-    def _judge_held(self, found: Sequence[Warned]) -> Iterable[Warned]:
-        """Name the locks of earlier statements that last through this statement's work on a large table."""
-        told = {one.table for one in found}
-        for table, lock in _find_strongest(self.one.held).items():
-            size = self.sizes.get(table)
-            if self.worked and size and table not in told:
-                sentence = (
-                    f"{self._hold(lock)}, from an earlier statement, while {_list(self.worked)} is worked on"
-                    f"{self.took}: {_wait(lock)} of {table}. Put the two into files of their own."
-                )
-                yield self._warn(self._weigh(self.worked[0]) or "warning", table, sentence)
+    def warn_of_held(self, lock: Lock, later: Sequence["_Judge"]) -> Warned:
+        """Return the warning of a lock that was taken before this statement and lasts through `later`."""
+        tables = list(dict.fromkeys(table for one in later for table in one.worked))
+        lines = ", ".join(str(one.one.line) for one in later)
+        return self._warn(
+            "warning",
+            lock.of,
+            f"{self._hold(lock)} since an earlier statement while {_list(tables)} is worked on "
+            f"(line {lines}): {lock.blocks} there as long. Put what takes it into a file of its own.",
+        )
 
     def _weigh(self, table: str) -> Severity | None:
         size = self.sizes.get(table)
@@ -120,10 +120,26 @@ class _Judge:
         size = self.sizes.get(table)
         if size is None:
             return table
-        return f"{table} ({show_bytes(size.bytes)}{'' if size.rows is None else f', {show_rows(size.rows)} rows'})"
+        rows = "" if size.rows is None else f", {show_rows(size.rows)} rows"
+        return f"{table} ({show_bytes(size.bytes)}{rows})"
 
     def _warn(self, severity: Severity, table: str, sentence: str) -> Warned:
         return Warned(severity, self.one.line, table, sentence)
+
+
+def _judge_held(
+    judges: Sequence[_Judge], found: Sequence[Warned], sizes: Mapping[str, Size]
+) -> Iterable[Warned]:
+    """Name the locks of earlier statements that last while a later one works on a large table."""
+    told = {(one.line, one.table) for one in found}
+    met: dict[str, tuple[Lock, list[_Judge]]] = {}
+    for judge in judges:
+        for table, lock in _find_strongest(judge.one.held).items():
+            size = sizes.get(table)
+            if judge.worked and size and size.bytes and (judge.one.line, table) not in told:
+                met.setdefault(table, (lock, []))[1].append(judge)
+    for lock, later in met.values():
+        yield later[0].warn_of_held(lock, later)
 
 
 def _find_strongest(locks: Iterable[Lock]) -> dict[str, Lock]:
@@ -133,10 +149,6 @@ def _find_strongest(locks: Iterable[Lock]) -> dict[str, Lock]:
         if one.kind != "index":
             found[one.of] = one
     return found
-
-
-def _wait(lock: Lock) -> str:
-    return f"{lock.blocks} wait"
 
 
 def _list(names: Sequence[str]) -> str:

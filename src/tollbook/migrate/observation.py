@@ -1,4 +1,4 @@
-"""What a statement was seen to do: its locks, rewrites, full scans, rows, and what the catalog gained or lost."""
+"""What a statement was seen to do: locks, rewrites, full scans, rows, and what the catalog gained or lost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from tollbook.migrate.catalog import Change
 from tollbook.migrate.session import Connection
 
 TEXT_CHARACTERS_MAX = 160
-# From the weakest to the strongest, with what others wait with while it is held.
+# From the weakest to the strongest, with what happens to others while it is held.
 MODES = {
-    "AccessShareLock": ("ACCESS SHARE", "nothing but DROP and most of ALTER TABLE"),
-    "RowShareLock": ("ROW SHARE", "DDL"),
-    "RowExclusiveLock": ("ROW EXCLUSIVE", "DDL"),
-    "ShareUpdateExclusiveLock": ("SHARE UPDATE EXCLUSIVE", "DDL and VACUUM; reads and writes go on"),
-    "ShareLock": ("SHARE", "writes"),
-    "ShareRowExclusiveLock": ("SHARE ROW EXCLUSIVE", "writes"),
-    "ExclusiveLock": ("EXCLUSIVE", "writes"),
-    "AccessExclusiveLock": ("ACCESS EXCLUSIVE", "reads and writes"),
+    "AccessShareLock": ("ACCESS SHARE", "DROP and most of ALTER TABLE wait"),
+    "RowShareLock": ("ROW SHARE", "most DDL waits"),
+    "RowExclusiveLock": ("ROW EXCLUSIVE", "most DDL waits"),
+    "ShareUpdateExclusiveLock": ("SHARE UPDATE EXCLUSIVE", "DDL and VACUUM wait, reads and writes go on"),
+    "ShareLock": ("SHARE", "writes wait"),
+    "ShareRowExclusiveLock": ("SHARE ROW EXCLUSIVE", "writes wait"),
+    "ExclusiveLock": ("EXCLUSIVE", "writes wait"),
+    "AccessExclusiveLock": ("ACCESS EXCLUSIVE", "reads and writes wait"),
 }
 ORDER = tuple(words for words, _ in MODES.values())
 BLOCKS = dict(MODES.values())
@@ -42,6 +42,7 @@ KINDS = {
 class Lock:
     """A lock on a relation.
 
+    blocks says what waits while it is held.
     `of` is, here and below, the whole table (of a partition the topmost, of an index its table) by the name
     it had before the first statement of all.
     """
@@ -50,11 +51,7 @@ class Lock:
     relation: str
     kind: str
     of: str
-
-    @property
-    def blocks(self) -> str:
-        """What others must wait with while it is held."""
-        return BLOCKS[self.mode]
+    blocks: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +224,8 @@ def _name_locks(
     for oid, raw in sorted(locks, key=lambda one: ORDER.index(MODES[one[1]][0])):
         mode = MODES[raw][0]
         if oid in old and mode in wanted:
-            found[oid] = Lock(mode, names[oid].name, KINDS.get(names[oid].kind, "relation"), whole[oid])
+            kind = KINDS.get(names[oid].kind, "relation")
+            found[oid] = Lock(mode, names[oid].name, kind, whole[oid], BLOCKS[mode])
     return tuple(sorted(found.values(), key=lambda one: (-ORDER.index(one.mode), one.relation)))
 
 
@@ -277,8 +275,10 @@ SELECT c.oid::bigint, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c
         + CASE WHEN %(all)s THEN pg_stat_get_tuples_returned(c.oid) ELSE 0 END,
     pg_stat_get_xact_tuples_inserted(c.oid)
         + CASE WHEN %(all)s THEN pg_stat_get_tuples_inserted(c.oid) ELSE 0 END,
-    pg_stat_get_xact_tuples_updated(c.oid) + CASE WHEN %(all)s THEN pg_stat_get_tuples_updated(c.oid) ELSE 0 END,
-    pg_stat_get_xact_tuples_deleted(c.oid) + CASE WHEN %(all)s THEN pg_stat_get_tuples_deleted(c.oid) ELSE 0 END
+    pg_stat_get_xact_tuples_updated(c.oid)
+        + CASE WHEN %(all)s THEN pg_stat_get_tuples_updated(c.oid) ELSE 0 END,
+    pg_stat_get_xact_tuples_deleted(c.oid)
+        + CASE WHEN %(all)s THEN pg_stat_get_tuples_deleted(c.oid) ELSE 0 END
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_index i ON i.indexrelid = c.oid
 LEFT JOIN pg_class r ON c.relispartition AND r.oid = pg_partition_root(c.oid)
@@ -296,7 +296,7 @@ SELECT l.relation::bigint, l.mode, l.granted FROM pg_locks l
 WHERE l.pid = %(pid)s AND l.locktype = 'relation'
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-# Rows of the system's own tables that this transaction has written: where there are none, nothing was defined.
+# Rows of the system's own tables that this transaction wrote: where there are none, nothing was defined.
 CATALOG_WRITES: LiteralString = """
 SELECT coalesce(sum(pg_stat_get_xact_tuples_inserted(oid) + pg_stat_get_xact_tuples_updated(oid)
     + pg_stat_get_xact_tuples_deleted(oid)), 0)::bigint

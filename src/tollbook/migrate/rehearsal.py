@@ -97,6 +97,7 @@ def plan(
     untried, and sequences which the migrations' own rows advanced stay advanced.
     """
     migrations = formats.read(folders)
+    made: Shadow | None = None
     with ExitStack() as stack:
         with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
             standing = preflight.compare(migrations, folders, history.read(conn))
@@ -109,7 +110,7 @@ def plan(
                 rehearsal.run_live(conn, pid, ready, progress, lock_timeout_seconds)
             elif ready:
                 made = stack.enter_context(shadows.shadow(url, rows=sample, listen=listen))
-        if ready and depth == "shadow":
+        if made:
             rehearsal.run_on(made, ready, progress, lock_timeout_seconds)
         return rehearsal.finish()
 
@@ -206,8 +207,8 @@ class _Rehearsal:
                         raise
                     self._note(
                         f"{one.migration.id} fails on the shadow, which is not all that {made.target} is: "
-                        f"{error.sentence.removesuffix(' Rolled back; correct the file and run again.')} Give "
-                        "it rows by --sample, or try the database itself by --live."
+                        f"{error.sentence.removesuffix(' Rolled back; correct the file and run again.')} "
+                        "Give it rows by --sample, or try the database itself by --live."
                     )
                     return
 

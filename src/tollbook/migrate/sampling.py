@@ -106,9 +106,8 @@ def _pass(
     except psycopg.Error as error:
         if conn.broken or admin.broken:
             raise
-        lacks.append(
-            f"The shadow has no rows of {table.schema}.{table.name} [{error.sqlstate}]."  # its text may hold some
-        )
+        # The code alone: the error's text may hold a row.
+        lacks.append(f"The shadow has no rows of {table.schema}.{table.name} [{error.sqlstate}].")
         return 0
 
 
@@ -156,12 +155,11 @@ class _Link:
 
 def _fetch(conn: Connection, admin: Connection, link: _Link, lacks: list[str]) -> int:
     wanted = sql.SQL(", ").join(sql.SQL("c.{}::text").format(sql.Identifier(one)) for one in link.columns)
-    query = link.orphans(
-        f"SELECT DISTINCT {{2}} FROM {{0}} AS c WHERE {{1}} LIMIT {FETCHED_AT_ONCE}".replace(
-            "{2}", wanted.as_string(admin).replace("{", "{{").replace("}", "}}")
+    keys = admin.execute(
+        sql.SQL("SELECT DISTINCT {} {} LIMIT {}").format(
+            wanted, link.orphans("FROM {0} AS c WHERE {1}"), FETCHED_AT_ONCE
         )
-    )
-    keys = admin.execute(query).fetchall()
+    ).fetchall()
     if not keys:
         return 0
     table = _Table(link.to_schema, link.to_name, tuple(link.to_all), 0)
@@ -193,7 +191,8 @@ def _place_sequences(conn: Connection, admin: Connection) -> None:
 def _refresh(conn: Connection, admin: Connection) -> None:
     """Fill the materialized views that are filled on the target, those that read others after them."""
     rows = conn.execute(
-        """SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        """SELECT n.nspname::text, c.relname::text
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid"""
     ).fetchall()
     left: list[Any] = [sql.Identifier(*row) for row in rows]
@@ -223,10 +222,12 @@ GROUP BY c.oid, n.nspname, c.relname ORDER BY c.oid
 # Of partitions their parents' keys alone.
 LINKS = """
 SELECT n.nspname::text, c.relname::text,
-    (SELECT array_agg(a.attname::text ORDER BY k.place) FROM unnest(f.conkey) WITH ORDINALITY AS k (number, place)
+    (SELECT array_agg(a.attname::text ORDER BY k.place)
+     FROM unnest(f.conkey) WITH ORDINALITY AS k (number, place)
      JOIN pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.number),
     pn.nspname::text, p.relname::text,
-    (SELECT array_agg(a.attname::text ORDER BY k.place) FROM unnest(f.confkey) WITH ORDINALITY AS k (number, place)
+    (SELECT array_agg(a.attname::text ORDER BY k.place)
+     FROM unnest(f.confkey) WITH ORDINALITY AS k (number, place)
      JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.number),
     (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
      WHERE a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')

@@ -296,7 +296,8 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(t.relname),
         ELSE coalesce(nullif(greatest(c.reltuples, 0), 0), pg_stat_get_live_tuples(c.oid)) END),
     sum(CASE WHEN c.relkind = 'p' THEN 0 ELSE
         CASE WHEN c.relpages > 0 THEN c.relpages * 8192::numeric ELSE pg_relation_size(c.oid) END
-        + CASE WHEN o.relpages > 0 THEN o.relpages * 8192::numeric ELSE coalesce(pg_relation_size(o.oid), 0) END
+        + CASE WHEN o.relpages > 0 THEN o.relpages * 8192::numeric
+            ELSE coalesce(pg_relation_size(o.oid), 0) END
     END)
 FROM tree JOIN pg_class t ON t.oid = tree.top JOIN pg_namespace n ON n.oid = t.relnamespace
 JOIN pg_class c ON c.oid = tree.oid LEFT JOIN pg_class o ON o.oid = c.reltoastrelid

@@ -94,7 +94,7 @@ class Walk:
             self.observer.begin()
 
     def take(self, one: Prepared, done: int = 0) -> Walked:
-        """Carry out a script from its statement `done` (from 0) on. Raises StatementFailed, CannotRollBack."""
+        """Carry out a script from its statement `done` on, 0 the first. Raises StatementFailed, CannotRollBack."""
         started = time.monotonic()
         script = _Script(self, one, done)
         try:
@@ -324,7 +324,7 @@ def watched(watch: Callable[[], Connection], pid: int, run: Callable[[], Any]) -
     def work() -> None:
         try:
             run()
-        except BaseException as error:  # noqa: BLE001 -- raised again in the caller's thread
+        except BaseException as error:  # raised again in the caller's thread
             failed.append(error)
 
     found: set[tuple[int, str]] = set()
@@ -345,7 +345,8 @@ def watched(watch: Callable[[], Connection], pid: int, run: Callable[[], Any]) -
 
 def _hold(holder: Connection, mode: str) -> None:
     rows = holder.execute(
-        """SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        """SELECT n.nspname::text, c.relname::text
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         ORDER BY c.oid LIMIT %(most)s""",
         {"most": HELD_TABLES_MAX},
