@@ -113,10 +113,13 @@ def stop(data_dir: Path) -> bool:
     return True
 
 
-def throwaway(*, settings: Mapping[str, str] | None = None) -> Server:
-    """Start a new server in a temporary folder, which goes when it stops. Raises EmbeddedServerFailed."""
-    _sweep_throwaways()
-    folder = Path(tempfile.mkdtemp(prefix=THROWAWAY))
+def throwaway(*, settings: Mapping[str, str] | None = None, within: Path | None = None) -> Server:
+    """Start a new server in a temporary folder, which goes when it stops. Raises EmbeddedServerFailed.
+
+    `within` is where that folder is made, if not where temporary files go.
+    """
+    _sweep_throwaways(within or Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=THROWAWAY, dir=within))
     held = os.open(folder, os.O_RDONLY)
     try_lock(held)
     try:
@@ -128,9 +131,9 @@ def throwaway(*, settings: Mapping[str, str] | None = None) -> Server:
         raise
 
 
-def _sweep_throwaways() -> None:
+def _sweep_throwaways(within: Path) -> None:
     """Remove what killed owners left behind: folders that nobody holds any more."""
-    found = Path(tempfile.gettempdir()).glob(f"{THROWAWAY}*")
+    found = within.glob(f"{THROWAWAY}*")
     for folder in itertools.islice(found, SWEEP_MAX):
         with suppress(OSError):  # another user's, or another sweeper was faster
             if time.time() - folder.lstat().st_mtime > SWEEP_AGE_SECONDS and not folder.is_symlink():

@@ -1,14 +1,16 @@
-"""The commands that deliver: migrations as one SQL file."""
+"""The commands that deliver: migrations as one SQL file, and seeds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.errors import MigrateError, WrongUsage
 
 if TYPE_CHECKING:
+    from tollbook.migrate.bundle import Bundle
     from tollbook.migrate.cli import Call
+    from tollbook.migrate.seeds import Seeding
 
 out_option = click.option("--out", type=click.Path(dir_okay=False), help="The file to write.")
 
@@ -57,10 +59,39 @@ def bundle(
     call.answer(answer, lambda _: _show_bundle(made, out))
 
 
-def _show_bundle(made: Any, out: str | None) -> None:
+def _show_bundle(made: "Bundle", out: str | None) -> None:
     if out is None:
         click.echo(made.text, nl=False)
         return
     does = "takes back" if made.undo else "applies"
     before = f" It needs {made.after}." if made.after else ""
     click.echo(f"{out} {does} {len(made.migrations)}.{before} Run it by: psql -v ON_ERROR_STOP=1 -f {out}")
+
+
+@click.option("--env", help="The environment (else what the database is marked as, or dev).")
+@click.option("--force", is_flag=True, help="Seed production too, and what is not marked.")
+@click.option("--mark", metavar="ENV", help="Write into the database which environment it is; seed nothing.")
+def seed(call: "Call", *, env: str | None, force: bool, mark: str | None) -> None:
+    """Run the seeds beside the folder that are new or changed: NN_name.sql and NN_name.ENV.sql.
+
+    Refused where the database is marked as production, and where it is elsewhere and not marked.
+    """
+    from tollbook.migrate import seeds
+
+    if mark is not None:
+        if env or force:
+            raise WrongUsage("Give --mark alone.")
+        database = seeds.mark(call.url, mark)
+        answer = {"database": database, "environment": mark}
+        call.answer(answer, lambda _: click.echo(f"{database} is marked as {mark}."))
+        return
+    done = seeds.seed(call.url, call.folders, env=env, force=force, listen=call.listen)
+    call.answer(done, _show_seeding)
+
+
+def _show_seeding(done: "Seeding") -> None:
+    for one in done.ran:
+        click.echo(f"✓ seeded {one.seed}  {one.duration_seconds * 1000:.0f} ms")
+    click.echo(
+        f"{len(done.ran)} seeded as {done.environment}, {len(done.unchanged)} unchanged on {done.database}."
+    )
