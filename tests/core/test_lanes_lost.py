@@ -241,3 +241,31 @@ async def test_whatever_a_chain_takes_back_each_call_is_paid_once(
         for each in again:
             await mine(one, each)
     assert [count_paid(own_chain, call) for call in calls] == [1] * len(calls)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_one_that_came_back_and_is_taken_again_stalls_nothing(
+    database: Database, own_chain: LocalChain, operator: LocalAccount
+) -> None:
+    """Once it was final, nobody has its call any more: it cannot be sent anew."""
+    deep = {"confirmations": {NETWORK: 2}, **NOW}
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator)], **deep) as lanes:
+        before = own_chain.call("evm_snapshot")
+        sent = await mine(lanes, await lanes.submit(make_call()))
+        raw = own_chain.call("eth_getRawTransactionByHash", sent.hash)
+        own_chain.call("evm_mine")
+        assert (await lanes.mend()).confirmed == 1
+        own_chain.call("evm_revert", before)
+        own_chain.call("anvil_mine", "0x3")
+        assert (await lanes.mend()).lost == 1
+        again = own_chain.call("evm_snapshot")
+        own_chain.call("eth_sendRawTransaction", raw)
+        assert (await lanes.mend()).mined == 1
+        own_chain.call("evm_revert", again)
+        own_chain.call("anvil_mine", "0x3")
+        await lanes.mend()
+        assert await read(lanes, sent) == "lost"
+        late = make_call()
+        await mine(lanes, await lanes.submit(late))
+        await lanes.mend()
+    assert count_paid(own_chain, late) == 1

@@ -343,3 +343,20 @@ async def test_a_late_refusal_frees_nothing_that_was_issued_anew(database: Datab
         assert await nonces.free(tx, {first.transaction_id: first.hash}) == set()
         assert not await transactions.drop(tx, first.transaction_id, first.hash, sends=1)
         assert await nonces.free(tx, {again.transaction_id: again.hash}) == {again.transaction_id}
+
+
+async def test_who_displaced_it_once_is_not_taken_for_who_displaced_it_now(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    call = make_call(purpose="refund:1")
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        proxy.refusals = {SEND: [NO_MATTER]}
+        await lanes.submit(call)
+        send_elsewhere(own_chain, operator, 0)
+        assert (await lanes.mend()).dropped == 1  # it is for its owner to send again
+        assert (await lanes.submit(call)).nonce == 1
+        proxy.lies = {"eth_getTransactionReceipt": [None]}  # one node of several lags
+        assert (await lanes.mend()).dropped == 0
+        await lanes.mend()
+        assert (await find(lanes, call.purpose)).status == "mined"
+    assert count_paid(own_chain, call) == 1

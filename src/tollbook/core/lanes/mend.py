@@ -255,7 +255,7 @@ class _Sweep:
             async with self._lanes.database.write() as tx:
                 orphaned = await transactions.record_orphaned(tx, row)
             self.mended.orphaned += orphaned
-            if orphaned:
+            if orphaned and row.sealed_call is not None:
                 await self._resend(row)
 
     async def _read_block_hashes(self, numbers: set[int]) -> dict[int, str | None]:

@@ -181,7 +181,8 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
             """
             UPDATE core.transactions t
             SET status = 'signed', hash = w.hash, hashes = ARRAY[w.hash], sealed_call = w.sealed_call,
-                gas = w.gas, fee_max = w.fee_max, tip_max = w.tip_max, sends = 1, sent_at = %(now)s
+                gas = w.gas, fee_max = w.fee_max, tip_max = w.tip_max, sends = 1, sent_at = %(now)s,
+                holder_hash = NULL
             FROM unnest(
                 %(ids)s::bigint[], %(senders)s::text[], %(nonces)s::bigint[], %(hashes)s::text[],
                 %(sealed_calls)s::bytea[], %(gases)s::bigint[], %(fees_max)s::bigint[], %(tips_max)s::bigint[]
@@ -368,13 +369,13 @@ async def record_confirmed(tx: WriteTx, transaction_ids: Sequence[int], block_ha
 
 
 async def record_orphaned(tx: WriteTx, row: Unfinished) -> bool:
-    """Its block is no longer of the chain: it is on its way again."""
+    """Its block is no longer of the chain: it is on its way again, or lost where its call is not kept."""
     return bool(
         await tx.execute(
             """
             UPDATE core.transactions
-            SET status = 'sent', succeeded = NULL, block_number = NULL, block_hash = NULL, gas_used = NULL,
-                fee_paid = NULL, mined_at = NULL
+            SET status = CASE WHEN sealed_call IS NULL THEN 'lost' ELSE 'sent' END, succeeded = NULL,
+                block_number = NULL, block_hash = NULL, gas_used = NULL, fee_paid = NULL, mined_at = NULL
             WHERE transaction_id = %(transaction_id)s AND status = 'mined' AND confirmed_at IS NULL
               AND block_hash = %(block_hash)s
             """,
