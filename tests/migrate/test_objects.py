@@ -142,3 +142,23 @@ def test_nothing_a_file_sets_disturbs_the_record_or_the_next_file(
     assert (result := apply()).exit_code == 0, result.output
     assert ask("SELECT count(*) FROM tollbook_migrate.history") == 2
     assert ask("SELECT to_regclass('public.b') IS NOT NULL") is True
+
+
+def test_an_index_on_the_parent_alone_is_kept_as_made(write: Any, run: Run) -> None:
+    write(
+        "0001_a",
+        up="CREATE TABLE p (i int) PARTITION BY LIST (i); CREATE TABLE p1 PARTITION OF p DEFAULT;\n"
+        "CREATE INDEX p_i ON ONLY p (i); CREATE INDEX ON ONLY p (i);",
+    )
+    write("0002_b", up="CREATE INDEX CONCURRENTLY p1_i ON p1 (i);\nALTER INDEX p_i ATTACH PARTITION p1_i;")
+    result = run("apply", "--auto", "--skip-backup")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_lost_constraint_takes_its_index_along(write: Any, run: Run, ask: Any) -> None:
+    write("0001_a", up="CREATE TABLE t (i int); CREATE UNIQUE INDEX u ON t (i);")
+    write("0002_b", up="ALTER TABLE t ADD CONSTRAINT c UNIQUE USING INDEX u;")
+    write("0003_c", up="ALTER TABLE t ADD COLUMN j int;")
+    assert run("apply", "--auto", "--skip-backup").exit_code == 0
+    assert ask("SELECT removed ->> 0 FROM tollbook_migrate.history WHERE name = '0002_b'") is not None
+    assert run("verify").exit_code == 0

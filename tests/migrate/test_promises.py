@@ -100,3 +100,18 @@ def test_a_syntax_error_has_file_line_column_and_a_caret() -> None:
     assert problem.place
     assert (problem.place.line, problem.place.column) == (2, 3)
     assert problem.place.excerpt == "  CREAT TABLE t ();\n  ^"
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("ALTER TABLE t ADD COLUMN i int, ALTER COLUMN j SET NOT NULL", False),
+        ("ALTER TABLE t ADD CONSTRAINT c CHECK (i > 0) NOT VALID; ALTER TABLE t VALIDATE CONSTRAINT c", False),
+        ("ALTER TABLE t ADD CONSTRAINT c UNIQUE USING INDEX i", True),
+        ("ALTER TABLE t DROP COLUMN i", True),
+        ("ALTER TABLE t ADD COLUMN i int, DROP CONSTRAINT c", True),
+        ("DO 'BEGIN END'", True),
+    ],
+)
+def test_what_takes_nothing_away_is_told_from_what_may(text: str, may: bool) -> None:
+    assert promises.collect(statements.read(script(text)).statements).may_remove is may

@@ -1,5 +1,6 @@
 """Whether promised objects are there: looked up in the catalog by name, of the right kind, and valid."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,18 +9,20 @@ from tollbook.migrate.exchange import Query, command, load, write
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.session import Connection
 
+Name = tuple[str, ...]
 Row = tuple[Any, ...]
 
 
 @dataclass(slots=True)
 class Presence:
-    """The catalog's rows for the names asked for."""
+    """What the catalog holds under the names asked for."""
 
-    relations: list[Row] = field(default_factory=list[Row])  # kind, schema, name, table, valid, by constraint
-    functions: list[Row] = field(default_factory=list[Row])  # schema, name, input types
-    triggers: list[Row] = field(default_factory=list[Row])  # schema, table, name
-    types: list[Row] = field(default_factory=list[Row])  # schema, name
-    names: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # schemas, extensions
+    relations: dict[Name, tuple[str, bool]] = field(default_factory=dict[Name, tuple[str, bool]])
+    indexes: dict[Name, list[str]] = field(default_factory=lambda: defaultdict[Name, list[str]](list))
+    functions: dict[Name, list[list[str]]] = field(
+        default_factory=lambda: defaultdict[Name, list[list[str]]](list)
+    )
+    others: set[Name] = field(default_factory=set[Name])  # kind, schema, table of a trigger, name
     type_names: dict[str, str | None] = field(default_factory=dict[str, str | None])
 
 
@@ -30,10 +33,6 @@ class Verdict:
     found: tuple[Promise, ...]
     missing: tuple[Promise, ...]
     wrong: tuple[str, ...]  # a sentence for each missing one
-
-    def missing_of(self, promises: Iterable[Promise]) -> list[Promise]:
-        """Return those of the promises that are missing."""
-        return [promise for promise in promises if promise in self.missing]
 
 
 def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
@@ -46,12 +45,17 @@ def gather(rows: Iterable[Row]) -> Presence:
     """Sort the answers to what was asked."""
     presence = Presence()
     for what, *row in rows:
-        if what == "name":
-            presence.names.add((row[0], row[1]))
-        elif what == "type name":
-            presence.type_names[row[0]] = row[1]
-        else:
-            getattr(presence, what).append(tuple(row))
+        match what:
+            case "relation":
+                presence.relations[row[0], row[1]] = (row[2], row[3])
+            case "its index":
+                presence.indexes[row[0], row[1]].append(row[2])
+            case "function":
+                presence.functions[row[0], row[1]].append(row[2])
+            case "type name":
+                presence.type_names[row[0]] = row[1]
+            case _:
+                presence.others.add((what, *row))
     return presence
 
 
@@ -61,11 +65,13 @@ def ask(promises: Sequence[Promise]) -> list[Query]:
         kind: sorted({p.name for p in promises if p.kind == kind and p.name})
         for kind in {p.kind for p in promises}
     }
-    relations = [name for kind in RELATION_KINDS for name in names.get(kind, [])]
+    relations = sorted({name for kind in RELATION_KINDS for name in names.get(kind, [])})
     unnamed = sorted({p.on for p in promises if p.kind == "index" and p.name is None and p.on})
     queries: list[Query] = []
-    if relations or unnamed:
-        queries.append((RELATIONS, {"names": sorted(set(relations)), "tables": unnamed}))
+    if relations:
+        queries.append((RELATIONS, {"names": relations}))
+    if unnamed:
+        queries.append((INDEXES, {"tables": unnamed}))
     if "function" in names:
         queries.append((FUNCTIONS, {"names": names["function"]}))
         texts = sorted({arg for p in promises for arg in p.args or ()})
@@ -82,23 +88,27 @@ def ask(promises: Sequence[Promise]) -> list[Query]:
 
 
 RELATION_KINDS = ("table", "view", "materialized view", "sequence", "index")
+# An index ON ONLY a partitioned table is invalid until those of all partitions are attached: it is as made.
 RELATIONS = """
-SELECT 'relations', CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'f' THEN 'table'
+SELECT 'relation', n.nspname::text, c.relname::text,
+    CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'f' THEN 'table'
         WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
         WHEN 'c' THEN 'type' ELSE 'index' END,
-    n.nspname::text, c.relname::text, t.relname::text, coalesce(i.indisvalid, true),
-    EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = c.oid AND k.contype IN ('p', 'u', 'x'))
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_index i ON i.indexrelid = c.oid LEFT JOIN pg_class t ON t.oid = i.indrelid
-WHERE c.oid IN (
-    SELECT oid FROM pg_class WHERE relname = ANY(%(names)s)
-    UNION ALL SELECT x.indexrelid FROM pg_index x JOIN pg_class y ON y.oid = x.indrelid
-        WHERE y.relname = ANY(%(tables)s))
-  AND c.relpersistence <> 't'
+    i.indisvalid IS NOT FALSE OR c.relkind = 'I'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid
+WHERE c.relname = ANY(%(names)s) AND c.relpersistence <> 't'"""
+# The indexes of a table that are no constraint's, newest first.
+INDEXES = """
+SELECT 'its index', n.nspname::text, t.relname::text, c.relname::text
+FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+JOIN pg_index i ON i.indrelid = t.oid JOIN pg_class c ON c.oid = i.indexrelid
+WHERE t.relname = ANY(%(tables)s) AND t.relpersistence <> 't' AND (i.indisvalid OR c.relkind = 'I')
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+    AND d.refclassid = 'pg_constraint'::regclass AND d.deptype = 'i')
 ORDER BY c.oid DESC"""
 # Types by schema and name: PostgreSQL's own notation of a type depends on the search_path of the moment.
 FUNCTIONS = """
-SELECT 'functions', n.nspname::text, p.proname::text,
+SELECT 'function', n.nspname::text, p.proname::text,
     ARRAY(SELECT quote_ident(tn.nspname) || '.' || quote_ident(t.typname)
         FROM unnest(p.proargtypes) WITH ORDINALITY AS a (oid, place)
         JOIN pg_type t ON t.oid = a.oid JOIN pg_namespace tn ON tn.oid = t.typnamespace ORDER BY a.place)
@@ -108,17 +118,17 @@ SELECT 'type name', w.word, quote_ident(tn.nspname) || '.' || quote_ident(t.typn
 FROM unnest(%(names)s::text[]) AS w (word)
 LEFT JOIN pg_type t ON t.oid = to_regtype(w.word)::oid LEFT JOIN pg_namespace tn ON tn.oid = t.typnamespace"""
 TRIGGERS = """
-SELECT 'triggers', n.nspname::text, c.relname::text, g.tgname::text
+SELECT 'trigger', n.nspname::text, c.relname::text, g.tgname::text
 FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE g.tgname = ANY(%(names)s) AND NOT g.tgisinternal"""
 TYPES = """
-SELECT 'types', n.nspname::text, t.typname::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+SELECT 'type', n.nspname::text, t.typname::text FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_class c ON c.oid = t.typrelid
 WHERE t.typname = ANY(%(names)s) AND t.typtype IN ('b', 'c', 'd', 'e', 'r')
   AND (c.oid IS NULL OR c.relkind = 'c')"""
 NAMES = """
-SELECT 'name', 'schema', nspname::text FROM pg_namespace WHERE nspname = ANY(%(schemas)s)
-UNION ALL SELECT 'name', 'extension', extname::text FROM pg_extension WHERE extname = ANY(%(extensions)s)"""
+SELECT 'schema', nspname::text FROM pg_namespace WHERE nspname = ANY(%(schemas)s)
+UNION ALL SELECT 'extension', extname::text FROM pg_extension WHERE extname = ANY(%(extensions)s)"""
 
 
 def judge(promises: Iterable[Promise], presence: Presence, path: Sequence[str]) -> Verdict:
@@ -141,52 +151,52 @@ def judge(promises: Iterable[Promise], presence: Presence, path: Sequence[str]) 
 def _match(
     promise: Promise, presence: Presence, path: Sequence[str], claimed: set[str]
 ) -> tuple[Promise | None, str]:
+    missing = f"the {promise.kind} {promise} is missing"
     if promise.kind in ("schema", "extension"):
-        there = (promise.kind, promise.name) in presence.names
-        return (promise if there else None), f"the {promise.kind} {promise} is missing"
-    places = [promise.schema] if promise.schema else list(path)
-    for schema in places:
+        there = (promise.kind, promise.name or "") in presence.others
+        return (promise if there else None), missing
+    for schema in [promise.schema] if promise.schema else path:
         match, complaint = MATCHERS.get(promise.kind, _match_relation)(promise, schema, presence, claimed)
         if match or complaint:
             return (replace(match, schema=schema) if match else None), complaint
-    return None, f"the {promise.kind} {promise} is missing"
+    return None, missing
 
 
 def _match_relation(
     promise: Promise, schema: str, presence: Presence, claimed: set[str]
 ) -> tuple[Promise | None, str]:
-    for kind, its_schema, name, table, valid, by_constraint in presence.relations:
-        if its_schema != schema:
-            continue
-        if promise.name is None:
-            # The newest index of the table that is nobody else's: rows come newest first.
-            if table == promise.on and not by_constraint and name not in claimed and kind == "index":
-                claimed.add(name)
-                return replace(promise, name=name), ""
-            continue
-        if name != promise.name:
-            continue
-        if kind != promise.kind:
-            return None, f"{promise} should be a {promise.kind}, but a {kind} of that name is there"
-        if not valid:
-            return (
-                None,
-                f"the index {promise} is invalid: an earlier build failed; drop it and build it again",
-            )
-        return promise, ""
-    return None, ""
+    if promise.name is None:
+        return _match_unnamed(promise, schema, presence, claimed)
+    found = presence.relations.get((schema, promise.name))
+    if found is None:
+        return None, ""
+    kind, valid = found
+    if kind != promise.kind:
+        return None, f"{promise} should be a {promise.kind}, but a {kind} of that name is there"
+    if not valid:
+        return None, f"the index {promise} is invalid: an earlier build failed; drop it and build it again"
+    return promise, ""
+
+
+def _match_unnamed(
+    promise: Promise, schema: str, presence: Presence, claimed: set[str]
+) -> tuple[Promise | None, str]:
+    """Take the newest index of the table that is nobody else's."""
+    names = presence.indexes.get((schema, promise.on or ""), [])
+    name = next((name for name in names if name not in claimed), None)
+    if name is None:
+        return None, ""
+    claimed.add(name)
+    return replace(promise, name=name), ""
 
 
 def _match_function(
     promise: Promise, schema: str, presence: Presence, claimed: set[str]
 ) -> tuple[Promise | None, str]:
     wanted = [presence.type_names.get(arg, arg) for arg in promise.args or ()]
-    for its_schema, name, args in presence.functions:
-        if (its_schema, name) != (schema, promise.name):
-            continue
-        same_types = None in wanted and len(wanted) == len(
-            args
-        )  # a type we cannot name, such as t.column%TYPE
+    for args in presence.functions.get((schema, promise.name or ""), []):
+        # A type that we cannot name, such as t.column%TYPE, may be any.
+        same_types = None in wanted and len(wanted) == len(args)
         if promise.args is None or args == wanted or same_types:
             return replace(promise, args=tuple(args)), ""
     return None, ""
@@ -195,13 +205,14 @@ def _match_function(
 def _match_trigger(
     promise: Promise, schema: str, presence: Presence, claimed: set[str]
 ) -> tuple[Promise | None, str]:
-    return (promise if (schema, promise.on, promise.name) in presence.triggers else None), ""
+    there = ("trigger", schema, promise.on or "", promise.name or "") in presence.others
+    return (promise if there else None), ""
 
 
 def _match_type(
     promise: Promise, schema: str, presence: Presence, claimed: set[str]
 ) -> tuple[Promise | None, str]:
-    return (promise if (schema, promise.name) in presence.types else None), ""
+    return (promise if ("type", schema, promise.name or "") in presence.others else None), ""
 
 
 MATCHERS = {"function": _match_function, "trigger": _match_trigger, "type": _match_type}

@@ -20,6 +20,28 @@ KEEPING = (
     ast.DeleteStmt, ast.VariableSetStmt, ast.CreatePolicyStmt, ast.AlterEnumStmt, ast.CreateStatsStmt,
     ast.AlterOwnerStmt, ast.RefreshMatViewStmt,
 )  # fmt: skip
+# Of ALTER TABLE, what leaves indexes, triggers and sequences alone. Most migrations are no more than this.
+KEEPING_COMMANDS = frozenset(
+    (
+        AlterTableType.AT_AddColumn,
+        AlterTableType.AT_ColumnDefault,
+        AlterTableType.AT_DropNotNull,
+        AlterTableType.AT_SetNotNull,
+        AlterTableType.AT_SetStatistics,
+        AlterTableType.AT_SetStorage,
+        AlterTableType.AT_AlterColumnType,
+        AlterTableType.AT_ValidateConstraint,
+        AlterTableType.AT_ChangeOwner,
+        AlterTableType.AT_SetRelOptions,
+        AlterTableType.AT_ReplicaIdentity,
+        AlterTableType.AT_EnableTrig,
+        AlterTableType.AT_DisableTrig,
+        AlterTableType.AT_EnableRowSecurity,
+        AlterTableType.AT_DisableRowSecurity,
+        AlterTableType.AT_ForceRowSecurity,
+        AlterTableType.AT_NoForceRowSecurity,
+    )
+)
 # Statements that can do anything, unseen by the grammar.
 OPAQUE = (ast.DoStmt, ast.CallStmt, ast.ExecuteStmt, ast.SelectStmt)
 KINDS = {
@@ -69,9 +91,12 @@ class Promises:
             return
         if promise.schema is None and promise.kind not in ("schema", "extension"):
             # An index or trigger lies in its table's schema, which need not be the first of the search path.
-            tables = (other.schema for other in self.made if promise.on and other.name == promise.on)
-            promise = replace(promise, schema=next(tables, self.schema))
-        if promise.name is None or not any(same(promise, other) for other in self.made):
+            tables = (other.schema for other in self.made if other.name == promise.on) if promise.on else ()
+            promise = replace(promise, schema=next(iter(tables), self.schema))
+        # By name first: a dump makes thousands of objects in one file.
+        if promise.name is None or not any(
+            other.name == promise.name and same(promise, other) for other in self.made
+        ):
             self.made.append(promise)
 
     def drop(self, gone: Promise) -> None:
@@ -111,11 +136,20 @@ def collect(statements: Iterable[Statement]) -> Promises:
         handle = HANDLERS.get(kind_of(tree))
         if isinstance(tree, OPAQUE):
             promises.opaque = True
-        if not isinstance(tree, KEEPING):
+        if not isinstance(tree, KEEPING) and not _only_adds(tree):
             promises.may_remove = True
         if handle:
             handle(promises, tree, statement.index)
     return promises
+
+
+def _only_adds(tree: Any) -> bool:
+    return isinstance(tree, ast.AlterTableStmt) and all(
+        # A constraint USING INDEX gives the index its own name.
+        command.subtype in KEEPING_COMMANDS
+        or (command.subtype == AlterTableType.AT_AddConstraint and not command.def_.indexname)
+        for command in tree.cmds or ()
+    )
 
 
 def _relation(kind: str, relation: Any, *, conditional: bool) -> Promise:
