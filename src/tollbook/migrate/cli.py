@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tollbook.migrate import files, report
+from tollbook.migrate import files, jsonlog, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
 from tollbook.migrate.cli_deliver import bundle, seed
 from tollbook.migrate.cli_lint import lint
@@ -43,6 +43,7 @@ class Call:
         *,
         as_json: bool,
         verbose: bool,
+        log_json: bool = False,
     ) -> None:
         self.dirs = dirs
         self.format = format_
@@ -50,6 +51,7 @@ class Call:
         self.default_folders, self.default_url = defaults
         self.as_json = as_json
         self.verbose = verbose
+        self.log_json = log_json
 
     @property
     def folders(self) -> list[Folder]:
@@ -92,7 +94,9 @@ class Call:
 
     def listen(self, event: Event) -> None:
         """Print progress, unless the answer is to be one JSON object."""
-        if not self.as_json:
+        if self.log_json:
+            jsonlog.write(event)
+        elif not self.as_json:
             report.show_event(event, verbose=self.verbose)
 
     def confirm(self, question: str, *, auto: bool) -> None:
@@ -117,9 +121,11 @@ def reporting(call: Call) -> Generator[None]:
     try:
         yield
     except MigrateError as error:
+        if call.log_json:
+            jsonlog.write_error(error)
         if call.as_json:
             click.echo(report.write_json(report.describe_error(error)))
-        else:
+        elif not call.log_json:
             click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(str(error), err=True)
         sys.exit(error.exit_code)
@@ -142,7 +148,7 @@ def logged(call: Call, command: str, *, quiet: bool = False) -> Generator[RunLog
         with log:
             yield log
     finally:
-        if not call.as_json and not quiet:
+        if not (call.as_json or quiet or call.log_json):
             click.echo(
                 f"Log: {log.path}" if log.path else "No log: its folder cannot be written to.", err=True
             )
@@ -170,17 +176,30 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
             database_url: str | None,
             as_json: bool,
             verbose: bool,
+            log: str,
             **options: Any,
         ) -> None:
             call = Call(
-                dirs, format_, database_url, (default_folders, default_url), as_json=as_json, verbose=verbose
+                dirs,
+                format_,
+                database_url,
+                (default_folders, default_url),
+                as_json=as_json,
+                verbose=verbose,
+                log_json=log == "json",
             )
-            with reporting(call):
+            with jsonlog.told(name, on=call.log_json), reporting(call):
                 command(call, **options)
 
         invoke.__doc__ = command.__doc__
         invoke.__click_params__ = list(getattr(command, "__click_params__", []))  # pyright: ignore[reportFunctionMemberAccess]
         wrapped = click.option("--verbose", "-v", is_flag=True, help="Name every object.")(invoke)
+        wrapped = click.option(
+            "--log",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            help="json: what happens as lines of JSON on standard error.",
+        )(wrapped)
         wrapped = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(wrapped)
         wrapped = click.option("--database-url", help="The database (else DATABASE_URL).")(wrapped)
         wrapped = click.option(

@@ -39,6 +39,11 @@ def write_json(value: Any) -> str:
     return json.dumps(value, default=_plain, ensure_ascii=False, indent=2)
 
 
+def write_line(value: Any) -> str:
+    """Return the same as one line."""
+    return json.dumps(value, default=_plain, ensure_ascii=False)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
