@@ -60,7 +60,7 @@ build/judges/.ready: judges/requirements.txt
 
 lock:
 	python3 -m venv build/lock && build/lock/bin/pip install -q uv
-	build/lock/bin/uv pip compile $(LOCK_FLAGS) --group dev --extra telemetry --extra alembic pyproject.toml \
+	build/lock/bin/uv pip compile $(LOCK_FLAGS) --group dev --extra telemetry --extra alembic --extra s3 pyproject.toml \
 		-o requirements.lock >/dev/null
 	build/lock/bin/uv pip compile $(LOCK_FLAGS) bench/requirements.in -o bench/requirements.txt >/dev/null
 
