@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tollbook.migrate import files, jsonlog, report
+from tollbook.migrate import cli_fleet, files, jsonlog, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
 from tollbook.migrate.cli_deliver import bundle, seed
 from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.cli_plan import plan, show_before_apply
 from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
+from tollbook.migrate.cli_verify import drift, verify
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event, ignore
 from tollbook.migrate.files import Folder
@@ -166,7 +167,7 @@ def backup_options(command: Command) -> Command:
 def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Group:
     """Return the group `migrate`; the defaults are asked for only where no option says otherwise."""
 
-    def common(command: Callable[..., None]) -> Callable[..., None]:
+    def common(name: str, command: Callable[..., None]) -> Callable[..., None]:
         """Add the options all commands share, and hand them over as one Call."""
 
         def invoke(
@@ -189,11 +190,15 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
                 log_json=log == "json",
             )
             with jsonlog.told(name, on=call.log_json), reporting(call):
-                command(call, **options)
+                if fleet := cli_fleet.take(options):
+                    cli_fleet.run(call, name, fleet, options)
+                else:
+                    command(call, **options)
 
         invoke.__doc__ = command.__doc__
         invoke.__click_params__ = list(getattr(command, "__click_params__", []))  # pyright: ignore[reportFunctionMemberAccess]
-        wrapped = click.option("--verbose", "-v", is_flag=True, help="Name every object.")(invoke)
+        many = cli_fleet.fleet_options(invoke) if name in cli_fleet.WORKS else invoke
+        wrapped = click.option("--verbose", "-v", is_flag=True, help="Name every object.")(many)
         wrapped = click.option(
             "--log",
             type=click.Choice(["text", "json"]),
@@ -223,7 +228,7 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
         """Plan, apply, verify and take back migrations."""
 
     for name, command in COMMANDS.items():
-        migrate.command(name)(common(command))
+        migrate.command(name)(common(name, command))
     return migrate
 
 
@@ -324,15 +329,6 @@ def status(call: Call) -> None:
     sys.exit(EXIT_DRIFT if found.pending or found.drift else 0)
 
 
-def verify(call: Call) -> None:
-    """Look for everything that was promised, and count the rows. Exits with 3 on any difference."""
-    from tollbook.migrate import inspection
-
-    found = inspection.verify(call.url, call.folders)
-    call.answer(found, report.show_verification)
-    sys.exit(0 if found.sound else EXIT_DRIFT)
-
-
 @click.option("--to", metavar="VERSION", help="Up to where the database is, where no tool's history says it.")
 @click.option("--back", is_flag=True, help="Write what is applied here into the other tool's history.")
 @auto_option
@@ -367,6 +363,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": lock_option(plan),
     "apply": apply,
     "verify": verify,
+    "drift": drift,
     "status": status,
     "revert": revert,
     "backup": backup,

@@ -1,17 +1,22 @@
 """Looking without changing: what is applied, and whether everything it promised is still there."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from psycopg import sql
 
 from tollbook.migrate import formats, history, objects, preflight, presence
+from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder
 from tollbook.migrate.history import Applied, Backfilled
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import Connection, connected, name_target, read_url
+
+if TYPE_CHECKING:
+    from tollbook.migrate.drift import Difference
 
 TABLES_COUNTED_MAX = 1_000
 # Tables up to this size are counted row by row; larger ones are estimated from the planner's statistics.
@@ -72,7 +77,11 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What is there of what was promised. wrong: a sentence for each object that is not; drift: for files."""
+    """What is there of what was promised. wrong: a sentence for each object that is not; drift: for files.
+
+    replayed: how many migrations were carried out on a throw-away server to compare with what they make,
+    object by object; None where only the promises were looked for, and why is in notes.
+    """
 
     database: str
     folders: tuple[FolderCounts, ...]
@@ -81,6 +90,9 @@ class Verification:
     drift: tuple[str, ...]
     pending: tuple[str, ...]
     rows: tuple[TableRows, ...]
+    replayed: int | None = None
+    differences: "tuple[Difference, ...]" = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -119,11 +131,36 @@ def _describe(
     return Status(database, (*applied, *pending))
 
 
-def verify(url: str, folders: Sequence[Folder]) -> Verification:
-    """Look for everything the applied migrations promised and no later one removed; count rows.
+def verify(
+    url: str, folders: Sequence[Folder], *, quick: bool = False, listen: Listener = ignore
+) -> Verification:
+    """Compare the catalog with what the applied migrations make on a throw-away server; count rows.
 
-    All from one moment. Raises MigrateError.
+    quick, or where they cannot be carried out there: look for what they promised and no later one removed.
+    Raises MigrateError.
     """
+    looked = _look_for_promises(url, folders)
+    if quick or not looked.folders:
+        return looked
+    from tollbook.migrate import drift  # it loads the grammar, which looking need not wait for
+
+    try:
+        found = drift.drift(url, folders, listen=listen)
+    except drift.NotReplayable as error:
+        listen(Event("note", f"Only the promises were looked for: {error}"))
+        return replace(looked, notes=(str(error),))
+    return replace(
+        looked,
+        counts=found.counts,
+        wrong=tuple(str(one) for one in found.differences),
+        replayed=found.replayed,
+        differences=found.differences,
+        notes=found.notes,
+    )
+
+
+def _look_for_promises(url: str, folders: Sequence[Folder]) -> Verification:
+    """All from one moment."""
     migrations = formats.read(folders)
     with connected(url) as conn:
         conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

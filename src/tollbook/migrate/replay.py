@@ -19,6 +19,7 @@ from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Migration
 from tollbook.migrate.session import Connection, connected, read_pid
+from tollbook.migrate.traffic import Guard, Traffic
 
 LOCK_TIMEOUT_SECONDS = 60.0
 PATH_DEFAULT = '"$user", public'
@@ -99,7 +100,7 @@ def find_roles(migrations: Sequence[Migration]) -> tuple[set[str], set[str]]:
                 named.add(node.rolename)
 
         def visit_CreateRoleStmt(self, ancestors: object, node: ast.CreateRoleStmt) -> None:  # noqa: N802
-            made.add(node.role)
+            made.add(node.role or "")
 
     finder = Finder()
     for script in (part for one in migrations for part in (one.up, one.down) if part):
@@ -110,11 +111,11 @@ def find_roles(migrations: Sequence[Migration]) -> tuple[set[str], set[str]]:
 
 
 def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:
-    """Carry migrations out in this order, with their history. Raises NotReplayable, naming the first that fails."""
+    """Carry migrations out in this order, with their history. Raises NotReplayable, naming what fails."""
     ready, problems = preflight.prepare(migrations)
     preflight.refuse(problems)
     with connected(url) as conn:
-        course = _begin(conn, [one.id for one in migrations], listen)
+        course = _begin(conn, url, [one.id for one in migrations], listen)
         for one in ready:
             listen(Event("replaying", one.migration.id))
             _carry(course, one, "up")
@@ -127,12 +128,14 @@ def take_back(url: str, migration: Migration, listen: Listener = ignore) -> None
     ready, problems = preflight.prepare([down])
     preflight.refuse(problems)
     with connected(url) as conn:
-        _carry(_begin(conn, [down.id], listen), ready[0], "down")
+        _carry(_begin(conn, url, [down.id], listen), ready[0], "down")
 
 
-def _begin(conn: Connection, names: Sequence[str], listen: Listener) -> Course:
+def _begin(conn: Connection, url: str, names: Sequence[str], listen: Listener) -> Course:
     history.create(conn)
-    return Course(conn, read_pid(conn), history.start(conn, "apply", names), LOCK_TIMEOUT_SECONDS, listen)
+    pid = read_pid(conn)
+    run = history.start(conn, "apply", names)
+    return Course(conn, pid, run, LOCK_TIMEOUT_SECONDS, listen, Guard(url, pid, Traffic(), listen))
 
 
 def _carry(course: Course, one: Prepared, direction: str) -> None:

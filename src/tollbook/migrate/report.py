@@ -116,20 +116,23 @@ def show_status(status: "Status") -> None:
 def show_verification(result: "Verification") -> None:
     """Print counts, rows and every difference."""
     click.echo(f"Verifying {result.database}")
-    for folder in result.folders:
+    for folder in result.folders if result.replayed is None else ():
         if counts := show_counts(folder.counts):
             click.echo(f"  {folder.folder}: {counts}")
-    if len(result.folders) > 1:
+    if len(result.folders) > 1 or result.replayed is not None:
         click.echo(f"  all: {show_counts(result.counts)}")
     for row in result.rows:
         click.echo(f"  {row.rows:>15,} rows {'' if row.exact else '(estimated) '}in {row.table}")
+    for note in result.notes:
+        click.echo(note)
     for sentence in (*result.wrong, *result.drift):
         click.secho(f"✗ {sentence}", fg="red")
     if result.pending:
         names = ", ".join(result.pending)
         click.secho(f"✗ pending: {names}. Apply with: tollbook migrate apply", fg="yellow")
     if result.sound:
-        click.secho("✓ everything that was promised is there", fg="green")
+        what = "was promised" if result.replayed is None else f"{result.replayed} migrations make"
+        click.secho(f"✓ everything that {what} is there", fg="green")
 
 
 def show_baseline(done: "Baseline", *, back: bool) -> None:

@@ -1,0 +1,276 @@
+"""Where a live database differs from what its applied migrations make, and the SQL to reconcile it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import psycopg
+from psycopg import sql as psql
+
+from tollbook.migrate import catalog, foreign, formats, history, preflight, replay
+from tollbook.migrate.catalog import Catalog, Object
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.files import Folder, Migration
+from tollbook.migrate.history import Applied
+from tollbook.migrate.objects import KINDS_SHOWN, Count
+from tollbook.migrate.preflight import Standing
+from tollbook.migrate.reconcile import Side, reconcile
+from tollbook.migrate.replay import NotReplayable, Stage
+from tollbook.migrate.session import Connection, connected, name_target, read_url
+
+# Unsound whatever the migrations make: looked for on the live side alone.
+UNSOUND = {
+    "index": ("(invalid)", "is invalid: an earlier build failed"),
+    "constraint": ("NOT VALID", "is not validated"),
+    "trigger": ("(disabled)", "is disabled"),
+    "column": ("(not valid)", "has a NOT NULL that is not validated"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An object that is missing, extra or changed on the live database; expected is what the files make."""
+
+    kind: str
+    name: str
+    expected: str | None
+    found: str | None
+
+    @property
+    def what(self) -> str:
+        """missing, extra or changed."""
+        return "missing" if self.found is None else "extra" if self.expected is None else "changed"
+
+    def __str__(self) -> str:
+        mark, fault = UNSOUND.get(self.kind, ("", ""))
+        if mark and (self.found or "").endswith(mark):
+            return f"the {self.kind} {self.name} {fault}"
+        words = {
+            "missing": "is not there",
+            "extra": "is not of the migrations",
+            "changed": "is not as the migrations make it",
+        }
+        return f"the {self.kind} {self.name} {words[self.what]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What differs. replayed: how many migrations were carried out to see; sql makes the live side the same.
+
+    notes name what was seen and left out of the comparison, and why.
+    """
+
+    database: str
+    replayed: int
+    counts: tuple[Count, ...]
+    differences: tuple[Difference, ...]
+    sql: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def drift(url: str, folders: Sequence[Folder], *, listen: Listener = ignore) -> Drift:
+    """Compare the live catalog with that of a throw-away database which the applied migrations were run on.
+
+    Raises MigrateError; NotReplayable where they cannot be run there.
+    """
+    migrations = formats.read(folders)
+    with connected(url) as conn:
+        standing = preflight.compare(migrations, folders, history.read(conn))
+        with replay.staged(listen) as stage:
+            return compare(conn, url, migrations, standing, stage)
+
+
+def compare(
+    conn: Connection, url: str, migrations: Sequence[Migration], standing: Standing, stage: Stage
+) -> Drift:
+    """Do the same in an open session and on a throw-away server that is there."""
+    applied = order(migrations, standing)
+    path = _read_path(conn)
+    target = stage.make(path=path)
+    admit(stage, applied, conn)
+    replay.play(target, applied, stage.listen)
+    stage.listen(Event("comparing", "Comparing the catalogs."))
+    live = Side(catalog.read(conn), catalog.read_needs(conn))
+    with connected(target) as there:
+        wanted = Side(catalog.read(there), catalog.read_needs(there))
+        live, wanted, notes = level(live, wanted, standing, there)
+    found = tuple(find(live.objects, wanted.objects))
+    return Drift(
+        name_target(read_url(url)),
+        len(applied),
+        count(live.objects, wanted.objects, found),
+        found,
+        reconcile(live, wanted),
+        tuple(notes),
+    )
+
+
+def order(migrations: Sequence[Migration], standing: Standing) -> list[Migration]:
+    """Return the applied migrations in the order they were applied. Raises NotReplayable without a file."""
+    files = {(one.folder, one.version): one for one in migrations}
+    if standing.missing:
+        names = ", ".join(one.name for one in standing.missing)
+        raise NotReplayable(f"There is no file any more of what is applied: {names}.")
+    return [files[one.folder, one.version] for one in standing.applied]
+
+
+def admit(stage: Stage, migrations: Sequence[Migration], conn: Connection | None = None) -> None:
+    """Make on the stage the roles that the files name, and those of the live server."""
+    named, made = replay.find_roles(migrations)
+    if conn is not None:
+        named |= {name for (name,) in conn.execute("SELECT rolname::text FROM pg_roles")}
+    stage.admit(sorted(named - made))
+
+
+def _read_path(conn: Connection) -> str:
+    row = conn.execute("SELECT current_setting('search_path')").fetchone()
+    return str(row[0]) if row and row[0] else "public"
+
+
+def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tuple[Side, Side, list[str]]:
+    """Take out what differs honestly: generated names, new partitions, others' objects, another printing."""
+    have, want = dict(live.objects), dict(wanted.objects)
+    notes = _drop_others(have, want, standing.elsewhere)
+    notes += _drop_partitions(have, want)
+    _match_names(have, want)
+    _reprint(have, want, there)
+    return Side(have, live.needs), Side(want, wanted.needs), notes
+
+
+def _drop_others(have: Catalog, want: Catalog, elsewhere: Sequence[Applied]) -> list[str]:
+    """Leave out the tables in which tools keep their histories, and what other folders' migrations made."""
+    tools = {keeper.table for keeper in foreign.KEEPERS}
+    schemas = {table.partition(".")[0] for table in tools if "." in table}
+    others = {str(promise) for one in elsewhere for promise in one.promised}
+    others |= {
+        promise.name or "" for one in elsewhere for promise in one.promised if promise.kind == "schema"
+    }
+    names = {
+        one.name
+        for key, one in have.items()
+        if key not in want
+        and (
+            one.name in others or one.name.partition(".")[2] in tools or one.name.partition(".")[0] in schemas
+        )
+    }
+    for key, one in [*have.items()]:
+        if key not in want and (one.name in names or one.parent in names):
+            del have[key]
+    told = [f"{len(elsewhere)} migrations of other folders are applied; what they made is left out."]
+    return told if elsewhere else []
+
+
+def _drop_partitions(have: Catalog, want: Catalog) -> list[str]:
+    """Leave out partitions that only one side has: they are made and dropped as time goes on."""
+    notes: list[str] = []
+    for side, other, where in ((have, want, "live"), (want, have, "in the files")):
+        names = {
+            one.name
+            for key, one in side.items()
+            if key not in other and one.kind == "table" and one.facts["bound"] and _known(one, other)
+        }
+        for key, one in [*side.items()]:
+            if one.name in names or one.parent in names:
+                del side[key]
+        if names:
+            notes.append(
+                f"{len(names)} partitions are only {where}; partitions come and go, and are left out."
+            )
+    return notes
+
+
+def _known(partition: Object, other: Catalog) -> bool:
+    return ("table", partition.facts["parents"]) in other
+
+
+def _match_names(have: Catalog, want: Catalog) -> None:
+    """Take constraints that differ by a name which PostgreSQL chose for the same."""
+    lost = [one for key, one in want.items() if key not in have and one.kind == "constraint"]
+    for one in lost:
+        twin = next(
+            (
+                other
+                for key, other in have.items()
+                if key not in want
+                and (other.kind, other.parent, other.definition) == (one.kind, one.parent, one.definition)
+                and other.facts["generated"]
+                and one.facts["generated"]
+            ),
+            None,
+        )
+        if twin is not None:
+            del have[twin.key]
+            del want[one.key]
+
+
+def _reprint(have: Catalog, want: Catalog, there: Connection) -> None:
+    """Have the live side's views printed by the server that printed the files': versions differ in it."""
+    for key, one in [*have.items()]:
+        other = want.get(key)
+        if one.kind in ("view", "materialized view") and other and one.definition != other.definition:
+            text = _print_anew(there, one.facts["query"])
+            same = text == other.facts["query"] and one.facts["options"] == other.facts["options"]
+            have[key] = replace(one, definition=other.definition) if same else one
+
+
+def _print_anew(there: Connection, query: str) -> str | None:
+    with there.transaction(force_rollback=True):
+        there.execute("SET LOCAL search_path = ''")
+        try:
+            there.execute(psql.SQL("CREATE TEMPORARY VIEW reprinted AS {}").format(psql.SQL(query)))  # pyright: ignore[reportArgumentType]
+        except psycopg.Error:
+            return None
+        row = there.execute("SELECT rtrim(pg_get_viewdef('pg_temp.reprinted'::regclass), ';')").fetchone()
+        return str(row[0]) if row else None
+
+
+def find(have: Catalog, want: Catalog) -> list[Difference]:
+    """Return what differs, and what is unsound on the live side though the files make it so."""
+    found = [
+        Difference(change.kind, change.name, change.after, change.before)
+        for change in catalog.diff(_define(have), _define(want))
+    ]
+    known = {(one.kind, one.name) for one in found}
+    found += [
+        Difference(one.kind, one.name, "sound", one.definition)
+        for key, one in have.items()
+        if key not in known and one.kind in UNSOUND and one.definition.endswith(UNSOUND[one.kind][0])
+    ]
+    return found + _compare_order(have, want)
+
+
+def _define(objects: Catalog) -> dict[tuple[str, str], str]:
+    return {key: one.definition for key, one in objects.items()}
+
+
+def _compare_order(have: Catalog, want: Catalog) -> list[Difference]:
+    """Compare the order of the columns that a table has on both sides."""
+    shared = {key for key in have if key in want and key[0] == "column"}
+    orders = [_list_columns(side, shared) for side in (have, want)]
+    return [
+        Difference("column order", table, ", ".join(orders[1][table]), ", ".join(names))
+        for table, names in orders[0].items()
+        if names != orders[1].get(table, names)
+    ]
+
+
+def _list_columns(side: Catalog, shared: set[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for one in sorted((side[key] for key in shared), key=lambda one: one.place):
+        found.setdefault(one.parent or "", []).append(one.facts["name"])
+    return found
+
+
+def count(have: Catalog, want: Catalog, found: Sequence[Difference]) -> tuple[Count, ...]:
+    """Count by kind what is there as the migrations make it; partitions are of their table."""
+    wrong = {(one.kind, one.name) for one in found}
+    spoilt = {("table", have[key].parent or "") for key in wrong if key in have and key[0] in catalog.PARTS}
+    spoilt |= {("table", want[key].parent or "") for key in wrong if key in want and key[0] in catalog.PARTS}
+    counts: list[Count] = []
+    for kind in KINDS_SHOWN:
+        keys = [key for key, one in want.items() if key[0] == kind and not one.facts.get("bound")]
+        if kind in ("schema", "extension"):
+            keys = [key for key in keys if key[1] not in ("public", "plpgsql")]
+        if keys:
+            sound = sum(key in have and key not in wrong and key not in spoilt for key in keys)
+            counts.append(Count(kind, sound, len(keys)))
+    return tuple(counts)

@@ -1,0 +1,413 @@
+"""The SQL that makes one catalog into another: what is lacking made, what differs altered, nothing lost."""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tollbook.migrate.catalog import Catalog, Key, Object, Place
+
+# In this order objects are made where nothing else is known of what needs what.
+RANKS = (
+    "schema",
+    "extension",
+    "type",
+    "domain constraint",
+    "sequence",
+    "function",
+    "table",
+    "column",
+    "sequence owner",
+    "index",
+    "constraint",
+    "statistics",
+    "view",
+    "materialized view",
+    "rule",
+    "trigger",
+    "event trigger",
+    "policy",
+    "grant",
+    "comment",
+)
+REPLACED = (  # dropped and made again where they differ: no data is in them
+    "index",
+    "constraint",
+    "domain constraint",
+    "statistics",
+    "view",
+    "materialized view",
+    "rule",
+    "trigger",
+    "event trigger",
+    "policy",
+    "grant",
+    "function",
+)
+FOLLOWERS = tuple(kind for kind in REPLACED if kind not in ("index", "domain constraint", "grant"))
+BY_HAND = "-- By hand: "
+
+Needs = Mapping[Place, set[Place]]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A catalog with what needs what in it."""
+
+    objects: Catalog
+    needs: Needs
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is to be done, gathered before it is put in order."""
+
+    altered: list[str] = field(default_factory=list[str])
+    replaced: set[Key] = field(default_factory=set[Key])
+    retyped: set[Place] = field(default_factory=set[Place])
+    left: list[str] = field(default_factory=list[str])  # comments: what nobody but a person should do
+
+
+def reconcile(live: Side, wanted: Side) -> tuple[str, ...]:
+    """Return the statements, in order, that make `live` what `wanted` is.
+
+    What only the live side has is dropped in comments alone. Of a changed index, constraint, view, trigger,
+    policy or function the old one is dropped and the new one made.
+    """
+    work = _Work()
+    for key in sorted(live.objects.keys() & wanted.objects.keys()):
+        have, want = live.objects[key], wanted.objects[key]
+        if have.definition != want.definition:
+            _change(have, want, work)
+    replaced = _follow(live, work)
+    drops = [_drop(live.objects[key]) for key in reversed(_order(replaced, live))]
+    gone = {key[1] for key in replaced}
+    made = [
+        key
+        for key in wanted.objects
+        if key not in live.objects or key in replaced or wanted.objects[key].parent in gone
+    ]
+    remade = {key for key in replaced if key not in wanted.objects}
+    remade |= {key for key, one in live.objects.items() if one.parent in gone and key not in wanted.objects}
+    whole = {key[1] for key in made if key[0] == "table"}
+    made = [key for key in made if not (key[0] == "column" and wanted.objects[key].parent in whole)]
+    first, last = _split(_order(set(made), wanted), work)
+    again = _order(remade, live)
+    lines = [
+        *drops,
+        *(_make(wanted.objects[key], wanted.objects) for key in first),
+        *work.altered,
+        *(_make(wanted.objects[key], wanted.objects) for key in last),
+        *(_make(live.objects[key], live.objects) for key in again),
+        *work.left,
+        *_leave(live, wanted, remade),
+    ]
+    checked = any("CREATE OR REPLACE" in line for line in lines)
+    return (*(("SET check_function_bodies = off;",) if checked else ()), *lines)
+
+
+def _split(order: list[Key], work: _Work) -> tuple[list[Key], list[Key]]:
+    """Part what a changed column may need (types, functions) from what may need the changed column."""
+    early = ("schema", "extension", "type", "domain constraint", "sequence", "function", "table", "column")
+    if not work.altered:
+        return order, []
+    return [key for key in order if key[0] in early], [key for key in order if key[0] not in early]
+
+
+def _change(have: Object, want: Object, work: _Work) -> None:
+    if change := CHANGES.get(want.kind):
+        change(have, want, work)
+    elif want.kind in REPLACED and want.make and have.drop:
+        work.replaced.add(want.key)
+    elif want.make:
+        work.altered.append(f"{want.make};")
+    else:
+        work.left.append(
+            f"{BY_HAND}{want.kind} {want.name}: {_flat(have.definition)} → {_flat(want.definition)}"
+        )
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _change_column(have: Object, want: Object, work: _Work) -> None:
+    old, new, table = have.facts, want.facts, want.parent
+    if old["inherited"] and new["inherited"]:
+        return  # changes with the column it is inherited from
+    alter = f"ALTER TABLE {table} ALTER COLUMN {new['name']}"
+    if old["generated"] != new["generated"] or (new["generated"] and old["expression"] != new["expression"]):
+        work.left += [
+            f"{BY_HAND}{want.name} is generated otherwise; made anew it is computed for every row:",
+            *_comment(f"{have.drop};"),
+            *_comment(_make(want, {want.key: want})),
+        ]
+        return
+    default = old["expression"], new["expression"]
+    retyped = old["type"] != new["type"]
+    if default[0] and (retyped or default[1] is None):
+        work.altered.append(f"{alter} DROP DEFAULT;")
+    if old["identity"] and not new["identity"]:
+        work.altered.append(f"{alter} DROP IDENTITY;")
+    if retyped:
+        bare = new["type"].partition(" COLLATE ")[0]
+        work.retyped.add(have.place)
+        work.altered.append(f"{alter} TYPE {new['type']} USING {new['name']}::{bare};")
+    if old["required"] != new["required"]:
+        work.altered.append(f"{alter} {'SET' if new['required'] else 'DROP'} NOT NULL;")
+    elif "(not valid)" in have.definition and "(not valid)" not in want.definition:
+        work.altered += [f"{alter} DROP NOT NULL;", f"{alter} SET NOT NULL;"]
+    if default[1] and (retyped or default[0] != default[1]):
+        work.altered.append(f"{alter} SET DEFAULT {default[1]};")
+    if new["identity"] and old["identity"] != new["identity"]:
+        how = f"GENERATED {IDENTITIES[new['identity']]}"
+        work.altered.append(f"{alter} {f'SET {how}' if old['identity'] else f'ADD {how} AS IDENTITY'};")
+
+
+IDENTITIES = {"a": "ALWAYS", "d": "BY DEFAULT"}
+
+
+def _change_table(have: Object, want: Object, work: _Work) -> None:
+    old, new, table = have.facts, want.facts, f"ALTER TABLE {want.name}"
+    if old["rows"] != new["rows"]:
+        work.altered.append(f"{table} {'ENABLE' if new['rows'] else 'DISABLE'} ROW LEVEL SECURITY;")
+    if old["forced"] != new["forced"]:
+        work.altered.append(f"{table} {'' if new['forced'] else 'NO '}FORCE ROW LEVEL SECURITY;")
+    if old["persistence"] != new["persistence"]:
+        work.altered.append(f"{table} SET {'UNLOGGED' if new['persistence'] == 'u' else 'LOGGED'};")
+    if old["replica"] != new["replica"] and new["replica"] != "i":
+        words = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}
+        work.altered.append(f"{table} REPLICA IDENTITY {words[new['replica']]};")
+    _change_options(old["options"], new["options"], table, work)
+    if any(old[word] != new[word] for word in ("kind", "key", "bound", "parents")):
+        work.left.append(
+            f"{BY_HAND}table {want.name}: {have.definition or 'plain'} → {want.definition or 'plain'}"
+        )
+
+
+def _change_options(old: list[str], new: list[str], table: str, work: _Work) -> None:
+    if reset := [one.partition("=")[0] for one in old if one.partition("=")[0] not in _names(new)]:
+        work.altered.append(f"{table} RESET ({', '.join(reset)});")
+    if changed := [one for one in new if one not in old]:
+        work.altered.append(f"{table} SET ({', '.join(changed)});")
+
+
+def _names(options: Iterable[str]) -> set[str]:
+    return {one.partition("=")[0] for one in options}
+
+
+def _change_constraint(have: Object, want: Object, work: _Work) -> None:
+    if have.definition == f"{want.definition} NOT VALID":
+        work.altered.append(f"ALTER TABLE {want.parent} VALIDATE CONSTRAINT {want.facts['name']};")
+    else:
+        work.replaced.add(want.key)
+
+
+def _change_trigger(have: Object, want: Object, work: _Work) -> None:
+    if have.facts["text"] == want.facts["text"]:
+        work.altered.append(f"{want.facts['enable']};")
+    else:
+        work.replaced.add(want.key)
+
+
+def _change_function(have: Object, want: Object, work: _Work) -> None:
+    if have.facts["shape"] == want.facts["shape"] and have.facts["kind"] == want.facts["kind"] != "a":
+        work.altered.append(f"{want.make};")
+    else:
+        work.replaced.add(want.key)
+
+
+def _change_sequence(have: Object, want: Object, work: _Work) -> None:
+    work.altered.append(f"{want.facts['change']};")
+
+
+def _change_type(have: Object, want: Object, work: _Work) -> None:
+    old, new = have.facts, want.facts
+    if old["kind"] == new["kind"] == "e" and _change_enum(want.name, old["labels"], new["labels"], work):
+        return
+    if old["kind"] == new["kind"] == "d" and old["base"] == new["base"]:
+        alter = f"ALTER DOMAIN {want.name}"
+        if old["default"] != new["default"]:
+            text = f"SET DEFAULT {new['default']}" if new["default"] else "DROP DEFAULT"
+            work.altered.append(f"{alter} {text};")
+        if old["required"] != new["required"]:
+            work.altered.append(f"{alter} {'SET' if new['required'] else 'DROP'} NOT NULL;")
+        return
+    work.left.append(f"{BY_HAND}type {want.name}: {have.definition} → {want.definition}")
+
+
+def _change_enum(name: str, old: list[str], new: list[str], work: _Work) -> bool:
+    """Add what values are lacking. False where there are others, or in another order: those stay for ever."""
+    if [label for label in new if label in old] != old:
+        return False
+    known = list(old)
+    for place, label in enumerate(new):
+        if label not in known:
+            where = f" BEFORE {_literal(known[place])}" if place < len(known) else ""
+            work.altered.append(f"ALTER TYPE {name} ADD VALUE {_literal(label)}{where};")
+            known.insert(place, label)
+    return True
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+CHANGES: Mapping[str, Callable[[Object, Object, _Work], None]] = {
+    "column": _change_column,
+    "table": _change_table,
+    "constraint": _change_constraint,
+    "trigger": _change_trigger,
+    "function": _change_function,
+    "sequence": _change_sequence,
+    "type": _change_type,
+}
+
+
+def _follow(live: Side, work: _Work) -> set[Key]:
+    """Return what is to be made anew: what differs, and all that stands on it or on a column's old type."""
+    by_place = {one.place: key for key, one in live.objects.items()}
+    needed_by: dict[Place, set[Place]] = {}
+    for place, needed in live.needs.items():
+        for one in needed:
+            needed_by.setdefault(one, set()).add(place)
+            if one[0] == "column":
+                needed_by.setdefault(("pg_class", one[1], 0), set()).add(place)
+    # A right on a whole table takes those on its columns with it when it is revoked.
+    tables = {live.objects[key].parent for key in work.replaced if key[0] == "grant"}
+    found = {key for key, one in live.objects.items() if key[0] == "grant" and one.parent in tables}
+    found |= work.replaced
+    waiting = [*work.retyped, *(live.objects[key].place for key in found)]
+    while waiting:
+        place = waiting.pop()
+        for other in needed_by.get(place, ()):
+            key = by_place.get(other)
+            # Indexes and constraints on a column that changes its type follow it by themselves.
+            self_going = place in work.retyped and key is not None and key[0] in ("index", "constraint")
+            if key is not None and key not in found and key[0] in FOLLOWERS and not self_going:
+                found.add(key)
+                waiting.append(other)
+    return found
+
+
+def _order(keys: set[Key], side: Side) -> list[Key]:
+    """Return the objects so that each comes after what it needs; what needs itself in a ring, by its rank."""
+    objects = side.objects
+    by_place = {objects[key].place: key for key in keys}
+    tables = {key[1]: key for key in keys if key[0] in ("table", "view", "materialized view")}
+    before: dict[Key, set[Key]] = {key: set() for key in keys}
+    for key in keys:
+        if parent := tables.get(objects[key].parent or ""):
+            before[key].add(parent)
+    for place, needed in side.needs.items():
+        key = by_place.get(place) or _whole(place, by_place)
+        for one in needed:
+            other = by_place.get(one) or _whole(one, by_place)
+            if key is not None and other is not None and key != other:
+                before[key].add(other)
+    return _sort(before)
+
+
+def _whole(place: Place, by_place: Mapping[Place, Key]) -> Key | None:
+    return by_place.get(("pg_class", place[1], 0)) if place[0] == "column" else None
+
+
+def _sort(before: dict[Key, set[Key]]) -> list[Key]:
+    after: dict[Key, set[Key]] = {}
+    for key, needed in before.items():
+        for one in needed:
+            after.setdefault(one, set()).add(key)
+    left = {key: len(needed) for key, needed in before.items()}
+    ready = [(_rank(key), key) for key, number in left.items() if not number]
+    heapq.heapify(ready)
+    done: list[Key] = []
+    while left:
+        if not ready:  # a ring: its first by rank goes first
+            ready = [min((_rank(key), key) for key in left)]
+        _, key = heapq.heappop(ready)
+        if left.pop(key, None) is None:
+            continue
+        done.append(key)
+        for one in after.get(key, ()):
+            if one in left:
+                left[one] -= 1
+                if not left[one]:
+                    heapq.heappush(ready, (_rank(one), one))
+    return done
+
+
+def _rank(key: Key) -> int:
+    foreign = key[0] == "constraint"
+    return RANKS.index(key[0]) if key[0] in RANKS else len(RANKS) + foreign
+
+
+def _make(one: Object, objects: Catalog) -> str:
+    if one.kind == "table":
+        return _make_table(one, objects)
+    if one.kind == "column":
+        return f"ALTER TABLE {one.parent} ADD COLUMN {describe_column(one)};"
+    if one.make is None:
+        return f"{BY_HAND}make the {one.kind} {one.name}"
+    return f"{one.make};"
+
+
+def _make_table(one: Object, objects: Catalog) -> str:
+    facts = one.facts
+    columns = [other for other in objects.values() if other.kind == "column" and other.parent == one.name]
+    columns.sort(key=lambda column: column.place[2])
+    if facts["kind"] == "f":
+        return f"{BY_HAND}make the foreign table {one.name}"
+    word = "CREATE UNLOGGED TABLE" if facts["persistence"] == "u" else "CREATE TABLE"
+    if facts["bound"]:
+        text = f"{word} {one.name} PARTITION OF {facts['parents']} {facts['bound']}"
+    else:
+        inner = ",\n".join(f"    {describe_column(column)}" for column in columns)
+        text = f"{word} {one.name} (\n{inner}\n)" if inner else f"{word} {one.name} ()"
+        text += f" INHERITS ({facts['parents']})" if facts["parents"] else ""
+    text += f" PARTITION BY {facts['key']}" if facts["key"] else ""
+    text += f" WITH ({', '.join(facts['options'])})" if facts["options"] else ""
+    lines = [f"{text};"]
+    if facts["rows"]:
+        lines.append(f"ALTER TABLE {one.name} ENABLE ROW LEVEL SECURITY;")
+    if facts["forced"]:
+        lines.append(f"ALTER TABLE {one.name} FORCE ROW LEVEL SECURITY;")
+    if facts["replica"] in ("f", "n"):
+        word = {"f": "FULL", "n": "NOTHING"}[facts["replica"]]
+        lines.append(f"ALTER TABLE {one.name} REPLICA IDENTITY {word};")
+    return "\n".join(lines)
+
+
+def describe_column(column: Object) -> str:
+    """Return a column as CREATE TABLE has it."""
+    facts = column.facts
+    text = f"{facts['name']} {facts['type']}"
+    if facts["generated"]:
+        kind = "VIRTUAL" if facts["generated"] == "v" else "STORED"
+        text += f" GENERATED ALWAYS AS ({facts['expression']}) {kind}"
+    elif facts["expression"]:
+        text += f" DEFAULT {facts['expression']}"
+    if facts["identity"]:
+        text += f" GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY"
+    return text + (" NOT NULL" if facts["required"] else "")
+
+
+def _drop(one: Object) -> str:
+    return f"{one.drop};"
+
+
+def _comment(text: str) -> list[str]:
+    return [f"-- {line}" for line in text.splitlines()]
+
+
+def _leave(live: Side, wanted: Side, remade: set[Key]) -> list[str]:
+    """Name in comments what only the live side has, the last made first; parts go with their whole."""
+    extra = {key for key in live.objects if key not in wanted.objects}
+    names = {key[1] for key in extra if key[0] in ("table", "view", "materialized view", "function", "type")}
+    extra = {key for key in extra if live.objects[key].parent not in names}
+    lines = [
+        line
+        for key in reversed(_order(extra, live))
+        for line in _comment(
+            f"{live.objects[key].drop};" if live.objects[key].drop else f"drop the {key[0]} {key[1]} by hand"
+        )
+    ]
+    return ["-- Not in the files; look before you take the dashes away:", *lines] if lines else []
