@@ -89,8 +89,8 @@ class _Judge:
             if changed >= LARGE_ROWS and one.of not in self.worked:
                 self.worked.append(one.of)
                 sentence = (
-                    f"{changed:,} rows of {self._name(one.of)} are changed at once{self.took} and stay locked "
-                    "until the commit. Do it in batches, as a back-fill."
+                    f"{changed:,} rows of {self._name(one.of)} are changed at once{self.took} and stay "
+                    "locked until the commit. Do it in batches, as a back-fill."
                 )
                 yield self._warn("warning", one.of, sentence)
 

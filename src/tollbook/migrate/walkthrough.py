@@ -11,7 +11,8 @@ import psycopg
 from pglast import ast
 from psycopg import sql
 
-from tollbook.migrate import execution, segments
+from tollbook.migrate import execution, segments, statements
+from tollbook.migrate.backfill_file import Backfill
 from tollbook.migrate.catalog import Change
 from tollbook.migrate.course import UNSAFE_NEW_ENUM_VALUE, name_role, name_settings
 from tollbook.migrate.errors import StatementFailed, VerificationFailed
@@ -94,7 +95,10 @@ class Walk:
             self.observer.begin()
 
     def take(self, one: Prepared, done: int = 0) -> Walked:
-        """Carry out a script from its statement `done` on, 0 the first. Raises StatementFailed, CannotRollBack."""
+        """Carry out a script from its statement `done` (0 the first) on.
+
+        Raises StatementFailed, VerificationFailed, CannotRollBack.
+        """
         started = time.monotonic()
         script = _Script(self, one, done)
         try:
@@ -135,6 +139,8 @@ class _Script:
         left = [segment for segment in cut if segment.end > self.done] or [Segment(self.done, ())]
         if not self.walk.watch and (name := next((one.alone for one in left if one.alone), None)):
             raise CannotRollBack(f"it has {name}, which cannot run in a transaction")
+        if not self.walk.watch and self.one.backfill:
+            raise CannotRollBack("its back-fill commits batch by batch")
         for segment in left:
             if segment.alone:
                 self._run_alone(segment)
@@ -145,6 +151,10 @@ class _Script:
                 self._commit(segment)
             self.done = segment.end
         if left[-1].alone:
+            self._begin(Segment(self.done, ()))
+        if self.one.backfill:
+            self._commit(left[-1])
+            self._fill(self.one.backfill)
             self._begin(Segment(self.done, ()))
         return self._finish()
 
@@ -267,6 +277,42 @@ class _Script:
     def _commit(self, segment: Segment) -> None:
         execution.perform(self.conn, self.one, Segment(segment.end, ()), self.walk.pid, "", 0)
         command(self.conn, "COMMIT")
+
+    def _fill(self, fill: Backfill) -> None:
+        """Run a back-fill over all the rows there are, as one batch."""
+        from tollbook.migrate import backfill
+
+        types = backfill.find_key(self.conn, fill)
+        role = name_role(fill.script.options)
+        ends = [self._find_end(fill, types, order) for order in ("ASC", "DESC")]
+        script = replace(fill.script, text=fill.render(*ends))
+        reading = statements.read(script)
+        command(self.conn, f"{BEGIN} {role}")
+        self.walk.observer.begin()
+        started = time.monotonic()
+        with self._honest(reading.statements[0]):
+            results = execution.run(self.conn, Sql(script, reading, reading.statements))
+        seconds = time.monotonic() - started
+        tag = (results[-1].command_status or b"").decode()
+        text = shorten(f"back-fill in batches of {fill.batch:,}: {fill.script.text[fill.index :]}")
+        seen = self.walk.observer.look(tag)
+        self._note(len(self.one.reading.statements), None, text, tag, seconds, seen)
+        command(self.conn, f"SET CONSTRAINTS ALL IMMEDIATE; {RESET_ROLE} COMMIT")
+
+    def _find_end(self, fill: Backfill, types: Sequence[str], order: str) -> str:
+        """Return the first or last key as SQL; NULL where there are no rows."""
+        keys = [sql.Identifier(name).as_string(None) for name in fill.key]
+        texts, ordered = (
+            ", ".join(f"{key}::text" for key in keys),
+            ", ".join(f"{key} {order}" for key in keys),
+        )
+        query = f"SELECT {texts} FROM {fill.table} ORDER BY {ordered} LIMIT 1"  # noqa: S608 -- the user's own names
+        row = self.conn.execute(query.encode()).fetchone() or [None] * len(keys)
+        values = [
+            f"{sql.Literal(value).as_string(self.conn)}::{kind}"
+            for value, kind in zip(row, types, strict=True)
+        ]
+        return values[0] if len(values) == 1 else f"ROW({', '.join(values)})"
 
     def _finish(self) -> tuple[tuple[Promise, ...], str]:
         """Prove what the script promises inside its last transaction, and commit that on a shadow."""
