@@ -1,9 +1,9 @@
 """Extensions that the embedded server lacks: stand-ins of the same names, so that a schema can be made.
 
 A stand-in has the extension's functions, types, tables and operators by name and signature, as the catalog
-A stand-in has the extension's functions, types, tables and operators by name and signature, as the catalog
 of the target has them. Its types keep any text; its functions cannot be called, save the few below that
 defaults use.
+"""
 
 import os
 import re
