@@ -97,7 +97,9 @@ def check_history(standing: Standing) -> list[Problem]:
 def _find_renamed_folder(standing: Standing) -> list[Problem]:
     known = {(one.label, one.checksum): one.folder for one in standing.elsewhere}
     for one in standing.pending:
-        if folder := known.get((one.label, one.up.checksum)):
+        folder = known.get((one.label, one.up.checksum))
+        # The same folder in another schema is no folder that was renamed.
+        if folder and folder.partition("@")[0] != one.folder.partition("@")[0]:
             return [
                 Problem(
                     f"{one.label} is applied already, in a folder that was then called {folder}.",

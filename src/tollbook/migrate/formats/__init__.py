@@ -27,7 +27,7 @@ def read(folders: Sequence[Folder]) -> list[Migration]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise WrongUsage(f"Two folders are called {twice[0]}. Name them apart: --dir NAME=PATH")
     for name in names:
-        if not FOLDER_NAME.fullmatch(name):
+        if not FOLDER_NAME.fullmatch(name.partition("@")[0]):  # FOLDER@SCHEMA, of a fleet
             raise WrongUsage(
                 f"{name!r} is no name for a folder. Use up to 63 letters, digits, - and _ : --dir NAME=PATH"
             )
