@@ -256,15 +256,16 @@ async def test_a_holder_that_is_never_heard_of_again_leaves_it_unknown(
     assert [(row["status"], row["facilitator"]) for row in await read(database)] == [("settled", "a")]
 
 
-async def test_who_was_taken_over_does_not_call_it_failed(database: Database) -> None:
+@pytest.mark.parametrize("line", [UNREACHABLE, refused])
+async def test_who_was_taken_over_does_not_call_it_failed(database: Database, line: Any) -> None:
     payment, actor = await make_payment(), Actor([settled])
-    first = LedgeredFacilitator(database, {"a": Actor([UNREACHABLE])})
+    first = LedgeredFacilitator(database, {"a": Actor([line])})
     row = await first.take(*payment, timedelta(0))
     actor.gate.clear()
     second = asyncio.create_task(LedgeredFacilitator(database, {"a": actor}).settle(*payment))
     while not actor.asked:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    with pytest.raises(FacilitatorUnreachable):
+    with pytest.raises(SettlementInProgress):
         await first.settle_taken(row, *payment)
     assert [row["status"] for row in await read(database)] == ["unknown"]
     actor.gate.set()

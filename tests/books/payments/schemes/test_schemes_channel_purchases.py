@@ -22,15 +22,18 @@ from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme
 from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY
 from x402.mechanisms.evm.batch_settlement.server.storage import Channel
 from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
+from x402.schemas import SettleResponse
 
 from clients.bare_sdk import PRICE, make_buyer, shop_at, sign_for
 from fixtures.schemes import query, selling
 from fixtures.serve import serve
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
+from tollbook.books.payments.payments import Payment
 from tollbook.books.payments.paywall import Paywall
 from tollbook.books.payments.schemes.channel_purchases import ChannelPurchases
 from tollbook.books.payments.schemes.channels import claim, find_owners
-from tollbook.core.database import Database
+from tollbook.core.database import Database, WriteTx
+from tollbook.core.errors import DatabaseUnreachable
 from tollbook.core.local_chain import NETWORK, LocalChain
 from tollbook.core.stores import PostgresChannelStorage
 
@@ -392,3 +395,27 @@ async def test_what_the_payer_did_not_sign_so_is_refused_and_touches_no_channel(
         before.balance,
     )
     assert after.pending_request is None
+
+
+async def test_a_charge_whose_commit_was_not_answered_is_booked_once(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await life.buy()
+    name, times = "_settle_once", [0]
+    settle_once = getattr(ChannelPurchases, name)
+
+    async def unheard(
+        self: ChannelPurchases, tx: WriteTx, payment_id: int, answer: SettleResponse
+    ) -> Payment:
+        times[0] += 1
+        if times[0] > 1:
+            return await settle_once(self, tx, payment_id, answer)
+        async with Database(life.database_url) as database, database.write() as committed:
+            await settle_once(self, committed, payment_id, answer)
+        raise DatabaseUnreachable("it went away while it committed")
+
+    monkeypatch.setattr(ChannelPurchases, name, unheard)
+    await life.buy()
+    assert times == [2]
+    assert read_channel(life.database_url).charged_cumulative_amount == str(2 * PRICE)
+    assert read_booked(life.database_url) == [(PRICE, "settled")] * 2

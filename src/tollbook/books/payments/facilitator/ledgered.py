@@ -271,13 +271,20 @@ class LedgeredFacilitator:
     async def _close(
         self, row: Settlement, verdict: Verdict, answer: SettleResponse | None = None
     ) -> SettleResponse:
-        """Book the end of it. The money has moved or not: a passing fault of the database changes neither."""
+        """Book the end of it. The money has moved or not: a passing fault of the database changes neither.
+
+        Raises SettlementInProgress where it is not settled and somebody took it over: he may be settling it.
+        """
         answer = answer or ledger.make_answer(row, verdict)
         try:
             async for attempt in _booking_attempts():
                 with attempt:
                     async with self._database.write() as tx:
-                        await ledger.conclude(tx, row, verdict, answer, now=clock.now())
+                        is_ours = await ledger.conclude(tx, row, verdict, answer, now=clock.now())
+                    if not is_ours and verdict.outcome != "settled":
+                        raise _say_in_progress(row.network, "")
+        except SettlementInProgress:
+            raise
         except Exception as error:
             logger.exception("the end of settlement %s is not booked", row.settlement_id)
             raise SettlementUnknown(
@@ -414,6 +421,6 @@ def _booking_attempts() -> AsyncRetrying:
     return AsyncRetrying(
         stop=stop_after_attempt(BOOKING_ATTEMPTS_MAX),
         wait=wait_random_exponential(multiplier=0.05, max=BOOKING_WAIT_SECONDS_MAX),
-        retry=retry_if_not_exception_type(AssertionError),
+        retry=retry_if_not_exception_type((AssertionError, SettlementInProgress)),
         reraise=True,
     )

@@ -18,6 +18,7 @@ from x402.mechanisms.evm.batch_settlement.errors import ERR_CHANNEL_BUSY
 from x402.mechanisms.evm.batch_settlement.types import is_deposit_payload, is_refund_payload
 from x402.schemas import PaymentPayload, PaymentRequirements, SettleResponse, VerifyResponse
 
+from tollbook.books.payments import payments
 from tollbook.books.payments.answers import Answer, Asked
 from tollbook.books.payments.errors import AlreadyCounted
 from tollbook.books.payments.facilitator.in_process import FacilitatorUnreachable
@@ -233,7 +234,8 @@ class ChannelPurchases(Purchases):
 
     async def _settle_once(self, tx: WriteTx, payment_id: int, answer: SettleResponse) -> Payment:
         hold = self._reserved.get(payment_id)
-        if hold is not None:
+        # What is booked is charged: by this very request, where nobody answered its commit.
+        if hold is not None and (await payments.get(tx, payment_id)).status == "pending":
             amount = int((answer.extra or {})["chargedAmount"])
             if not await charges.charge(tx, hold.voucher, amount, hold.deposited):
                 raise PaymentRefused(ERR_CHANNEL_BUSY, "The request took so long that its channel went on.")
