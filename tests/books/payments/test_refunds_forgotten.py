@@ -120,6 +120,18 @@ async def test_a_refund_that_was_on_its_way_when_the_backup_was_taken_is_sent_on
         assert (await again.reconcile()).differences == []
 
 
+async def test_what_a_former_key_sent_back_is_not_sent_by_the_new_one(shop: Shop, back_up: Copy) -> None:
+    earlier, bought = await shop.buy(), await shop.buy()
+    await send_back(shop, earlier)
+    before, url = balance(shop), back_up(shop.database)
+    sent = await send_back(shop, bought)
+    new = shop.chain.make_account(amount=PURSE, wei=GAS_MONEY_WEI)
+    async with restored(shop, url) as again, open_desk(again, new) as desk:
+        same = await desk.refund(bought.payment_id, amount=None, reason=None)
+        assert (same.status, same.tx_hash) == ("done", sent.tx_hash)
+    assert balance(shop) == before + AMOUNT
+
+
 async def test_the_reconciler_books_what_was_forgotten_by_itself(shop: Shop, back_up: Copy) -> None:
     earlier, bought = await shop.buy(), await shop.buy()
     await send_back(shop, earlier)

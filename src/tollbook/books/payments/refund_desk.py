@@ -151,7 +151,11 @@ class RefundDesk:
         """Have what was sent back of this payment in the books, before more is sent."""
         reader = purse.open_reader(payment.network)
         await purse.check_pending(payment.network)  # what waits could have its block after it was looked for
-        for sender in purse.senders:
+        async with self.database.read() as tx:
+            read = await forgotten_refunds.find_cursors(tx)
+        here = (payment.network, payment.asset)
+        former = [one.sender for one in read if (one.network, one.asset) == here]  # keys may be changed
+        for sender in dict.fromkeys([*purse.senders, *former]):
             await forgotten_refunds.catch_up(self.database, reader, payment.asset, sender, position)
         await forgotten_refunds.look_again(self.database, reader, refund_marks.identify(payment))
 
