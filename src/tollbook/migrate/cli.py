@@ -11,7 +11,7 @@ import click
 
 from tollbook.migrate import cli_fleet, files, jsonlog, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
-from tollbook.migrate.cli_deliver import bundle, seed
+from tollbook.migrate.cli_deliver import bundle, graph, seed, timeline
 from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.cli_plan import plan, show_before_apply
 from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
@@ -375,4 +375,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "lint": lint,
     "bundle": bundle,
     "seed": seed,
+    "graph": graph,
+    "timeline": timeline,
 }

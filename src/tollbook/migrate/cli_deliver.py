@@ -1,4 +1,4 @@
-"""The commands that deliver: migrations as one SQL file, and seeds."""
+"""The commands that deliver: migrations as one SQL file, seeds, and what is drawn of a database."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,3 +95,29 @@ def _show_seeding(done: "Seeding") -> None:
     click.echo(
         f"{len(done.ran)} seeded as {done.environment}, {len(done.unchanged)} unchanged on {done.database}."
     )
+
+
+@click.option("--out", default="schema.html", show_default=True, help="The file to write: .html or .svg.")
+def graph(call: "Call", *, out: str) -> None:
+    """Draw the tables of the database, their columns and keys, and what refers to what."""
+    from tollbook.migrate import diagram
+
+    draw = {".html": diagram.draw_html, ".svg": diagram.draw_svg}.get(Path(out).suffix.lower())
+    if draw is None:
+        raise WrongUsage(f"--out {out}: write a name that ends with .html or .svg.")
+    found = diagram.read(call.url)
+    save(out, draw(found))
+    answer = {"file": out, "tables": len(found.tables), "references": len(found.references)}
+    said = f"{out}: {answer['tables']} tables, {answer['references']} references of {found.database}."
+    call.answer(answer, lambda _: click.echo(said))
+
+
+@click.option("--out", default="timeline.html", show_default=True, help="The file to write.")
+def timeline(call: "Call", *, out: str) -> None:
+    """Draw what ran on the database: when, for how long, by whom, and how it ended."""
+    from tollbook.migrate import timeline as timelines
+
+    found = timelines.read(call.url)
+    save(out, timelines.draw(found))
+    answer = {"file": out, "runs": found.runs}
+    call.answer(answer, lambda _: click.echo(f"{out}: {len(found.runs)} runs on {found.database}."))
