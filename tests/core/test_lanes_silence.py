@@ -16,6 +16,7 @@ from tollbook.core.lanes import Lanes, SubmissionOpen, find_keyless
 from tollbook.core.lanes import mend as lanes_mend
 from tollbook.core.lanes import network as lanes_network
 from tollbook.core.lanes import node as lanes_node
+from tollbook.core.lanes import receipts
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 SEND = "eth_sendRawTransaction"
@@ -189,3 +190,23 @@ async def test_one_of_which_the_node_talks_nonsense_holds_up_no_other(
         proxy.answers = {}
         assert (await lanes.mend()).reissued == 1
         await mine(lanes, displaced)
+
+
+async def test_what_is_never_mined_hides_no_later_one_from_who_waits(
+    database: Database, own_chain: LocalChain, operator: LocalAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "ASKED_MAX", 1)  # more wait than are asked for at once,
+    monkeypatch.setattr(receipts, "POLL_SECONDS_MAX", 0.0)  # and each is due again by then
+    own_chain.call("evm_setAutomine", False)
+    other = own_chain.make_account()
+    own_chain.set_gas_money(other.address)
+    async with Lanes(database, {NETWORK: own_chain.url}, [key_of(operator), key_of(other)], **NOW) as lanes:
+        stuck = await lanes.submit(make_call(sender=operator.address.lower()))
+        own_chain.call("anvil_dropTransaction", stuck.hash)
+        waiting = asyncio.create_task(lanes.wait(stuck.transaction_id, seconds_max=60))
+        await asyncio.sleep(0.05)
+        sent = await lanes.submit(make_call(sender=other.address.lower()))
+        own_chain.call("evm_mine")
+        await mine(lanes, sent)
+        assert sent.transaction_id != stuck.transaction_id
+        waiting.cancel()

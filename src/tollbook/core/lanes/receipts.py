@@ -71,8 +71,9 @@ class Receipts:
             await self._sleep()
             now = time.monotonic()
             due = [watch for watch in self._watches.values() if watch.due <= now + TOGETHER_SECONDS]
+            longest_due = sorted(due, key=lambda watch: watch.due)[:ASKED_MAX]
             try:
-                await self._ask(due[:ASKED_MAX])
+                await self._ask(longest_due)
             except (ChainUnreachable, DatabaseUnreachable) as failure:
                 logger.info("%s while waiting for blocks of %s", failure.reason, self._lanes.node.network)
             except Exception:  # who waits must not wait for nothing
