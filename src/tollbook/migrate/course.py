@@ -20,6 +20,8 @@ from tollbook.migrate.statements import Statement
 from tollbook.migrate.traffic import Guard
 
 UNSAFE_NEW_ENUM_VALUE = "55P04"
+COMMITS_ITSELF = "2D000"  # a DO block or a procedure with a COMMIT in it, inside a transaction
+CUTS_MAX = 3  # a file as it stands, cut behind new values of enums, with its DO and CALL outside
 
 T = TypeVar("T")
 
@@ -94,15 +96,22 @@ def carry_out(
     """
     options = one.migration.up.options
     walk = _Walk(course, one, progress, direction)
-    try:
-        return walk.go(segments.split(one.reading.statements, options), finish)
-    except StatementFailed as error:
-        new_values = any(segments.adds_value(statement) for statement in one.reading.statements)
-        if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or not new_values:
-            raise
-        # A new value of an enum can be used only when it is committed: so the file is cut behind it.
-        cut = segments.split(one.reading.statements, options, after_new_values=True)
-        return walk.go(cut, finish)
+    statements, after_new_values = one.reading.statements, False
+    for _ in range(CUTS_MAX):
+        cut = segments.split(statements, options, after_new_values=after_new_values)
+        try:
+            return walk.go(cut, finish)
+        except StatementFailed as error:
+            state = read_sqlstate(error)
+            apart = segments.set_apart(statements)
+            if state == UNSAFE_NEW_ENUM_VALUE and any(segments.adds_value(one) for one in statements):
+                # A new value of an enum can be used only when it is committed: so the file is cut behind it.
+                after_new_values = True
+            elif state == COMMITS_ITSELF and apart != statements:
+                statements = apart
+            else:
+                raise
+    raise AssertionError("each cut is made once")
 
 
 def carry_out_and_keep(course: Course, one: Prepared, progress: Progress | None) -> Progress | None:
@@ -232,9 +241,15 @@ class _Walk:
             conn.execute(name_settings(alone.CONCURRENT_LOCK_TIMEOUT_SECONDS).encode())
         try:
             execution.run(conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
-        except StatementFailed:
+        except StatementFailed as error:
             alone.clear(conn, statement)
-            raise
+            if not segments.may_commit(statement):
+                raise
+            raise StatementFailed(
+                f"{error.sentence} What {statement.alone} committed itself stays: see that it can run again.",
+                error.place,
+                **error.details,
+            ) from error
         if patient:
             conn.execute(name_settings(self.course.lock_timeout_seconds).encode())
 

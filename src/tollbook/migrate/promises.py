@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pglast import ast
-from pglast.enums import FunctionParameterMode, ObjectType
+from pglast.enums import FunctionParameterMode, ObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.objects import Promise
@@ -131,9 +131,12 @@ def _hangs_on(promise: Promise, gone: Promise) -> bool:
 def collect(statements: Iterable[Statement]) -> Promises:
     """Return what the statements, run in order, leave behind by their own words."""
     promises = Promises()
+    savepoints: list[tuple[str, list[Promise]]] = []
     for statement in statements:
         tree = statement.tree
         handle = HANDLERS.get(kind_of(tree))
+        if isinstance(tree, ast.TransactionStmt):
+            _follow(promises, tree, savepoints)
         if isinstance(tree, OPAQUE):
             promises.opaque = True
         if not isinstance(tree, KEEPING) and not _only_adds(tree):
@@ -141,6 +144,15 @@ def collect(statements: Iterable[Statement]) -> Promises:
         if handle:
             handle(promises, tree, statement.index)
     return promises
+
+
+def _follow(promises: Promises, tree: Any, savepoints: list[tuple[str, list[Promise]]]) -> None:
+    """What is rolled back to a savepoint is no promise."""
+    if tree.kind == TransactionStmtKind.TRANS_STMT_SAVEPOINT:
+        savepoints.append((tree.savepoint_name, list(promises.made)))
+    elif tree.kind == TransactionStmtKind.TRANS_STMT_ROLLBACK_TO:
+        made = (made for name, made in reversed(savepoints) if name == tree.savepoint_name)
+        promises.made = list(next(made, promises.made))
 
 
 def _only_adds(tree: Any) -> bool:

@@ -106,9 +106,9 @@ def choose(applied: Sequence[Applied], steps: int, to: tuple[str, str] | None) -
     newest_first = sorted(applied, key=lambda one: -one.id)
     if to is None:
         return newest_first[:steps]
-    if to[1] == "0":
-        return [one for one in newest_first if one.folder == to[0]]
     target = next((one for one in applied if (one.folder, one.version) == to), None)
+    if target is None and to[1] == "0":  # where one has the number 0, it is that one which stays
+        return [one for one in newest_first if one.folder == to[0]]
     if target is None:
         raise WrongUsage(f"{to[0]}/{to[1]} is not applied; `tollbook migrate status` lists what is.")
     return [one for one in newest_first if one.id > target.id]

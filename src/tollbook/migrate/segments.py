@@ -5,7 +5,7 @@ between all statements of a file that asks for no transaction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from pglast import ast
@@ -68,6 +68,17 @@ def adds_value(statement: Statement) -> bool:
     """Whether a statement is ALTER TYPE … ADD VALUE."""
     tree = statement.tree
     return isinstance(tree, ast.AlterEnumStmt) and not tree.oldVal
+
+
+def may_commit(statement: Statement) -> bool:
+    """Whether a statement may have a COMMIT of its own in it, which only outside a transaction can run."""
+    return isinstance(statement.tree, ast.DoStmt | ast.CallStmt) and not statement.explicit
+
+
+def set_apart(statements: Sequence[Statement]) -> tuple[Statement, ...]:
+    """Return the statements with those alone that may commit themselves."""
+    names = {ast.DoStmt: "DO", ast.CallStmt: "CALL"}
+    return tuple(replace(one, alone=names[type(one.tree)]) if may_commit(one) else one for one in statements)
 
 
 def fingerprint(text: str, statements: Sequence[Statement]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pglast import ast, parse_sql
-from pglast.enums import ObjectType, ReindexObjectType, TransactionStmtKind
+from pglast.enums import DiscardMode, ObjectType, ReindexObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
 from pglast.parser import ParseError
 
@@ -145,12 +145,23 @@ class _Sorter:
         self.problems.append(Problem(what, then, place))
 
 
+# What is no SQL of PostgreSQL's, by the mark at which its grammar gives up.
+FOREIGN_MARKS = {
+    "{{": "This is a template: write the SQL that it is rendered to;",
+    "{%": "This is a template: write the SQL that it is rendered to;",
+    "<%": "This is a template: write the SQL that it is rendered to;",
+    "${": "This is a placeholder of another tool: write its value;",
+    "`": "Names in backticks are MySQL's or SQLite's: write them in double quotes;",
+    ":": "A variable of psql (:name) must be written out;",
+}
+
+
 def _explain(script: Script, error: ParseError) -> Problem:
     """Say why a script does not parse."""
     message, index = str(error.args[0]), int(error.args[1])
-    advice = "Correct the SQL; nothing was run."
-    if script.text[index : index + 1] == ":" or script.text[index - 1 : index] == ":":
-        advice = "A variable of psql (:name) must be written out; nothing was run."
+    near = script.text[max(index - 2, 0) : index + 2]
+    advice = next((advice for mark, advice in FOREIGN_MARKS.items() if mark in near), "Correct the SQL;")
+    advice += " nothing was run."
     return Problem(
         f"{message[:1].lower()}{message[1:]}.", advice, point(str(script.path), script.text, index)
     )
@@ -217,6 +228,6 @@ OUTSIDE: dict[type, Callable[[Any], str | None]] = {
 }
 # What would take the engine's own hold on the session with it: its lock, its prepared statements.
 UNDER_US: dict[type, Callable[[Any], str | None]] = {
-    ast.DiscardStmt: lambda tree: "DISCARD",
+    ast.DiscardStmt: lambda tree: "DISCARD ALL" if tree.target == DiscardMode.DISCARD_ALL else None,
     ast.DeallocateStmt: lambda tree: None if tree.name else "DEALLOCATE ALL",
 }

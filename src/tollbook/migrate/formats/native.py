@@ -29,8 +29,15 @@ def recognise(path: Path) -> bool:
 def read(folder: Folder) -> list[Migration]:
     """Return one folder's migrations by version. Raises FolderRefused on any file it cannot place.
 
-    Files without a number (a schema, seeds) are passed over.
+    Files without a number (a schema, seeds) are passed over, unless there are no others.
     """
+    found = _read_numbered(folder)
+    if not found:
+        _refuse_unnumbered(folder.path)
+    return found
+
+
+def _read_numbered(folder: Folder) -> list[Migration]:
     parts: dict[tuple[str, str], dict[str, Path]] = {}
     for path in list_sql(folder.path):
         match = FILE_NAME.fullmatch(path.name)
@@ -49,6 +56,18 @@ def read(folder: Folder) -> list[Migration]:
             raise FolderRefused(f"{same[part].name} is the same migration. Take one away.", Place(str(path)))
         same[part] = path
     return sort([_read_migration(folder.name, *key, files) for key, files in parts.items()])
+
+
+def _refuse_unnumbered(path: Path) -> None:
+    """Refuse a folder whose SQL would never run: better than nothing to do. An empty one may be filled."""
+    first = next((one for one in sorted(path.rglob("*.[sS][qQ][lL]")) if not one.name.startswith(".")), None)
+    if first is None:
+        return
+    raise FolderRefused(
+        "No file of this folder begins with a number, so none would run. Name them NUMBER_name.sql, give the "
+        "folder they lie in by --dir, or say whose format it is by --format.",
+        Place(str(first)),
+    )
 
 
 def parse_version(text: str) -> str:
@@ -82,7 +101,7 @@ def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
     if not word:
         raise WrongUsage("The name needs a letter or a digit: tollbook migrate new add_refunds")
     folder.path.mkdir(parents=True, exist_ok=True)
-    last = read(folder)[-1:]
+    last = _read_numbered(folder)[-1:]
     digits = len(re.split(r"\D", last[0].label)[0]) if last else NEW_VERSION_DIGITS
     label = f"{(int(last[0].version) if last else 0) + 1:0{digits}}_{word}"
     up, down = (folder.path / f"{label}.{part}.sql" for part in ("up", "down"))
