@@ -12,10 +12,11 @@ import click
 from tollbook.migrate import cli_fleet, files, jsonlog, report
 from tollbook.migrate.cli_backup import backup, backup_key, backups, place_option, restore
 from tollbook.migrate.cli_deliver import bundle, graph, seed, timeline
+from tollbook.migrate.cli_expand import expand
 from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.cli_plan import plan, show_before_apply
 from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
-from tollbook.migrate.cli_verify import drift, verify
+from tollbook.migrate.cli_verify import check, drift, schema, verify
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event, ignore
 from tollbook.migrate.files import Folder
@@ -364,6 +365,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "apply": apply,
     "verify": verify,
     "drift": drift,
+    "check": check,
+    "schema": schema,
     "status": status,
     "revert": revert,
     "backup": backup,
@@ -372,6 +375,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "backup-key": backup_key,
     "baseline": baseline,
     "new": new,
+    "expand": expand,
     "lint": lint,
     "bundle": bundle,
     "seed": seed,

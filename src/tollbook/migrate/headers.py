@@ -13,7 +13,10 @@ LENGTH = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|h|)")
 UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
 BATCH_ROWS_MAX = 1_000_000
 SWITCH = {"on": True, "true": True, "off": False, "false": False}
-KNOWN = "transaction=on|off, lock_timeout=5s, statement_timeout=10min, role=NAME"
+KNOWN = (
+    "transaction=on|off, lock_timeout=5s, statement_timeout=10min, role=NAME, rerunnable=on, "
+    "replaces=FIRST..LAST"
+)
 KNOWN_OF_BACKFILLS = (
     "table=NAME, key=COLUMN[,COLUMN], batch=1000, pause=50ms, lock_timeout, statement_timeout, role"
 )
@@ -32,6 +35,8 @@ class Options:
     statement_timeout_seconds: float | None = None
     role: str | None = None
     truths: bool = True
+    rerunnable: bool = False  # claims that it may be run twice
+    replaces: tuple[str, str] | None = None  # of a squashed one: the first and last version it stands for
     table: str | None = None
     key: tuple[str, ...] = ()
     batch: int | None = None
@@ -66,6 +71,11 @@ def read_seconds(text: str) -> float | None:
     return seconds if seconds >= UNITS["ms"] else None
 
 
+def _read_range(text: str) -> tuple[str, str] | None:
+    first, dots, last = text.partition("..")
+    return (first, last) if dots and first and last else None
+
+
 def _read_role(text: str) -> str | None:
     return text.strip('"') or None
 
@@ -88,13 +98,15 @@ READERS: dict[str, Callable[[str], Any]] = {
     "lock_timeout": read_seconds,
     "statement_timeout": read_seconds,
     "role": _read_role,
+    "rerunnable": SWITCH.get,
+    "replaces": _read_range,
 }
 READERS_OF_BACKFILLS: dict[str, Callable[[str], Any]] = {
     "table": _read_name,
     "key": _read_key,
     "batch": _read_batch,
     "pause": read_seconds,
-} | {name: reader for name, reader in READERS.items() if name != "transaction"}
+} | {name: READERS[name] for name in ("lock_timeout", "statement_timeout", "role")}
 FIELDS = {
     "lock_timeout": "lock_timeout_seconds",
     "statement_timeout": "statement_timeout_seconds",

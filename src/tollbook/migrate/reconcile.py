@@ -67,11 +67,11 @@ class _Work:
     left: list[str] = field(default_factory=list[str])  # comments: what nobody but a person should do
 
 
-def reconcile(live: Side, wanted: Side) -> tuple[str, ...]:
+def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ...]:
     """Return the statements, in order, that make `live` what `wanted` is.
 
-    What only the live side has is dropped in comments alone. Of a changed index, constraint, view, trigger,
-    policy or function the old one is dropped and the new one made.
+    What only the live side has is dropped in comments alone, unless `drops`. Of a changed index, constraint,
+    view, trigger, policy or function the old one is dropped and the new one made.
     """
     work = _Work()
     for key in sorted(live.objects.keys() & wanted.objects.keys()):
@@ -79,7 +79,7 @@ def reconcile(live: Side, wanted: Side) -> tuple[str, ...]:
         if have.definition != want.definition:
             _change(have, want, work)
     replaced = _follow(live, work)
-    drops = [_drop(live.objects[key]) for key in reversed(_order(replaced, live))]
+    dropped = [_drop(live.objects[key]) for key in reversed(_order(replaced, live))]
     gone = {key[1] for key in replaced}
     made = [
         key
@@ -93,13 +93,13 @@ def reconcile(live: Side, wanted: Side) -> tuple[str, ...]:
     first, last = _split(_order(set(made), wanted), work)
     again = _order(remade, live)
     lines = [
-        *drops,
+        *dropped,
         *(_make(wanted.objects[key], wanted.objects) for key in first),
         *work.altered,
         *(_make(wanted.objects[key], wanted.objects) for key in last),
         *(_make(live.objects[key], live.objects) for key in again),
         *work.left,
-        *_leave(live, wanted, remade),
+        *_leave(live, wanted, remade, drops=drops),
     ]
     checked = any("CREATE OR REPLACE" in line for line in lines)
     return (*(("SET check_function_bodies = off;",) if checked else ()), *lines)
@@ -398,14 +398,17 @@ def _comment(text: str) -> list[str]:
     return [f"-- {line}" for line in text.splitlines()]
 
 
-def _leave(live: Side, wanted: Side, remade: set[Key]) -> list[str]:
+def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[str]:
     """Name in comments what only the live side has, the last made first; parts go with their whole."""
     extra = {key for key in live.objects if key not in wanted.objects}
     names = {key[1] for key in extra if key[0] in ("table", "view", "materialized view", "function", "type")}
     extra = {key for key in extra if live.objects[key].parent not in names}
+    order = list(reversed(_order(extra, live)))
+    if drops:
+        return [_drop(live.objects[key]) for key in order if live.objects[key].drop]
     lines = [
         line
-        for key in reversed(_order(extra, live))
+        for key in order
         for line in _comment(
             f"{live.objects[key].drop};" if live.objects[key].drop else f"drop the {key[0]} {key[1]} by hand"
         )

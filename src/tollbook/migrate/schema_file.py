@@ -1,0 +1,106 @@
+"""The schema file: what all migrations make, as SQL that loads, in an order that stays, without noise."""
+
+import difflib
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pglast import ast, parse_sql
+
+from tollbook.migrate import drift, formats, replay
+from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.events import Listener, ignore
+from tollbook.migrate.files import Folder
+from tollbook.migrate.pg_tools import find_tool
+
+DUMP_SECONDS_MAX = 600
+DIFF_LINES_MAX = 200
+TOLD = "-- Written by `tollbook migrate schema` from the migrations; change those, not this.\n"
+# A function's body may speak of a table that comes after it.
+BODIES = "SET check_function_bodies = false;\n"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFile:
+    """The schema as text, and how a file that is there differs from it (empty: not at all)."""
+
+    text: str
+    path: str | None = None
+    difference: tuple[str, ...] = ()
+
+
+def write(folders: Sequence[Folder], *, listen: Listener = ignore) -> SchemaFile:
+    """Return what all migrations of the folders make on a throw-away server. Raises MigrateError."""
+    migrations = formats.read(folders)
+    with replay.staged(listen) as stage:
+        url = stage.make()
+        drift.admit(stage, migrations)
+        replay.play(url, migrations, listen)
+        return SchemaFile(dump(url))
+
+
+def save(path: Path, schema: SchemaFile) -> SchemaFile:
+    """Write the file; a reader finds the old text or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(schema.text, encoding="utf-8")
+    beside.replace(path)
+    return SchemaFile(schema.text, str(path))
+
+
+def compare(path: Path, schema: SchemaFile) -> SchemaFile:
+    """Return the schema with how the file differs from it. Raises MigrateError where there is no file."""
+    try:
+        there = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MigrateError(
+            f"{path} cannot be read ({error.strerror}). Write it: tollbook migrate schema --out {path}"
+        ) from None
+    lines = difflib.unified_diff(
+        there.splitlines(), schema.text.splitlines(), str(path), "the migrations", lineterm="", n=2
+    )
+    return SchemaFile(schema.text, str(path), tuple(lines)[:DIFF_LINES_MAX])
+
+
+def dump(url: str) -> str:
+    """Return a database's schema by pg_dump, less the engine's own and less all that only pg_dump needs."""
+    command = [
+        find_tool("pg_dump"),
+        "--schema-only",
+        "--no-owner",
+        "--no-tablespaces",
+        "--no-table-access-method",
+        "--exclude-schema=tollbook_migrate",
+        f"--dbname={url}",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=DUMP_SECONDS_MAX)
+    if ran.returncode:
+        raise MigrateError(f"pg_dump failed: {ran.stderr.strip()}")
+    return clean(ran.stdout)
+
+
+def clean(text: str) -> str:
+    """Return a dump's statements alone, each as it stands, with an empty line between them."""
+    # Only psql reads these two; the key in them is another each time.
+    text = re.sub(r"^\\(un)?restrict .*$", "", text, flags=re.MULTILINE)
+    raw = text.encode()
+    kept: list[str] = []
+    functions = False
+    for one in parse_sql(text):
+        tree = one.stmt
+        if isinstance(tree, ast.VariableSetStmt | ast.SelectStmt):
+            continue  # settings of the session; SELECT set_config(…)
+        functions = functions or isinstance(tree, ast.CreateFunctionStmt)
+        start = one.stmt_location or 0
+        end = start + one.stmt_len if one.stmt_len else len(raw)
+        kept.append(_strip(raw[start:end].decode()))
+    return TOLD + (BODIES if functions else "") + "".join(f"\n{statement};\n" for statement in kept)
+
+
+def _strip(statement: str) -> str:
+    """Take away the comments that pg_dump puts before a statement."""
+    lines = statement.strip().splitlines()
+    while lines and (not lines[0].strip() or lines[0].startswith("--")):
+        lines.pop(0)
+    return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""Up, down and up again on a throw-away server: the same catalog, the same rows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+
+from tollbook.migrate import Folder
+from tollbook.migrate.check import check
+
+Run = Callable[..., Result]
+SHOP = """CREATE TYPE mood AS ENUM ('good', 'bad');
+CREATE TABLE people (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE, mood mood,
+    country char(2) NOT NULL CHECK (country IN ('DE', 'FR')), code text CHECK (code ~ '^[0-9a-f]{64}$'));
+CREATE TABLE orders (
+    id uuid PRIMARY KEY, person bigint NOT NULL REFERENCES people, total numeric(10, 2),
+    tags text[] NOT NULL, more jsonb NOT NULL, at timestamptz NOT NULL, part int NOT NULL CHECK (part > 2));"""
+
+
+def test_a_faultless_folder_is_proved(write: Any, run: Run) -> None:
+    write("0001_a", up=SHOP, down="DROP TABLE orders, people; DROP TYPE mood")
+    write(
+        "0002_b",
+        up="ALTER TABLE orders ADD note text; CREATE VIEW v AS SELECT note FROM orders",
+        down="DROP VIEW v; ALTER TABLE orders DROP note",
+    )
+    write("0003_c", up="CREATE TABLE IF NOT EXISTS x (i int); CREATE OR REPLACE VIEW w AS SELECT 1 AS one")
+    result = run("check", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [(one["round_trip"], one["again"]) for one in found["trips"]] == [
+        ("proved", "does not claim it"),
+        ("proved", "does not claim it"),
+        ("no down file", "proved"),
+    ]
+    assert found["unfilled"] == []
+    assert all(not one["notes"] for one in found["trips"])
+
+
+def test_what_a_down_file_leaves_or_forgets_is_named(write: Any, run: Run) -> None:
+    write("0001_a", up="CREATE TABLE a (i int PRIMARY KEY); CREATE INDEX a_i ON a (i)", down="DROP TABLE a")
+    write("0002_b", up="DROP INDEX a_i; CREATE TABLE b (i int)", down="DROP TABLE b")
+    result = run("check")
+    assert result.exit_code == 3, result.output
+    assert "after down, the index public.a_i is lacking" in result.output
+    assert "✓ shop/0001_a" in result.output
+
+
+def test_a_claim_to_run_twice_is_tried(write: Any, run: Run) -> None:
+    write(
+        "0001_a",
+        up="-- tollbook: rerunnable=on\nCREATE TABLE IF NOT EXISTS a (i int); ALTER TABLE a ADD j int",
+    )
+    result = run("check")
+    assert result.exit_code == 3
+    assert "claims that it may be run twice" in result.output
+
+
+def test_rows_that_a_down_loses_are_named(write: Any, folder: Path) -> None:
+    write("0001_a", up="CREATE TABLE a (i int PRIMARY KEY, n text)", down="DROP TABLE a")
+    write("0002_b", up="ALTER TABLE a ADD m int", down="ALTER TABLE a DROP m; DELETE FROM a WHERE i > 1")
+    found = check([Folder("shop", folder)])
+    assert found.trips[0].wrong == ()
+    assert found.trips[1].wrong == (
+        "shop/0002_b: down and up again, the rows of public.a are not what they were (3 before, 1 after).",
+    )
+
+
+def test_a_file_that_rows_stop_is_noted(write: Any, folder: Path) -> None:
+    write("0001_a", up="CREATE TABLE a (i int)", down="DROP TABLE a")
+    write("0002_b", up="ALTER TABLE a ADD m int NOT NULL", down="ALTER TABLE a DROP m")
+    found = check([Folder("shop", folder)])
+    assert found.sound
+    assert "contains null values" in found.trips[1].notes[0]
+
+
+def test_a_missing_down_file_is_drafted_proved_and_never_overwritten(
+    write: Any, run: Run, folder: Path, ask: Any
+) -> None:
+    write("0001_a", up=SHOP)
+    write(
+        "0002_b",
+        up="""ALTER TABLE orders DROP part, ADD note text NOT NULL; CREATE TABLE x (i int PRIMARY KEY);
+        CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; """,
+    )
+    result = run("check", "--draft-down", "2")
+    assert result.exit_code == 0, result.output
+    assert "It leads back" in result.output
+    text = (folder / "0002_b.down.sql").read_text()
+    assert "DROP TABLE public.x;" in text
+    assert run("check", "--draft-down", "2").exit_code == 1
+    assert (folder / "0002_b.down.sql").read_text() == text
+
+
+def test_the_schema_file_is_written_compared_and_loads(
+    write: Any, run: Run, tmp_path: Path, ask: Any, apply: Run
+) -> None:
+    out = tmp_path / "schema.sql"
+    write("0001_a", up=SHOP)
+    write("0002_b", up="CREATE FUNCTION f(p people) RETURNS text LANGUAGE sql AS 'SELECT p.name'")
+    assert run("schema", "--out", str(out)).exit_code == 0
+    text = out.read_text()
+    assert "restrict" not in text
+    assert "pg_dump" not in text
+    assert text.count("SET ") == 1
+    assert run("schema", "--out", str(out), "--check").exit_code == 0
+    assert run("check", "--schema", str(out)).exit_code == 0
+    ask(f"{text}; SELECT 1")
+    write("0001_a", up=SHOP)
+    assert run("baseline", "--auto", "--to", "2").exit_code == 0
+    result = run("drift")
+    assert result.exit_code == 0, result.output
+    write("0003_c", up="ALTER TABLE people ADD age int")
+    result = run("schema", "--out", str(out), "--check")
+    assert result.exit_code == 3
+    assert "+    age integer" in result.output
