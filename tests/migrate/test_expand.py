@@ -1,0 +1,190 @@
+"""Renames, new types and NOT NULL while old and new programs write: no write is lost, both go on working."""
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import Result
+
+Apply = Callable[..., Result]
+
+ROWS = 3_000
+WRITERS = 3
+ORDERS = f"""CREATE TABLE customers (id int PRIMARY KEY); INSERT INTO customers VALUES (1), (2);
+    CREATE TABLE orders (id int PRIMARY KEY, total int NOT NULL DEFAULT 7 CHECK (total > 0),
+        customer int REFERENCES customers, note text);
+    CREATE INDEX orders_total ON orders (total) WHERE total > 1;
+    INSERT INTO orders SELECT n, n, 1 + n % 2, nullif('n' || n % 3, 'n0') FROM generate_series(1, {ROWS}) n;
+    ANALYZE orders; SELECT 1"""
+COLUMNS = (
+    "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'orders'::regclass"
+    " AND attnum > 0 AND NOT attisdropped"
+)
+
+
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+class Program:
+    """A program that knows one name of a column. Each owns its rows and remembers what it wrote last."""
+
+    def __init__(self, url: str, number: int, column: str) -> None:
+        self.url, self.number, self.column = url, number, column
+        self.wrote: dict[int, int] = {}
+        self.wrong: list[str] = []
+
+    def work(self, ended: threading.Event) -> None:
+        name = self.column
+        with psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as connection:
+            turn = 0
+            while not ended.is_set():
+                turn += 1
+                row = (turn * WRITERS * 2 + self.number) % (ROWS + 600) + 1
+                if row % (WRITERS * 2) != self.number:
+                    row += (self.number - row) % (WRITERS * 2)
+                value = 10_000 * self.number + turn
+                text = f"""INSERT INTO orders (id, {name}, customer) VALUES (%s, %s, 1)
+                    ON CONFLICT (id) DO UPDATE SET {name} = excluded.{name}"""
+                connection.execute(text.encode(), (row, value))
+                self.wrote[row] = value
+                found = connection.execute(
+                    f"SELECT {name} FROM orders WHERE id = %s".encode(), (row,)
+                ).fetchone()
+                if found != (value,):
+                    self.wrong.append(f"{name} of {row}: wrote {value}, read {found}")
+                time.sleep(0.001)
+
+
+@contextmanager
+def working(programs: list[Program]) -> Generator[None]:
+    ended = threading.Event()
+    threads = [threading.Thread(target=one.work, args=(ended,)) for one in programs]
+    for one in threads:
+        one.start()
+    try:
+        yield
+        time.sleep(0.5)
+    finally:
+        ended.set()
+        for one in threads:
+            one.join()
+
+
+def check(programs: list[Program], ask: Any, column: str) -> None:
+    for one in programs:
+        assert not one.wrong
+        assert len(one.wrote) > 10
+        for row, value in one.wrote.items():
+            assert ask(f"SELECT {column} FROM orders WHERE id = {row}") == value
+
+
+@pytest.fixture
+def orders(ask: Any) -> None:
+    ask(ORDERS)
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_rename_loses_no_write_of_old_or_new_programs(url: str, run: Any, apply: Apply, ask: Any) -> None:
+    made = run("expand", "rename-column", "orders", "total", "amount")
+    assert made.exit_code == 0, words(made)
+    assert "0001_orders_total_to_amount_expand.backfill.sql" in made.output
+    old = [Program(url, number, "total") for number in range(WRITERS)]
+    with working(old):
+        result = apply()
+        assert result.exit_code == 0, words(result)
+    assert ask("SELECT count(*) FROM orders WHERE amount IS DISTINCT FROM total") == 0
+    new = [Program(url, WRITERS + number, "amount") for number in range(WRITERS)]
+    with working(old + new):
+        pass
+    check(old, ask, "amount")
+    check(new, ask, "total")
+    assert ask("SELECT count(*) FROM orders WHERE amount IS DISTINCT FROM total") == 0
+    assert ask("SELECT pg_get_indexdef('orders_total_new'::regclass)").endswith("(amount) WHERE (amount > 1)")
+    assert ask(
+        "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'orders'::regclass AND attname = 'amount'"
+    )
+    made = run("expand", "contract", "orders", "total", "amount")
+    assert made.exit_code == 0, words(made)
+    with working(new):
+        result = apply()
+        assert result.exit_code == 0, words(result)
+    check(new, ask, "amount")
+    assert ask(COLUMNS) == "id customer note amount"
+    assert ask("INSERT INTO orders (id) VALUES (-1) RETURNING amount") == 7
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_rename_is_taken_back_while_old_programs_write(url: str, run: Any, apply: Apply, ask: Any) -> None:
+    assert run("expand", "rename-column", "orders", "total", "amount").exit_code == 0
+    old = [Program(url, number, "total") for number in range(WRITERS)]
+    with working(old):
+        assert apply().exit_code == 0
+        result = run("revert", "--steps", "2", "--auto", "--skip-backup")
+        assert result.exit_code == 0, words(result)
+    check(old, ask, "total")
+    assert ask(COLUMNS) == "id total customer note"
+    assert apply().exit_code == 0
+    assert ask("SELECT count(*) FROM orders WHERE amount IS DISTINCT FROM total") == 0
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_new_type_under_the_same_name_loses_no_write(url: str, run: Any, apply: Apply, ask: Any) -> None:
+    made = run("expand", "change-type", "orders", "total", "bigint")
+    assert made.exit_code == 0, words(made)
+    programs = [Program(url, number, "total") for number in range(WRITERS * 2)]
+    with working(programs):
+        result = apply()
+        assert result.exit_code == 0, words(result)
+    check(programs, ask, "total")
+    assert ask("SELECT pg_typeof(total)::text FROM orders LIMIT 1") == "bigint"
+    assert ask("SELECT count(*) FROM orders WHERE total IS DISTINCT FROM total_old") == 0
+    assert ask("INSERT INTO orders (id, total) VALUES (-1, 5000000000) RETURNING total") == 5_000_000_000
+    assert ask("INSERT INTO orders (id) VALUES (-2) RETURNING total") == 7
+    assert run("expand", "contract", "orders", "total_old", "total").exit_code == 0
+    with working(programs):
+        result = apply()
+        assert result.exit_code == 0, words(result)
+    check(programs, ask, "total")
+    assert ask(COLUMNS) == "id customer note total"
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_new_type_by_an_expression(run: Any, apply: Apply, ask: Any) -> None:
+    made = run(
+        "expand", "change-type", "orders", "note", "jsonb", "--using", "jsonb_build_object('note', note)"
+    )
+    assert made.exit_code == 0, words(made)
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    assert ask("SELECT note ->> 'note' FROM orders WHERE id = 1") == "n1"
+
+
+@pytest.mark.usefixtures("orders")
+def test_not_null_while_a_program_still_writes_null(url: str, run: Any, apply: Apply, ask: Any) -> None:
+    assert run("expand", "add-not-null", "orders", "note", "'none'").exit_code == 0
+    programs = [Program(url, number, "total") for number in range(WRITERS)]  # they leave the note out
+    with working(programs):
+        result = apply()
+        assert result.exit_code == 0, words(result)
+    check(programs, ask, "total")
+    assert ask("SELECT attnotnull FROM pg_attribute WHERE attrelid = 'orders'::regclass AND attname = 'note'")
+    assert ask("SELECT count(*) > 900 FROM orders WHERE note = 'none'")
+    assert run("expand", "contract", "orders", "note", "note").exit_code == 0
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        ask("INSERT INTO orders (id, total, note) VALUES (-1, 1, NULL) RETURNING 1")
+
+
+@pytest.mark.usefixtures("orders")
+def test_what_the_steps_would_not_do_for_is_refused(run: Any, ask: Any) -> None:
+    ask("CREATE TABLE bare (i int); SELECT 1")
+    assert "is a key" in words(run("expand", "rename-column", "orders", "id", "number"))
+    assert "no unique key" in words(run("expand", "rename-column", "bare", "i", "j"))
+    assert "no table nothing" in words(run("expand", "rename-column", "nothing", "i", "j"))
+    assert "were not expanded here" in words(run("expand", "contract", "orders", "total", "amount"))
