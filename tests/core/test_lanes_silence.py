@@ -12,11 +12,10 @@ from tollbook.core import ids, telemetry
 from tollbook.core import lanes as lanes_room
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
-from tollbook.core.lanes import Lanes, SubmissionOpen, find_keyless
+from tollbook.core.lanes import Lanes, SubmissionOpen, find_keyless, receipts
 from tollbook.core.lanes import mend as lanes_mend
 from tollbook.core.lanes import network as lanes_network
 from tollbook.core.lanes import node as lanes_node
-from tollbook.core.lanes import receipts
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 SEND = "eth_sendRawTransaction"

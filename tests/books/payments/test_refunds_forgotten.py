@@ -212,12 +212,8 @@ async def test_nothing_is_sent_while_a_transaction_waits_that_the_books_do_not_k
     assert balance(shop) == before + AMOUNT
 
 
-async def test_a_refund_whose_nonce_went_to_another_is_looked_for_before_it_is_sent_again(
-    shop: Shop, back_up: Copy
-) -> None:
-    """The backup has it under a nonce that a stranger took; the chain has it under the next one."""
-    bought = await shop.buy()
-    before = balance(shop)
+async def displace(shop: Shop, bought: Bought, back_up: Copy) -> tuple[Refund, str]:
+    """A refund that waits under a nonce that a stranger took; and a backup from before that."""
     shop.chain.call("evm_setAutomine", False)
     try:
         async with open_desk(shop, wait_seconds_max=0.2) as desk:
@@ -228,9 +224,46 @@ async def test_a_refund_whose_nonce_went_to_another_is_looked_for_before_it_is_s
         shop.chain.call("evm_mine")
     finally:
         shop.chain.call("evm_setAutomine", True)
+    return waiting, url
+
+
+async def test_a_refund_whose_nonce_went_to_another_is_looked_for_before_it_is_sent_again(
+    shop: Shop, back_up: Copy
+) -> None:
+    """The backup has it under a nonce that a stranger took; the chain has it under the next one."""
+    bought = await shop.buy()
+    before = balance(shop)
+    waiting, url = await displace(shop, bought, back_up)
     for books in (shop.database.url, url):
         async with restored(shop, books) as again, open_desk(again) as desk:
             await desk.purses[shop.node.network].mend()
+            assert (await desk.carry_out(waiting.refund_id)).status == "done"
+    assert balance(shop) == before + 5
+
+
+class LatePurse(EvmPurse):
+    """What it saw as begun, somebody else has dropped by the time it is asked to go on."""
+
+    async def has_begun(self, refund: Refund) -> bool:
+        """See Purse."""
+        begun = await super().has_begun(refund)
+        await self.mend()
+        return begun
+
+
+async def test_what_was_dropped_while_it_was_looked_at_is_not_sent_without_a_look(
+    shop: Shop, back_up: Copy
+) -> None:
+    bought = await shop.buy()
+    before = balance(shop)
+    waiting, url = await displace(shop, bought, back_up)
+    for books in (shop.database.url, url):
+        async with restored(shop, books) as again, open_desk(again) as desk:
+            usual = desk.purses[NETWORK]
+            assert isinstance(usual, EvmPurse)
+            late = LatePurse(again.database, usual.lanes, {NETWORK: shop.node}, 5.0)
+            desk = RefundDesk(again.database, {NETWORK: late}, desk.watchers)
+            await desk.carry_out(waiting.refund_id)
             assert (await desk.carry_out(waiting.refund_id)).status == "done"
     assert balance(shop) == before + 5
 

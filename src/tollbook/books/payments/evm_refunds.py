@@ -110,10 +110,12 @@ class EvmPurse:
             f"units of {refund.asset}. Nothing was sent: fill one and ask again."
         )
 
-    async def send(self, refund: Refund, mark: bytes) -> Ending | None:
+    async def send(self, refund: Refund, mark: bytes, *, anew: bool) -> Ending | None:
         """See Purse. Raises what Lanes.submit raises."""
         transaction = await self.lanes.find(_purpose(refund))
         if transaction is None or transaction.status == "dropped":
+            if not anew:
+                return None
             transaction = await self.lanes.submit(
                 Call(
                     network=refund.network,

@@ -79,7 +79,8 @@ class RefundDesk:
         """Go on with a refund from wherever it is. Raises as `refund` does."""
         refund, payment = await self._read(refund_id)
         purse, mark = self._get_purse(refund.network), refund_marks.make(payment, refund_id)
-        if refund.status in ("requested", "sent") and not await purse.has_begun(refund):
+        is_begun = await purse.has_begun(refund)
+        if refund.status in ("requested", "sent") and not is_begun:
             position = await self._find_final(refund)
             if position is None:
                 return (await self._read(refund_id))[0]
@@ -90,7 +91,7 @@ class RefundDesk:
                 refund, _ = await self._read(refund_id)  # somebody else may have ended it meanwhile
         if refund.status == "sent":
             try:
-                ending = await purse.send(refund, mark)
+                ending = await purse.send(refund, mark, anew=not is_begun)
             except RefundUnpayable as refusal:
                 await self._give_up(refund, refusal.reason)
                 raise

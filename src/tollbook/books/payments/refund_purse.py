@@ -69,9 +69,10 @@ class Purse(Protocol):
         """
         ...
 
-    async def send(self, refund: Refund, mark: bytes) -> Ending | None:
+    async def send(self, refund: Refund, mark: bytes, *, anew: bool) -> Ending | None:
         """Have it paid, once however often it is asked for, and wait a while; None where it has not ended.
 
+        Where nothing of it is under way it is made `anew`: to be said only after a look at the chain.
         Raises where nothing is sent now, and another time may be.
         """
         ...

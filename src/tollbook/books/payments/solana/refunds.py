@@ -198,11 +198,11 @@ class SolanaPurse:
             )
         return sender
 
-    async def send(self, refund: Refund, mark: bytes) -> Ending | None:
+    async def send(self, refund: Refund, mark: bytes, *, anew: bool) -> Ending | None:
         """See Purse."""
         node = self.nodes[refund.network]
         deadline = time.monotonic() + self.wait_seconds_max
-        attempt = await self._begin(node, refund, mark)
+        attempt = await self._begin(node, refund, mark, anew=anew)
         while attempt is not None:
             ending = await self._look(node, refund, attempt)
             if ending is not None or time.monotonic() >= deadline:
@@ -217,11 +217,11 @@ class SolanaPurse:
     async def mend(self) -> None:
         """See Purse: what was lost on its way is sent again by whoever carries its refund out."""
 
-    async def _begin(self, node: SolanaNode, refund: Refund, mark: bytes) -> Attempt | None:
+    async def _begin(self, node: SolanaNode, refund: Refund, mark: bytes, *, anew: bool) -> Attempt | None:
         """The transaction that is on its way; one that is new is on disk, and sent, by the time of return."""
         async with self.database.read() as tx:
             known = await _find_attempt(tx, refund.refund_id)
-        if known is not None:
+        if known is not None or not anew:
             return known
         attempt = await self._sign(node, refund, mark)
         async with self.database.write() as tx:
