@@ -211,6 +211,15 @@ def test_what_a_file_alone_cannot_do_is_refused_by_name(write: Write, run: Run, 
     assert run("bundle", "--psql").exit_code == 0
 
 
+def test_a_back_fill_is_refused_by_name(write: Write, run: Run) -> None:
+    write(
+        "0001_a",
+        up="CREATE TABLE a (id int PRIMARY KEY, n int);",
+        backfill="-- tollbook: table=a key=id\nUPDATE a SET n = 1 WHERE id BETWEEN :first AND :last",
+    )
+    assert "shop/0001_a has a back-fill" in run("bundle").output
+
+
 def test_an_undo_without_a_down_file_is_refused_by_name(write: Write, run: Run) -> None:
     write("0001_a", up="CREATE TABLE a (n int);")
     result = run("bundle", "--undo")

@@ -178,6 +178,9 @@ class _Writer:
         if one.backfill:
             text = f"{one.migration.id} has a back-fill, which is many transactions."
             yield Problem(text, "Apply it by `tollbook migrate apply`.", point(str(script.path), "", 0))
+        if one.backfill:
+            text = f"{one.migration.id} has a back-fill, which runs in batches between transactions."
+            yield Problem(text, "Apply it by `tollbook migrate apply`.")
         for statement in one.reading.statements:
             if statement.alone and _tell_done(statement) is None:
                 yield Problem(
