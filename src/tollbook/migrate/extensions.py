@@ -48,8 +48,10 @@ CREATE FUNCTION gen_random_bytes(integer) RETURNS bytea VOLATILE STRICT LANGUAGE
 CREATE FUNCTION digest(bytea, text) RETURNS bytea IMMUTABLE STRICT LANGUAGE sql AS $$
     SELECT CASE lower($2) WHEN 'md5' THEN decode(md5($1), 'hex') WHEN 'sha224' THEN sha224($1)
         WHEN 'sha384' THEN sha384($1) WHEN 'sha512' THEN sha512($1) ELSE sha256($1) END $$;
-CREATE FUNCTION digest(text, text) RETURNS bytea IMMUTABLE STRICT LANGUAGE sql
-    AS $$ SELECT digest(convert_to($1, 'UTF8'), $2) $$;
+CREATE FUNCTION digest(text, text) RETURNS bytea IMMUTABLE STRICT LANGUAGE sql AS $$
+    SELECT CASE lower($2) WHEN 'md5' THEN decode(md5($1), 'hex') WHEN 'sha224' THEN sha224(b)
+        WHEN 'sha384' THEN sha384(b) WHEN 'sha512' THEN sha512(b) ELSE sha256(b) END
+    FROM convert_to($1, 'UTF8') AS b $$;
 CREATE FUNCTION gen_salt(text) RETURNS text VOLATILE STRICT LANGUAGE sql AS $$ SELECT md5(random()::text) $$;
 CREATE FUNCTION gen_salt(text, integer) RETURNS text VOLATILE STRICT LANGUAGE sql
     AS $$ SELECT md5(random()::text) $$;

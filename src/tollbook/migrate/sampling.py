@@ -15,8 +15,9 @@ TABLES_MAX = 100_000
 ROUNDS_MAX = 10  # of fetching what sampled rows refer to, which may refer on
 FETCHED_AT_ONCE = 10_000
 SECONDS_A_TABLE_MAX = 30
-# A sample is read from single blocks, and so many more than needed, as some are sparse.
+# A sample is read from single blocks, more than needed, as some are sparse and chance chooses them.
 SPARE = 4
+PAGES_MIN, BLOCKS_MIN = 1_000, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class _Table:
     schema: str
     name: str
     columns: tuple[str, ...]
-    rows: float
+    rows: float = 0
+    pages: int = 0
 
     @property
     def full(self) -> sql.Identifier:
@@ -56,7 +58,8 @@ def copy(conn: Connection, admin: Connection, rows: int, listen: Listener) -> Ta
         conn.execute(f"SET LOCAL statement_timeout = '{SECONDS_A_TABLE_MAX}s'".encode())
         conn.execute("SET LOCAL datestyle = 'ISO'; SET LOCAL intervalstyle = 'postgres'")
         tables = [
-            _Table(schema, name, tuple(columns), size) for schema, name, columns, size in conn.execute(TABLES)
+            _Table(schema, name, tuple(columns or ()), *size)
+            for schema, name, columns, *size in conn.execute(TABLES)
         ]
         for table in tables[:TABLES_MAX]:
             if table.schema != HISTORY and not rows:
@@ -79,15 +82,17 @@ def _attempt(conn: Connection, admin: Connection, table: _Table, rows: int | Non
     source = sql.SQL("SELECT {} FROM ONLY {}{}{}").format(
         table.listed,
         table.full,
-        sql.SQL("" if rows is None else _thin(table.rows, rows)),  # pyright: ignore[reportArgumentType]
+        sql.SQL("" if rows is None else _thin(table, rows)),  # pyright: ignore[reportArgumentType]
         sql.SQL("" if rows is None else f" LIMIT {rows}"),  # pyright: ignore[reportArgumentType]
     )
     return _pass(conn, admin, table, source, lacks)
 
 
-def _thin(held: float, rows: int) -> str:
-    """Read few blocks of a table that has many."""
-    share = 100 * SPARE * rows / held if held > 0 else 100
+def _thin(table: _Table, rows: int) -> str:
+    """Read blocks from all over a table that has many; the first rows are often not like the others."""
+    if table.pages < PAGES_MIN or table.rows <= 0:
+        return ""
+    share = 100 * max(SPARE * rows / table.rows, BLOCKS_MIN / table.pages)
     return f" TABLESAMPLE SYSTEM ({share:.6f})" if share < 50 else ""
 
 
@@ -121,14 +126,27 @@ def _follow(conn: Connection, admin: Connection, lacks: list[str]) -> int:
         if not fetched:
             break
     for _ in range(ROUNDS_MAX):
-        if not sum(admin.execute(link.orphans("DELETE FROM {0} AS c WHERE {1}")).rowcount for link in links):
+        if not sum(_cut(admin, link) for link in links):
             break
     return found
 
 
+def _cut(admin: Connection, link: "_Link") -> int:
+    """Let rows whose like were not found refer to nothing, or drop them where they must."""
+    if link.free:
+        empty = sql.SQL("UPDATE {} AS c SET {} = NULL {}").format(
+            sql.Identifier(link.schema, link.name), sql.Identifier(link.free), link.orphans("WHERE {1}")
+        )
+        try:
+            return admin.execute(empty).rowcount
+        except psycopg.errors.CheckViolation:
+            pass
+    return admin.execute(link.orphans("DELETE FROM {0} AS c WHERE {1}")).rowcount
+
+
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A foreign key."""
+    """A foreign key. free: a column of it that may be NULL."""
 
     schema: str
     name: str
@@ -137,6 +155,7 @@ class _Link:
     to_name: str
     to_columns: Sequence[str]
     to_all: Sequence[str]
+    free: str | None
 
     def orphans(self, text: str) -> sql.Composed:
         """Return a statement about the rows that refer to nothing: {0} is the table, {1} tells them."""
@@ -162,7 +181,7 @@ def _fetch(conn: Connection, admin: Connection, link: _Link, lacks: list[str]) -
     ).fetchall()
     if not keys:
         return 0
-    table = _Table(link.to_schema, link.to_name, tuple(link.to_all), 0)
+    table = _Table(link.to_schema, link.to_name, tuple(link.to_all))
     arrays = sql.SQL(", ").join(
         sql.SQL("{}::text[]").format(sql.Literal(list(column))) for column in zip(*keys, strict=True)
     )
@@ -210,7 +229,7 @@ def _refresh(conn: Connection, admin: Connection) -> None:
 
 TABLES = """
 SELECT n.nspname::text, c.relname::text,
-    array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = ''), max(c.reltuples)
+    array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attgenerated = ''), c.reltuples, c.relpages
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relkind = 'r' AND c.relpersistence <> 't'
@@ -230,7 +249,9 @@ SELECT n.nspname::text, c.relname::text,
      FROM unnest(f.confkey) WITH ORDINALITY AS k (number, place)
      JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.number),
     (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-     WHERE a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+     WHERE a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+    (SELECT a.attname::text FROM pg_attribute a
+     WHERE a.attrelid = f.conrelid AND a.attnum = ANY (f.conkey) AND NOT a.attnotnull LIMIT 1)
 FROM pg_constraint f JOIN pg_class c ON c.oid = f.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_class p ON p.oid = f.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
 WHERE f.contype = 'f' AND f.conparentid = 0 AND n.nspname <> 'tollbook_migrate' ORDER BY f.oid
