@@ -16,7 +16,7 @@ from tollbook.migrate.cli_expand import expand
 from tollbook.migrate.cli_lint import lint
 from tollbook.migrate.cli_plan import plan, show_before_apply
 from tollbook.migrate.cli_traffic import lock_option, read_traffic, traffic_options
-from tollbook.migrate.cli_verify import check, drift, schema, verify
+from tollbook.migrate.cli_verify import check, drift, schema, squash, verify
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event, ignore
 from tollbook.migrate.files import Folder
@@ -367,6 +367,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "drift": drift,
     "check": check,
     "schema": schema,
+    "squash": squash,
     "status": status,
     "revert": revert,
     "backup": backup,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tollbook.migrate.check import Checked, Draft
     from tollbook.migrate.cli import Call
     from tollbook.migrate.drift import Difference, Drift
+    from tollbook.migrate.squash import Squash
 
 EXIT_DRIFT = 3
 COLOURS = {"missing": "red", "extra": "yellow", "changed": "red"}
@@ -115,6 +116,24 @@ def schema(call: "Call", *, out: str | None, only_check: bool) -> None:
     call.answer(
         made, lambda made: click.echo(f"Wrote {made.path}." if made.path else made.text, nl=bool(made.path))
     )
+
+
+@click.option("--to", required=True, metavar="VERSION", help="The last migration that goes into the one.")
+@click.option("--rows/--no-rows", "keep_rows", default=None, help="Whether the rows they insert are kept.")
+def squash(call: "Call", *, to: str, keep_rows: bool | None) -> None:
+    """Make the migrations up to VERSION one file, after it is proved to make the same. Needs no database."""
+    from tollbook.migrate import squash as squashes
+
+    folders, target = call.folders, call.target(to)
+    if len(folders) != 1 or target is None:
+        raise WrongUsage("Give one folder: tollbook migrate squash --dir PATH --to VERSION")
+    done = squashes.squash(folders[0], target, keep_rows=keep_rows, listen=call.listen)
+    call.answer(done, _show_squash)
+
+
+def _show_squash(done: "Squash") -> None:
+    click.echo(f"Wrote {done.path}: {len(done.replaced)} migrations in one, {done.rows} rows.")
+    click.echo(f"Their files are in {done.archive}. Databases that have them all go on as they are.")
 
 
 def _show_sql(found: "Drift") -> None:

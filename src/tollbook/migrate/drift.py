@@ -110,7 +110,9 @@ def order(migrations: Sequence[Migration], standing: Standing) -> list[Migration
     if standing.missing:
         names = ", ".join(one.name for one in standing.missing)
         raise NotReplayable(f"There is no file any more of what is applied: {names}.")
-    return [files[one.folder, one.version] for one in standing.applied]
+    # What a squashed one stands for has no file; the squashed one has the version of the last of them.
+    keys = [(one.folder, one.version) for one in standing.applied]
+    return [files[key] for key in keys if key in files]
 
 
 def admit(stage: Stage, migrations: Sequence[Migration], conn: Connection | None = None) -> None:

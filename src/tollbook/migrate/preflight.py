@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tollbook.migrate.execution import Prepared
 
 SERVER_VERSION_MIN = 150000
+ARCHIVE = "squashed"  # the folder, in theirs, that keeps the files a squashed one stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Standing:
     missing: tuple[Applied, ...]  # applied, but the file is gone
     elsewhere: tuple[Applied, ...]  # applied under the name of a folder that was not given
     late: tuple[tuple[Migration, Applied], ...]  # pending, but ordered before one that is applied
+    # squashed ones of which a part is applied, with the last that is
+    halfway: tuple[tuple[Migration, Applied], ...] = ()
 
 
 def compare(
@@ -39,17 +42,47 @@ def compare(
     ours = [one for one in applied if one.folder in names]
     by_key = {(one.folder, one.version): one for one in ours}
     files = {(one.folder, one.version): one for one in migrations}
-    changed = [one for key, one in files.items() if key in by_key and by_key[key].checksum != one.up.checksum]
+    replaced, halfway = _find_replaced(migrations, ours)
+    changed = [
+        one
+        for key, one in files.items()
+        if key in by_key and by_key[key].checksum != one.up.checksum and key not in replaced
+    ]
     return Standing(
         applied=tuple(ours),
         pending=tuple(
             one for key, one in files.items() if key not in by_key or (one in changed and one.repeatable)
         ),
         edited=tuple(one for one in changed if not one.repeatable),
-        missing=tuple(one for key, one in by_key.items() if key not in files),
+        missing=tuple(one for key, one in by_key.items() if key not in files and key not in replaced),
         elsewhere=tuple(one for one in applied if one.folder not in names),
         late=tuple(_find_late(migrations, by_key)),
+        halfway=halfway,
     )
+
+
+def _find_replaced(
+    migrations: Sequence[Migration], applied: Sequence[Applied]
+) -> tuple[set[tuple[str, str]], tuple[tuple[Migration, Applied], ...]]:
+    """Return what is applied and stood for by a squashed one now, and the squashed of which a part is.
+
+    A squashed one has the version of the last that it replaces: where that is applied, all of it is.
+    """
+    replaced: set[tuple[str, str]] = set()
+    halfway: list[tuple[Migration, Applied]] = []
+    for one in migrations:
+        if one.up.options.replaces is None:
+            continue
+        first, last = (_number(version) for version in one.up.options.replaces)
+        found = [old for old in applied if old.folder == one.folder and first <= _number(old.version) <= last]
+        replaced |= {(old.folder, old.version) for old in found}
+        if found and one.version not in {old.version for old in found}:
+            halfway.append((one, found[-1]))
+    return replaced, tuple(halfway)
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
 def _find_late(
@@ -90,6 +123,15 @@ def check_history(standing: Standing) -> list[Problem]:
             Place(str(one.up.path)),
         )
         for one, newest in standing.late
+    ]
+    problems += [
+        Problem(
+            f"{one.id} stands for several migrations; here only those up to {newest.name} are applied.",
+            "Apply the rest of them first, from where they were moved to: tollbook migrate apply --dir "
+            f"{one.folder}={one.up.path.parent / ARCHIVE}. Then run this again.",
+            Place(str(one.up.path)),
+        )
+        for one, newest in standing.halfway
     ]
     return problems + _find_renamed_folder(standing)
 

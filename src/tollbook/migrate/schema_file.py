@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pglast import ast, parse_sql
 
@@ -65,9 +66,14 @@ def compare(path: Path, schema: SchemaFile) -> SchemaFile:
 
 def dump(url: str) -> str:
     """Return a database's schema by pg_dump, less the engine's own and less all that only pg_dump needs."""
+    return TOLD + run_dump(url, "--schema-only")
+
+
+def run_dump(url: str, *what: str) -> str:
+    """Return what pg_dump says of a database, less the engine's own, as statements alone."""
     command = [
         find_tool("pg_dump"),
-        "--schema-only",
+        *what,
         "--no-owner",
         "--no-tablespaces",
         "--no-table-access-method",
@@ -89,13 +95,20 @@ def clean(text: str) -> str:
     functions = False
     for one in parse_sql(text):
         tree = one.stmt
-        if isinstance(tree, ast.VariableSetStmt | ast.SelectStmt):
-            continue  # settings of the session; SELECT set_config(…)
+        if isinstance(tree, ast.VariableSetStmt) or _sets_config(tree):
+            continue
         functions = functions or isinstance(tree, ast.CreateFunctionStmt)
         start = one.stmt_location or 0
         end = start + one.stmt_len if one.stmt_len else len(raw)
         kept.append(_strip(raw[start:end].decode()))
-    return TOLD + (BODIES if functions else "") + "".join(f"\n{statement};\n" for statement in kept)
+    return (BODIES if functions else "") + "".join(f"\n{statement};\n" for statement in kept)
+
+
+def _sets_config(tree: Any) -> bool:
+    if not isinstance(tree, ast.SelectStmt) or not tree.targetList:
+        return False
+    call = tree.targetList[0].val
+    return isinstance(call, ast.FuncCall) and call.funcname[-1].sval == "set_config"  # pyright: ignore
 
 
 def _strip(statement: str) -> str:

@@ -1,0 +1,175 @@
+"""Old history made one migration, after both roads are seen to lead to the same schema and the same rows."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tollbook.migrate import catalog, drift, formats, replay, rows, schema_file
+from tollbook.migrate.catalog import Catalog
+from tollbook.migrate.errors import MigrateError, WrongUsage
+from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.files import Folder, Migration, Script, read_script
+from tollbook.migrate.preflight import ARCHIVE
+from tollbook.migrate.replay import Stage
+from tollbook.migrate.session import connected
+
+FILES_OF_ONE = ("up", "down", "check", "undo", "rollback", "backfill")
+SHOWN_MAX = 20
+
+
+class SquashRefused(MigrateError):
+    """The migrations cannot be made one; no file was touched."""
+
+    reason = "squash-refused"
+    status = 409
+
+
+@dataclass(frozen=True, slots=True)
+class Squash:
+    """The file that was written, what it replaces, where that went, and how many rows it brings."""
+
+    path: str
+    replaced: tuple[str, ...]
+    archive: str
+    rows: int
+
+
+def squash(
+    folder: Folder, to: tuple[str, str], *, keep_rows: bool | None = None, listen: Listener = ignore
+) -> Squash:
+    """Make all migrations of a folder up to `to` one, and move their files to the folder's archive.
+
+    keep_rows: whether the rows that they insert are kept; None refuses where there are any. Databases that
+    have all of them go on as they are. Raises MigrateError; no file is touched then.
+    """
+    migrations = formats.read([folder])
+    place = next(place for place, one in enumerate(migrations) if (one.folder, one.version) == to)
+    old, later = migrations[: place + 1], migrations[place + 1 :]
+    path = _name(old)
+    with replay.staged(listen) as stage:
+        drift.admit(stage, migrations)
+        url = stage.make()
+        replay.play(url, old, listen)
+        _refuse_what_is_lost(url, old)
+        number = _count_rows(url)
+        text = _write(url, old, number, keep_rows=keep_rows)
+        listen(Event("proving", "Proving that both roads lead to the same."))
+        _prove(stage, url, _read(path, text, old[-1]), later, with_rows=bool(keep_rows), listen=listen)
+    archive = path.parent / ARCHIVE
+    _move(old, archive)
+    path.write_text(text, encoding="utf-8")
+    return Squash(str(path), tuple(one.id for one in old), str(archive), number if keep_rows else 0)
+
+
+def _name(old: Sequence[Migration]) -> Path:
+    last = old[-1]
+    if any(one.repeatable or one.after or not re.fullmatch(r"[0-9.]+", one.version) for one in old):
+        raise SquashRefused("Only plain numbered SQL files can be made one.")
+    digits = re.match(r"[0-9._-]*[0-9]", last.label)
+    path = last.up.path.with_name(f"{digits[0] if digits else last.version}_squashed.up.sql")
+    known = {f"{one.label}{part}.sql" for one in old for part in ("", ".up")}
+    if strange := next((one for one in old if one.up.path.name not in known), None):
+        raise SquashRefused(
+            f"{strange.up.path.name} holds more than the SQL that goes up; make it two files."
+        )
+    if len(old) == 1:
+        raise SquashRefused(f"{last.id} is one already.")
+    return path
+
+
+def _refuse_what_is_lost(url: str, old: Sequence[Migration]) -> None:
+    """A dump of one database holds neither roles nor owners."""
+    _, made = replay.find_roles(old)
+    if made:
+        raise SquashRefused(
+            f"These migrations make roles ({', '.join(sorted(made))}), which are not of one database. Move "
+            "their CREATE ROLE to a migration that stays, or to what sets up the server."
+        )
+    with connected(url) as conn:
+        row = conn.execute("SELECT current_user::text").fetchone()
+        user = row[0] if row else ""
+        owned = [one for one in catalog.read(conn).values() if one.owner not in (None, user)]
+    if strange := [f"{one.name} ({one.owner})" for one in owned if one.name != "public"]:
+        raise SquashRefused(
+            f"These have owners of their own: {', '.join(strange[:SHOWN_MAX])}. Squash up to before that."
+        )
+
+
+def _count_rows(url: str) -> int:
+    with connected(url) as conn:
+        tables: dict[str, list[str]] = {name: [] for kind, name in catalog.read(conn) if kind == "table"}
+        return sum(number for number, _ in rows.digest(conn, tables).values())
+
+
+def _write(url: str, old: Sequence[Migration], number: int, *, keep_rows: bool | None) -> str:
+    if number and keep_rows is None:
+        raise WrongUsage(
+            f"These migrations insert {number} rows. Say whether a new database is to have them: --rows or "
+            "--no-rows."
+        )
+    first, last = old[0], old[-1]
+    head = (
+        f"-- tollbook: replaces={first.version}..{last.version}\n"
+        f"-- {first.label} to {last.label}, squashed; their files are in {ARCHIVE}/.\n"
+    )
+    text = head + schema_file.run_dump(url, "--schema-only")
+    if number and keep_rows:
+        text += schema_file.run_dump(url, "--data-only", "--column-inserts", "--rows-per-insert=100")
+    return text
+
+
+def _read(path: Path, text: str, last: Migration) -> Migration:
+    """Read the new file as it will be read, before it is there."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    try:
+        script = read_script(beside)
+    finally:
+        beside.unlink()
+    label = path.name.removesuffix(".up.sql")
+    return Migration(
+        last.folder, last.version, label, Script(path, script.text, script.checksum, script.options)
+    )
+
+
+def _prove(
+    stage: Stage, url: str, new: Migration, later: Sequence[Migration], *, with_rows: bool, listen: Listener
+) -> None:
+    """Refuse where a database by the new road differs, now or after the migrations that follow."""
+    other = stage.make()
+    replay.play(other, [new], listen)
+    _compare(url, other, with_rows=with_rows)
+    if later:
+        replay.play(url, later, listen)
+        replay.play(other, later, listen)
+        _compare(url, other, with_rows=with_rows)
+
+
+def _compare(url: str, other: str, *, with_rows: bool) -> None:
+    with connected(url) as conn, connected(other) as there:
+        have, want = catalog.read(there), catalog.read(conn)
+        found = [str(one) for one in drift.find(have, want) if one.expected != "sound"]
+        if not found and with_rows:
+            columns = _list_columns(want)
+            sums = rows.digest(conn, columns), rows.digest(there, columns)
+            found = [f"the rows of {name} differ" for name in columns if sums[0][name] != sums[1][name]]
+    if found:
+        raise SquashRefused(f"The new road does not lead to the same: {'; '.join(found[:SHOWN_MAX])}.")
+
+
+def _list_columns(objects: Catalog) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {name: [] for kind, name in objects if kind == "table"}
+    for one in objects.values():
+        if one.kind == "column" and one.parent in found:
+            found[one.parent].append(one.facts["name"])
+    return found
+
+
+def _move(old: Sequence[Migration], archive: Path) -> None:
+    archive.mkdir(exist_ok=True)
+    for one in old:
+        names = [f"{one.label}.sql", *(f"{one.label}.{part}.sql" for part in FILES_OF_ONE)]
+        for path in (one.up.path.with_name(name) for name in names):
+            if path.exists():
+                path.rename(archive / path.name)

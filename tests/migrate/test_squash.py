@@ -1,0 +1,96 @@
+"""Old history made one file; databases before, after and in the middle of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def shop(write: Any) -> None:
+    write("0001_a", up="CREATE TABLE a (i serial PRIMARY KEY, n text)", down="DROP TABLE a")
+    write("0002_b", up="INSERT INTO a (n) VALUES ('x'), ('y'); ALTER TABLE a DROP n, ADD m int DEFAULT 3")
+    write(
+        "0003_c",
+        up="CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM a'",
+        down="DROP FUNCTION f",
+    )
+    write("0004_d", up="CREATE VIEW v AS SELECT i, m FROM a", down="DROP VIEW v")
+
+
+def squash(run: Run) -> dict[str, Any]:
+    result = run("squash", "--to", "3", "--rows", "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_new_database_has_the_same_by_the_new_road(
+    shop: None, run: Run, apply: Run, folder: Path, ask: Any
+) -> None:
+    done = squash(run)
+    assert done["rows"] == 2
+    assert [path.name for path in sorted(folder.glob("*.sql"))] == [
+        "0003_squashed.up.sql",
+        "0004_d.down.sql",
+        "0004_d.up.sql",
+    ]
+    assert len(list((folder / "squashed").iterdir())) == 5
+    assert apply().exit_code == 0
+    assert ask("INSERT INTO a DEFAULT VALUES RETURNING i") == 3
+    assert run("status").exit_code == 0
+    assert run("drift").exit_code == 0
+
+
+@pytest.mark.parametrize("to", ["3", "4"])
+def test_a_database_that_has_them_all_goes_on(
+    shop: None, run: Run, apply: Run, write: Any, ask: Any, to: str
+) -> None:
+    assert apply("--to", to).exit_code == 0
+    squash(run)
+    assert run("status").exit_code == (0 if to == "4" else 3)
+    write("0005_e", up="CREATE TABLE e (i int)", down="DROP TABLE e")
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert run("drift").exit_code == 0
+    assert run("verify").exit_code == 0
+    assert ask("SELECT count(*) FROM a") == 2
+    # What was applied by its own file is taken back by its own down statements, never by the squashed one.
+    back = run("revert", "--auto", "--skip-backup", "--steps", "3")
+    assert back.exit_code == 0, back.output
+    assert ask("SELECT count(*) FROM a") == 2
+    assert ask("SELECT to_regproc('f')") is None
+
+
+def test_a_database_in_the_middle_is_refused_and_told_what_to_do(
+    shop: None, run: Run, apply: Run, folder: Path
+) -> None:
+    assert apply("--to", "2").exit_code == 0
+    squash(run)
+    result = apply()
+    assert result.exit_code == 1
+    assert f"apply --dir shop={folder}/squashed" in result.output
+    assert apply(folders=(f"shop={folder}/squashed",)).exit_code == 0
+    assert apply().exit_code == 0
+    assert run("drift").exit_code == 0
+
+
+def test_rows_are_kept_or_left_as_asked(shop: None, run: Run, folder: Path) -> None:
+    before = sorted(path.name for path in folder.iterdir())
+    result = run("squash", "--to", "3")
+    assert result.exit_code == 2
+    assert "insert 2 rows" in result.output
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_roles_and_owners_are_not_lost_unseen(write: Any, run: Run, folder: Path) -> None:
+    write("0001_a", up="CREATE ROLE squash_reader; CREATE TABLE a (i int)")
+    write("0002_b", up="ALTER TABLE a OWNER TO squash_reader")
+    result = run("squash", "--to", "2")
+    assert result.exit_code == 1
+    assert "squash_reader" in result.output
+    assert len(list(folder.iterdir())) == 2
