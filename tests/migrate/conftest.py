@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
 
+from fixtures.haste import HASTE
 from tollbook.embedded import Server, throwaway
 
 _numbers = itertools.count(1)
@@ -21,7 +22,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def migrate_server() -> Iterator[Server]:
-    with throwaway(settings={"max_connections": "100", "autovacuum": "off"}) as server:
+    with throwaway(settings={**HASTE, "max_connections": "100", "autovacuum": "off"}) as server:
         yield server
 
 
@@ -30,7 +31,7 @@ def url(migrate_server: Server) -> Iterator[str]:
     """The address of an empty database of this test's own."""
     name = f"migrate_{next(_numbers)}"
     with psycopg.connect(migrate_server.url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
         yield migrate_server.url(name)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
