@@ -62,9 +62,10 @@ def copy(conn: Connection, admin: Connection, rows: int, listen: Listener) -> Ta
             for schema, name, columns, *size in conn.execute(TABLES)
         ]
         for table in tables[:TABLES_MAX]:
-            if table.schema != HISTORY and not rows:
-                continue
-            total += _attempt(conn, admin, table, None if table.schema == HISTORY else rows, lacks)
+            if table.schema == HISTORY:
+                _attempt(conn, admin, table, None, lacks)
+            elif rows:
+                total += _attempt(conn, admin, table, rows, lacks)
         if rows:
             listen(Event("shadow", f"Sampled {total:,} rows."))
             total += _follow(conn, admin, lacks)
@@ -73,7 +74,7 @@ def copy(conn: Connection, admin: Connection, rows: int, listen: Listener) -> Ta
         conn.execute("ROLLBACK")
         admin.execute("RESET session_replication_role")
     _refresh(conn, admin)
-    return Taken(total if rows else 0, lacks)
+    return Taken(total, lacks)
 
 
 def _attempt(conn: Connection, admin: Connection, table: _Table, rows: int | None, lacks: list[str]) -> int:
