@@ -23,6 +23,7 @@ LAG_SECONDS_MAX = 10.0
 LAG_BYTES_MAX = 256 * 2**20
 LAG_WAIT_SECONDS_MAX = 600.0
 LAG_POLL_SECONDS = 1.0
+LAG_ASKED_SECONDS = 0.1  # a thousand small migrations ask now and then, not each
 # Most statements are done before the watcher would look: only what takes longer costs a second session.
 GRACE_SECONDS = 0.2
 LOOK_SECONDS = 0.25
@@ -157,7 +158,7 @@ class Guard:
 
     def wait_for_replicas(self, conn: Connection) -> None:
         """Wait, outside a transaction, until every streaming replica is near. Raises ReplicaBehind."""
-        if time.monotonic() - self._lag_asked < LAG_POLL_SECONDS:
+        if time.monotonic() - self._lag_asked < LAG_ASKED_SECONDS:
             return
         until = time.monotonic() + self.traffic.lag_wait_seconds_max
         told = False
