@@ -11,6 +11,8 @@ import pytest
 
 from tollbook.embedded import binaries
 
+from .formats.test_formats import FOLDERS, REVERSIBLE, lay
+
 Run = Write = Ask = Callable[..., Any]
 Psql = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -142,6 +144,31 @@ def test_a_bundle_that_begins_later_than_the_database_is_refused(
     ran = psql(bundle("--from-version", "0002_search"), stop=False)
     assert "out of order: shop/0001_goods, shop/0002_search must be applied first" in ran.stderr
     assert ask("SELECT to_regnamespace('tollbook_migrate') IS NULL AND to_regclass('kinds') IS NULL")
+
+
+@pytest.mark.parametrize("tool", [name for name in FOLDERS if name != "Alembic"])
+def test_every_tools_folder_makes_a_bundle(
+    tool: str, folder: Path, bundle: Any, psql: Psql, run: Run, apply: Any
+) -> None:
+    lay(folder, FOLDERS[tool][1])
+    ran = psql(bundle())
+    assert ran.returncode == 0, ran.stderr
+    assert run("status").exit_code == 0
+    assert "Nothing to do" in apply().output
+    if tool in REVERSIBLE:
+        ran = psql(bundle("--undo"))
+        assert ran.returncode == 0, ran.stderr
+
+
+def test_a_new_value_of_an_enum_is_committed_before_it_is_used(
+    write: Write, bundle: Any, psql: Psql, run: Run, ask: Ask
+) -> None:
+    write("0001_a", up="CREATE TYPE e AS ENUM ('a'); CREATE TABLE t (e e);")
+    write("0002_b", up="ALTER TYPE e ADD VALUE 'b'; INSERT INTO t VALUES ('b');")
+    write("0003_c", up="ALTER TYPE e ADD VALUE 'c'; CREATE TABLE u (i int); SELECT 1/0;")
+    assert "division by zero" in psql(bundle()).stderr
+    assert ask("SELECT e::text FROM t") == "b"
+    assert ask("SELECT enum_range(NULL::e)::text") == "{a,b}"
 
 
 def test_a_bundle_refuses_where_a_part_of_it_or_more_is_applied(

@@ -227,7 +227,7 @@ COMMIT;
     def _write_migration(self, one: Prepared, known: _Known) -> Iterator[str]:
         promised = _quote_json([promise.pack() for promise in one.promises.made])
         # What a part before the last made is there when that begins; only what IF NOT EXISTS says may not be.
-        cut = len(segments.split(one.reading.statements, one.migration.up.options)) > 1
+        cut = len(_split(one)) > 1
         asked = [promise.pack() for promise in one.promises.made if promise.conditional or not cut]
         removing = "true" if one.promises.may_remove else "false"
         begin = _call("begin", quote(one.migration.id), _quote_json(asked), removing)
@@ -248,7 +248,7 @@ COMMIT;
         options, reading = one.migration.up.options, one.reading
         yield f"\n-- {one.migration.id}\n{RESET} {CLOSED} {ENCODING}"
         yield name_settings(self.lock_timeout, options)
-        *before, last = segments.split(reading.statements, options)
+        *before, last = _split(one)
         if last.alone:
             before, last = [*before, last], Segment(last.end, ())
         for segment in before:
@@ -311,6 +311,17 @@ def _quote_do(body: str) -> str:
     while tag in body:
         tag = f"{tag[:-1]}_$"
     return f"DO {tag} BEGIN {body} END {tag};"
+
+
+def _split(one: Prepared) -> tuple[Segment, ...]:
+    """Cut a script where it must be committed; behind a new value of an enum where it seems to be used."""
+    found = one.reading.statements
+    used = any(
+        segments.adds_value(statement)
+        and any(statement.tree.newVal in _cut_text(one.reading, later) for later in found[place + 1 :])
+        for place, statement in enumerate(found)
+    )
+    return segments.split(found, one.migration.up.options, after_new_values=used)
 
 
 def _open(segment: Segment) -> str:
