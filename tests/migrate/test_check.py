@@ -17,7 +17,8 @@ CREATE TABLE people (
     country char(2) NOT NULL CHECK (country IN ('DE', 'FR')), code text CHECK (code ~ '^[0-9a-f]{64}$'));
 CREATE TABLE orders (
     id uuid PRIMARY KEY, person bigint NOT NULL REFERENCES people, total numeric(10, 2),
-    tags text[] NOT NULL, more jsonb NOT NULL, at timestamptz NOT NULL, part int NOT NULL CHECK (part > 2));"""
+    tags text[] NOT NULL, more jsonb NOT NULL, at timestamptz NOT NULL,
+    part int NOT NULL CHECK (part > 2));"""
 
 
 def test_a_faultless_folder_is_proved(write: Any, run: Run) -> None:

@@ -84,7 +84,7 @@ ALTER TABLE shop.orders ALTER placed TYPE date
 ALTER TABLE shop.orders ADD extra int
 ALTER TABLE shop.orders ADD CONSTRAINT more CHECK (number > 0) NOT VALID
 ALTER TABLE shop.orders DROP CONSTRAINT orders_total_check
-ALTER TABLE shop.orders DROP CONSTRAINT orders_total_check, ADD CONSTRAINT orders_total_check CHECK (total > 1)
+ALTER TABLE shop.orders DROP CONSTRAINT orders_total_check, ADD CONSTRAINT orders_total_check CHECK (id > 1)
 ALTER TABLE shop.orders RENAME CONSTRAINT orders_total_check TO orders_total_check7
 ALTER TABLE shop.orders DROP CONSTRAINT orders_person_fkey
 ALTER TABLE shop.people DROP CONSTRAINT people_pkey CASCADE
@@ -97,7 +97,7 @@ ALTER DOMAIN shop.positive DROP CONSTRAINT above
 ALTER DOMAIN shop.positive DROP NOT NULL
 ALTER SEQUENCE shop.numbers INCREMENT 5
 CREATE OR REPLACE FUNCTION shop.twice(n int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT n + n'
-CREATE OR REPLACE VIEW shop.totals AS SELECT person, sum(total) total FROM shop.orders WHERE person > 0 GROUP BY 1
+CREATE OR REPLACE VIEW shop.totals AS SELECT person, sum(total) total FROM shop.orders WHERE id > 0 GROUP BY 1
 CREATE TABLE shop.more (id int PRIMARY KEY REFERENCES shop.people, mood shop.mood)
 CREATE VIEW shop.seen AS SELECT total FROM shop.totals
 CREATE INDEX orders_placed ON shop.orders (placed)

@@ -49,7 +49,7 @@ class Checked:
     """What was proved of the folders; schema is how a schema file differs from what they make."""
 
     trips: tuple[Trip, ...]
-    unfilled: tuple[str, ...]  # tables for which no rows could be made up
+    unfilled: tuple[str, ...]  # tables that took no made-up rows, with why
     schema: tuple[str, ...] = ()
 
     @property

@@ -12,7 +12,7 @@ from psycopg import sql
 from tollbook.migrate.session import Connection
 
 ROWS = 3
-ATTEMPTS_MAX = 30  # to find values that a table's checks let in
+ATTEMPTS_MAX = 300  # to find values that a table's checks let in
 # What may be tried for a type, the likeliest first; {g} is the row's number.
 GUESSES = {
     "N": ("{g}", "0", "100 + {g}", "-{g}"),
@@ -33,7 +33,7 @@ GUESSES = {
     "T": ("{g} * interval '1 hour'",),
     "I": ("'10.0.0.{g}'",),
     "V": ("B'{g}'::text",),
-    "A": ("'{{}}'",),
+    "A": ("'{{}}'", "'{{1}}'"),
     "R": ("'empty'",),
 }
 NAMED = {
@@ -49,6 +49,7 @@ NAMED = {
 class _Column:
     name: str
     type: str
+    category: str
     guesses: tuple[str, ...]
     at: int = 0
 
@@ -61,19 +62,19 @@ class _Table:
         default_factory=list[tuple[list[str], str, list[str]]]
     )
     checks: dict[str, tuple[list[str], str]] = field(default_factory=dict[str, tuple[list[str], str]])
+    refused: str = ""
 
 
 def fill(conn: Connection) -> list[str]:
-    """Put rows into each table that has none. Returns the tables for which none could be made up."""
-    tables = _read(conn)
-    left = list(tables.values())
+    """Put rows into each table that has none. Returns the tables that took none, each with why."""
+    left = list(_read(conn).values())
     # A table that refers to others comes after them; what refers in a ring stays without rows.
     for _ in range(len(left)):
         again = [one for one in left if not _fill(conn, one)]
         if len(again) == len(left):
             break
         left = again
-    return [one.name for one in left]
+    return [f"{one.name} ({one.refused})" for one in left]
 
 
 def digest(conn: Connection, columns: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, str]]:
@@ -92,12 +93,15 @@ def digest(conn: Connection, columns: Mapping[str, Sequence[str]]) -> dict[str, 
 
 def _read(conn: Connection) -> dict[str, _Table]:
     tables: dict[str, _Table] = {}
-    for table, column, type_, category, basic, length, labels in conn.execute(COLUMNS, prepare=False):
+    for table, column, type_, category, basic, length, labels, required in conn.execute(
+        COLUMNS, prepare=False
+    ):
         one = tables.setdefault(table, _Table(table, {}))
         if column is not None:
             guesses = _guess(category, basic, length, labels)
             if guesses:
-                one.columns[column] = _Column(column, type_, guesses)
+                empty = () if required else ("NULL",)  # where a check wants it so
+                one.columns[column] = _Column(column, type_, category, (*guesses, *empty))
     for table, kind, name, columns, other, others, text in conn.execute(CONSTRAINTS, prepare=False):
         if table not in tables:
             continue
@@ -107,7 +111,7 @@ def _read(conn: Connection) -> dict[str, _Table]:
             tables[table].checks[name] = (columns, text)
             for column in (tables[table].columns.get(column) for column in columns):
                 if column is not None:
-                    column.guesses = (*column.guesses, *_find_constants(text))
+                    column.guesses = (*column.guesses, *_find_constants(text, column.category))
     return tables
 
 
@@ -118,15 +122,15 @@ def _guess(category: str, basic: str, length: int, labels: list[str] | None) -> 
     return tuple(f"left({one}, {length})" for one in guesses) if category == "S" and length > 0 else guesses
 
 
-def _find_constants(check: str) -> Iterator[str]:
-    """Give the constants of a check: one of them may be what it wants."""
+def _find_constants(check: str, category: str) -> Iterator[str]:
+    """Give the constants of a check that fit a column: one of them may be what it wants."""
     found: list[str] = []
 
     class Finder(visitors.Visitor):
         def visit_A_Const(self, ancestors: object, node: ast.A_Const) -> None:  # noqa: N802
-            if isinstance(node.val, ast.String):
+            if isinstance(node.val, ast.String) and category == "S":
                 found.append(sql.Literal(node.val.sval).as_string(None).replace("{", "{{").replace("}", "}}"))
-            elif isinstance(node.val, ast.Integer):
+            elif isinstance(node.val, ast.Integer) and category == "N":
                 found.append(str(node.val.ival or 0))
 
     Finder()(parse_sql(f"ALTER TABLE t ADD {re.sub(r' NOT VALID$', '', check)}"))
@@ -148,11 +152,11 @@ def _insert_one(conn: Connection, table: _Table, number: int) -> bool:
             with conn.transaction():
                 conn.execute(_write(table, number).encode())
             return True
-        except psycopg.errors.CheckViolation as error:
-            if not _try_next(table, error.diag.constraint_name or ""):
+        except psycopg.Error as error:
+            table.refused = error.diag.message_primary or str(error)
+            check = error.diag.constraint_name or ""
+            if not isinstance(error, psycopg.errors.CheckViolation) or not _try_next(table, check):
                 return False
-        except psycopg.Error:
-            return False
     return False
 
 
@@ -187,7 +191,8 @@ COLUMNS: LiteralString = """
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), quote_ident(a.attname),
     format_type(a.atttypid, a.atttypmod), b.typcategory::text, b.typname::text,
     CASE WHEN b.typname IN ('varchar', 'bpchar') THEN greatest(a.atttypmod, t.typtypmod) - 4 ELSE 0 END,
-    (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = b.oid)
+    (SELECT array_agg(enumlabel::text ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = b.oid),
+    a.attnotnull
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND NOT a.atthasdef
     AND a.attidentity = '' AND a.attgenerated = ''
