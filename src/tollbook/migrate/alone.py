@@ -23,9 +23,55 @@ def is_done(conn: Connection, statement: Statement) -> bool:
     tree = statement.tree
     if isinstance(tree, ast.IndexStmt) and tree.idxname:
         return _find_index(conn, tree, valid=True) is not None
+    if isinstance(tree, ast.IndexStmt):
+        return _find_newer(conn, _name(tree.relation))
+    if isinstance(tree, ast.AlterTableStmt):
+        return _find_partition(conn, tree) is None
+    if isinstance(tree, ast.CreatedbStmt | ast.DropdbStmt):
+        return _find_database(conn, tree.dbname) == isinstance(tree, ast.CreatedbStmt)
     if isinstance(tree, ast.DropStmt):
         return all(_resolve(conn, [part.sval for part in name]) is None for name in tree.objects or ())
     return False
+
+
+def finish(conn: Connection, statement: Statement) -> bool:
+    """Bring a DETACH PARTITION CONCURRENTLY that broke off to its end. Returns whether there was one."""
+    tree = statement.tree
+    if not isinstance(tree, ast.AlterTableStmt) or not _find_partition(conn, tree):
+        return False
+    parts: Any = tree
+    table, partition = _name(parts.relation), _name(parts.cmds[0].def_.name)
+    query = f"ALTER TABLE {table} DETACH PARTITION {partition} FINALIZE"
+    conn.execute(query.encode())
+    return True
+
+
+def _find_partition(conn: Connection, tree: Any) -> bool | None:
+    """Return whether the statement's partition is half detached; None where it is no partition any more."""
+    row = conn.execute(
+        """SELECT inhdetachpending FROM pg_inherits
+        WHERE inhparent = to_regclass(%(table)s) AND inhrelid = to_regclass(%(partition)s)""",
+        {"table": _name(tree.relation), "partition": _name(tree.cmds[0].def_.name)},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _find_database(conn: Connection, name: Any) -> bool:
+    query = "SELECT FROM pg_database WHERE datname = %(name)s"
+    return conn.execute(query, {"name": name}).fetchone() is not None
+
+
+def _find_newer(conn: Connection, table: str) -> bool:
+    """Whether the table has got a valid index since the progress was put on record, just before the build.
+
+    The name is PostgreSQL's own choice, so it is known by its age alone.
+    """
+    row = conn.execute(
+        """SELECT EXISTS (SELECT FROM pg_index i CROSS JOIN tollbook_migrate.progress p
+        WHERE i.indrelid = to_regclass(%(table)s) AND i.indisvalid AND age(i.xmin) < age(p.xmin))""",
+        {"table": table},
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def clear(conn: Connection, statement: Statement) -> list[str]:

@@ -11,7 +11,7 @@ from uuid import UUID
 from tollbook.migrate import formats, history, objects, preflight
 from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.files import Folder, Migration
+from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.history import Applied, Interruption, Progress
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
@@ -73,11 +73,12 @@ def apply(
     run; those before it stay. Raises MigrateError.
     """
     migrations = formats.read(folders)
-    with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
+    schema = find_schema(folders)
+    with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max, schema) as pid:
         database = name_target(read_url(url))
         standing = preflight.compare(migrations, folders, history.read(conn))
         pending = cut(migrations, standing.pending, to)
-        interrupted = history.find_interrupted(conn)
+        interrupted = history.find_interrupted(conn, schema)
         tell_interrupted(interrupted, [one.id for one in pending], listen)
         progress = history.read_progress(conn)
         ready = check(conn, standing, pending, progress)
@@ -231,7 +232,9 @@ def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, ear
         if one.backfill:
             history.end_backfill(conn, one.migration)
         seconds = timedelta(seconds=time.monotonic() - started)
-        history.add_and_commit(conn, course.run, one.migration, seconds, kept, removed, stepped=done > 0)
+        history.add_and_commit(
+            conn, course.run, one.migration, seconds, kept, removed, stepped=bool(done or progress)
+        )
         return kept, removed
 
     if one.backfill:

@@ -143,6 +143,7 @@ class _Walk:
         self.direction = direction
         self.done = progress.statements if progress else 0
         self.resumed_at = self.done if progress else -1
+        self.begun = progress is not None  # whether it is on record
         self.opened = False  # whether the session has the script's settings
 
     def go(self, cut: Sequence[Segment], finish: Callable[[Outcome, int], T]) -> T:
@@ -219,16 +220,28 @@ class _Walk:
         done = segments.fingerprint(reading.text, reading.statements[:statements])
         progress = Progress(migration.folder, migration.version, self.direction, statements, done)
         history.keep_progress(self.course.conn, self.course.run, progress)
+        self.begun = True
+
+    def _forget(self) -> None:
+        """Nothing was committed, so nothing is begun."""
+        self.course.conn.execute(RESET_ROLE.encode())
+        history.forget_progress(self.course.conn, self.one.migration.folder, self.one.migration.version)
+        self.begun = False
 
     def _run_alone(self, segment: Segment) -> None:
         conn, statement = self.course.conn, segment.statements[0]
         role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
-        conn.execute(f"{self._open()[0]} {role}".encode())
+        conn.execute(f"{self._open()[0]} ".encode())
         self.opened = True
+        if not self.begun:  # so that the next run knows, should this one be killed while it runs
+            self._keep(segment.first)
+        if role:
+            conn.execute(role.encode())
         for name in alone.clear(conn, statement):
             text = f"Dropped the invalid index {name}, left by a build that broke off."
             self.course.listen(Event("note", text))
-        if not (segment.first == self.resumed_at and alone.is_done(conn, statement)):
+        resumed = segment.first == self.resumed_at
+        if not alone.finish(conn, statement) and not (resumed and alone.is_done(conn, statement)):
             self.course.listen(Event("alone", f"{statement.alone} runs outside a transaction."))
             self._send_alone(statement)
         conn.execute(RESET_ROLE.encode())
@@ -243,6 +256,8 @@ class _Walk:
             execution.run(conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
         except StatementFailed as error:
             alone.clear(conn, statement)
+            if not self.done:
+                self._forget()
             if not segments.may_commit(statement):
                 raise
             raise StatementFailed(

@@ -18,6 +18,7 @@ from tollbook.migrate.files import Migration
 from tollbook.migrate.objects import Promise, unpack
 from tollbook.migrate.session import Connection
 
+CREATE_KEY = 7_063_417_201_337_403  # the neighbour of the run's own lock, for the moment of creation
 # The engine's own tables. IF NOT EXISTS throughout: they are made under the run's lock, once.
 SCHEMA_SQL = """
 CREATE SCHEMA IF NOT EXISTS tollbook_migrate;
@@ -55,7 +56,7 @@ CREATE TABLE IF NOT EXISTS tollbook_migrate.progress (
     folder text NOT NULL,
     version text NOT NULL,
     direction text NOT NULL CHECK (direction IN ('up', 'down')),
-    statements integer NOT NULL CHECK (statements > 0),
+    statements integer NOT NULL CHECK (statements >= 0),
     fingerprint text NOT NULL,
     run_id uuid NOT NULL REFERENCES tollbook_migrate.runs,
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -103,7 +104,10 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a script came that could not be one transaction: its first `statements` are committed."""
+    """How far a script came that could not be one transaction: its first `statements` are committed.
+
+    None of them are where the first cannot run in a transaction, and was begun.
+    """
 
     folder: str
     version: str
@@ -160,6 +164,8 @@ def create(conn: Connection) -> None:
     row = conn.execute("SELECT to_regclass('tollbook_migrate.backfills') IS NULL").fetchone()
     if row and row[0]:
         with conn.transaction():
+            # Runs in several schemas of one database may come here at once: IF NOT EXISTS alone would fail.
+            conn.execute("SELECT pg_advisory_xact_lock(%(key)s)", {"key": CREATE_KEY})
             conn.execute(SCHEMA_SQL)
 
 
@@ -238,8 +244,11 @@ def forget_progress(conn: Connection, folder: str, version: str) -> None:
     conn.execute(FORGET, {"folder": folder, "version": version})
 
 
-def find_interrupted(conn: Connection) -> list[Interruption]:
-    """Return runs that never ended. Ask only while holding the run's lock: then none of them still works."""
+def find_interrupted(conn: Connection, schema: str | None = None) -> list[Interruption]:
+    """Return runs that never ended. Ask only while holding the run's lock: then none of them still works.
+
+    With a schema, those of that schema alone, whose lock it is.
+    """
     if not exists(conn):
         return []
     rows = conn.execute(
@@ -249,7 +258,10 @@ def find_interrupted(conn: Connection) -> list[Interruption]:
                 SELECT FROM tollbook_migrate.history h WHERE h.folder || '/' || h.name = p.name
                 AND r.run_id = CASE r.command WHEN 'apply' THEN h.run_id ELSE h.reverted_run_id END)
              ORDER BY p.place LIMIT 1)
-        FROM tollbook_migrate.runs r WHERE r.ended_at IS NULL ORDER BY r.started_at"""
+        FROM tollbook_migrate.runs r WHERE r.ended_at IS NULL AND (%(schema)s::text IS NULL
+            OR starts_with(substr(r.planned[1], strpos(r.planned[1], '@') + 1), %(schema)s || '/'))
+        ORDER BY r.started_at""",
+        {"schema": schema},
     )
     return [Interruption(*row) for row in rows]
 

@@ -174,7 +174,7 @@ def _revert_one(course: Course, way: _Way, progress: Progress | None) -> Step:
                 f"{', '.join(str(promise) for promise in absent)}."
             )
             course.listen(Event("note", text))
-        history.take_back_and_commit(course.conn, course.run, way.applied, stepped=done > 0)
+        history.take_back_and_commit(course.conn, course.run, way.applied, stepped=bool(done or progress))
 
     carry_out(course, way.down, progress, "down", finish)
     shown = tuple(f"{promise.kind} {promise}" for promise in way.gone)
