@@ -74,8 +74,11 @@ def test_another_ending_is_refused(shop: None, run: Run) -> None:
 def test_no_two_boxes_overlap_and_none_leaves_the_sheet() -> None:
     boxes = {f"t{n}": Box(100 + n * 7 % 90, 60 + n * 31 % 400) for n in range(60)}
     links = [(f"t{n}", f"t{n * 7 % 40}") for n in range(60)] + [("t3", "t4"), ("t4", "t3")]
-    width, height = arrangement.place(boxes, links)
-    placed = list(boxes.values())
+    sheet = arrangement.place(boxes, links)
+    width, height = sheet.width, sheet.height
+    assert len(boxes) == 60
+    placed = [*boxes.values(), *(lane for lanes in sheet.lanes.values() for lane in lanes)]
+    assert len(placed) > 60
     for place, one in enumerate(placed):
         assert one.x >= 0 <= one.y
         assert one.x + one.width <= width

@@ -2,11 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 GAP_X, GAP_Y, MARGIN = 84.0, 26.0, 24.0
 COLUMN_HEIGHT_MAX = 1_500.0  # a layer that is taller goes on in another column
 SHEET_RATIO = 1.7
 SWEEPS = 8
+BETWEEN = "\0"  # in the name of a lane, and in no table's
+LANE = 8.0  # the height that a line takes where it passes a layer
+
+Edge = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -24,15 +29,28 @@ class Box:
         return self.y + self.height / 2
 
 
-def place(boxes: Mapping[str, Box], links: Sequence[tuple[str, str]]) -> tuple[float, float]:
-    """Place the boxes; a link leads from a box to one it refers to. Returns the sheet's width and height."""
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """How large the sheet is, and the lanes that links which pass a layer are to go through, in order."""
+
+    width: float
+    height: float
+    lanes: Mapping[Edge, Sequence[Box]]
+
+
+def place(boxes: dict[str, Box], links: Sequence[Edge]) -> Sheet:
+    """Place the boxes; a link leads from a box to one it refers to."""
+    lanes: dict[Edge, list[Box]] = {}
     edges = sorted({(one, other) for one, other in links if one != other})
     groups = _find_groups(boxes, edges)
-    sizes = [_place_group(group, boxes, edges) for group in groups]
-    return _pack(groups, sizes, boxes)
+    sizes = [_place_group(group, boxes, edges, lanes) for group in groups]
+    width, height = _pack(groups, sizes, boxes)
+    for name in [name for group in groups for name in group if BETWEEN in name]:
+        del boxes[name]
+    return Sheet(width, height, lanes)
 
 
-def _find_groups(names: Iterable[str], edges: Sequence[tuple[str, str]]) -> list[list[str]]:
+def _find_groups(names: Iterable[str], edges: Sequence[Edge]) -> list[list[str]]:
     """Return what hangs together, the largest first."""
     leader = {name: name for name in names}
 
@@ -51,15 +69,26 @@ def _find_groups(names: Iterable[str], edges: Sequence[tuple[str, str]]) -> list
 
 
 def _place_group(
-    group: Sequence[str], boxes: Mapping[str, Box], edges: Sequence[tuple[str, str]]
+    group: list[str], boxes: dict[str, Box], edges: Sequence[Edge], lanes: dict[Edge, list[Box]]
 ) -> tuple[float, float]:
-    """Place a group with its corner at 0, 0. Returns its size."""
-    own = [edge for edge in edges if edge[0] in boxes and edge[0] in set(group)]
+    """Place a group with its corner at 0, 0, and its lanes, which are added to it. Returns its size."""
+    members = set(group)
+    own = [edge for edge in edges if edge[0] in members]
     layers = _find_layers(group, own)
     near: dict[str, list[str]] = {name: [] for name in group}
+    depth = {name: index for index, layer in enumerate(layers) for name in layer}
     for one, other in own:
-        near[one].append(other)
-        near[other].append(one)
+        way = [one]
+        for index in range(depth[one] - 1, depth[other], -1):
+            way.append(f"{one}{BETWEEN}{other}{BETWEEN}{index}")
+            boxes[way[-1]] = Box(0, LANE)
+            layers[index].append(way[-1])
+            near[way[-1]] = []
+        lanes[one, other] = [boxes[name] for name in way[1:]]
+        group += way[1:]
+        for before, after in pairwise([*way, other]):
+            near[before].append(after)
+            near[after].append(before)
     _order(layers, near)
     columns = [column for layer in layers for column in _split(layer, boxes)]
     x = height = 0.0
@@ -74,14 +103,18 @@ def _place_group(
             bottom = box.y + box.height + GAP_Y
         placed.update(column)
         height = max(height, bottom - GAP_Y)
-        x += max(boxes[name].width for name in column) + GAP_X
+        width = max(boxes[name].width for name in column)
+        for name in column:
+            if BETWEEN in name:
+                boxes[name].width = width
+        x += width + GAP_X
     top = min(boxes[name].y for name in group)
     for name in group:
         boxes[name].y -= top
     return x - GAP_X, height - top
 
 
-def _find_layers(group: Sequence[str], edges: Sequence[tuple[str, str]]) -> list[list[str]]:
+def _find_layers(group: Sequence[str], edges: Sequence[Edge]) -> list[list[str]]:
     """Return layers by the longest way to a box that refers to none; of a circle, one link is passed over."""
     out: dict[str, list[str]] = {name: [] for name in group}
     for one, other in edges:

@@ -165,9 +165,13 @@ for (const one of all) if (one.dataset.table) {
 def _draw(diagram: Diagram) -> str:
     boxes = {table.id: _measure(table) for table in diagram.tables}
     links = [(one.source, one.target) for one in diagram.references]
-    width, height = arrangement.place(boxes, links)
+    sheet = arrangement.place(boxes, links)
+    width, height = sheet.width, sheet.height
     tables = {table.id: table for table in diagram.tables}
-    parts = [_draw_edge(one, tables, boxes) for one in diagram.references]
+    parts = [
+        _draw_edge(one, tables, boxes, sheet.lanes.get((one.source, one.target), ()))
+        for one in diagram.references
+    ]
     parts += [_draw_table(table, boxes[table.id]) for table in diagram.tables]
     if not diagram.tables:
         parts.append('<text class="type" x="24" y="40">There are no tables.</text>')
@@ -223,12 +227,12 @@ def _draw_table(table: Table, box: Box) -> str:
     return "".join([*lines, "</g>"])
 
 
-def _draw_edge(one: Reference, tables: dict[str, Table], boxes: dict[str, Box]) -> str:
+def _draw_edge(one: Reference, tables: dict[str, Table], boxes: dict[str, Box], lanes: Sequence[Box]) -> str:
     source, target = boxes[one.source], boxes[one.target]
     start_y = source.y + _find_row(tables[one.source], one.columns)
     end_y = target.y + HEAD / 2
     title = f"<title>{escape(one.name)}: {escape(one.source)} to {escape(one.target)}</title>"
-    path, start, start_side, end, end_side = _route(source, target, start_y, end_y)
+    path, start, start_side, end, end_side = _route(source, target, start_y, end_y, lanes)
     foot = _bar(start, start_y, start_side, 9) if one.one else _crow(start, start_y, start_side)
     path += foot + _bar(end, end_y, end_side, 9)
     return (
@@ -237,8 +241,10 @@ def _draw_edge(one: Reference, tables: dict[str, Table], boxes: dict[str, Box]) 
     )
 
 
-def _route(source: Box, target: Box, start_y: float, end_y: float) -> tuple[str, float, int, float, int]:
-    """Return the curve, and where and on which side (1 is right) it leaves and arrives."""
+def _route(
+    source: Box, target: Box, start_y: float, end_y: float, lanes: Sequence[Box]
+) -> tuple[str, float, int, float, int]:
+    """Return the line, and where and on which side (1 is right) it leaves and arrives."""
     if source is target or abs(source.x - target.x) < min(source.width, target.width) / 2:
         start, end = source.x + source.width, target.x + target.width
         out = max(start, end) + 44
@@ -247,9 +253,17 @@ def _route(source: Box, target: Box, start_y: float, end_y: float) -> tuple[str,
         start, side, end = source.x, -1, target.x + target.width
     else:
         start, side, end = source.x + source.width, 1, target.x
-    bend = max(36.0, abs(start - end) / 2)
-    path = _curve(start, start + side * bend, start_y, end, end - side * bend, end_y)
-    return path, start, side, end, -side
+    parts: list[str] = []
+    x, y = start, start_y
+    for lane in lanes:  # these lead to the left
+        parts.append(f"{_bend(x, y, lane.x + lane.width, lane.middle, side)}H{lane.x:.1f}")
+        x, y = lane.x, lane.middle
+    return "".join([*parts, _bend(x, y, end, end_y, side)]), start, side, end, -side
+
+
+def _bend(start: float, start_y: float, end: float, end_y: float, side: int) -> str:
+    bend = side * max(36.0, abs(start - end) / 2)
+    return _curve(start, start + bend, start_y, end, end - bend, end_y)
 
 
 def _curve(start: float, first: float, start_y: float, end: float, second: float, end_y: float) -> str:
