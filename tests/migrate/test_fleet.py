@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from tollbook.embedded import Server
+from tollbook.migrate import Folder, apply
 from tollbook.migrate.cli import group
-from tollbook.migrate.fleet import aim, read_databases
+from tollbook.migrate.fleet import Done, Target, aim, read_databases, run
 
 DATABASES = 30
 SCHEMAS = 50
@@ -156,3 +158,36 @@ def test_a_schema_is_all_that_its_sessions_search(url: str, ask: Any) -> None:
     ask('CREATE SCHEMA "a b\\c"; SELECT 1')
     assert do(aim(url, "a b\\c"), "SELECT current_schemas(false)::text[]") == ["a b\\c"]
     assert read_databases(f"# x\n{url}\n") == [url]
+
+
+@pytest.mark.usefixtures("two")
+def test_two_fleets_and_a_plain_run_at_once_apply_each_schema_once(
+    tenants: list[str], url: str, folder: Path, ask: Any
+) -> None:
+    folders = [Folder("shop", folder)]
+
+    def work(target: Target) -> Done:
+        result = apply(target.url, target.place(folders), backup=False)
+        return Done("applied", len(result.steps))
+
+    with ThreadPoolExecutor(3) as pool:
+        fleets = [pool.submit(run, [url], work, schemas="tenant_*", jobs=4) for _ in range(2)]
+        plain = pool.submit(apply, url, folders, backup=False)
+        lines = [line for one in fleets for line in one.result().lines]
+        assert len(plain.result().steps) == len(UP)
+    assert not [line for line in lines if line.failed]
+    assert sum(line.migrations for line in lines) == SCHEMAS * len(UP)
+    assert ask("SELECT count(*) FROM tollbook_migrate.history") == (SCHEMAS + 1) * len(UP)
+    assert ask("SELECT count(*) FROM tollbook_migrate.runs WHERE outcome <> 'done'") == 0
+
+
+@pytest.mark.usefixtures("two")
+def test_one_backup_does_for_all_schemas(
+    tenants: list[str], url: str, folder: Path, tmp_path: Path, ask: Any
+) -> None:
+    ask("CREATE TABLE something (i int); SELECT 1")
+    place = tmp_path / "kept"
+    options = ("--database-url", url, "--schemas", "tenant_0*", "--auto", "--backup-dir", str(place))
+    result = migrate("apply", folder, *options)
+    assert result.exit_code == 0, words(result)
+    assert len(list(place.glob("*.dump"))) == 1

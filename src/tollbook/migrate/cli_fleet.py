@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -14,6 +15,7 @@ from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.events import Event, ignore
 
 if TYPE_CHECKING:
+    from tollbook.migrate.application import ApplyResult
     from tollbook.migrate.cli import Call
     from tollbook.migrate.fleet import Done, Fleet, FleetLine, Target
     from tollbook.migrate.runlog import RunLog
@@ -35,7 +37,7 @@ def fleet_options(command: Callable[..., None]) -> Callable[..., None]:
         type=click.IntRange(1, JOBS_MAX),
         default=JOBS,
         show_default=True,
-        help="Work on so many databases at once.",
+        help="Work on so many at once.",
     )(command)
     command = click.option(
         "--schemas", metavar="PATTERN", help="Work in each schema that matches, such as 'tenant_*'."
@@ -129,11 +131,17 @@ def _apply(call: Call, options: Mapping[str, Any], log: RunLog) -> Callable[[Tar
     from tollbook.migrate.fleet import Done
 
     folders, to, traffic = call.folders, call.target(options["to"]), read_traffic(options)
-    saved: set[str] = set()  # databases that are backed up: one backup does for all their schemas
+    saving = _Saving(wanted=not options["skip_backup"])
 
     def work(target: Target) -> Done:
-        backup = not options["skip_backup"] and target.name not in saved
-        result = application.apply(
+        with saving.first(target.name) as backup:
+            result = go(target, backup=backup)
+            if result.backup:
+                saving.done.add(target.name)
+        return Done("applied" if result.steps else "nothing to do", len(result.steps))
+
+    def go(target: Target, *, backup: bool) -> ApplyResult:
+        return application.apply(
             target.url,
             target.place(folders),
             to=target.find(to),
@@ -143,11 +151,32 @@ def _apply(call: Call, options: Mapping[str, Any], log: RunLog) -> Callable[[Tar
             traffic=traffic,
             listen=_prefixed(target, log),
         )
-        if result.backup:
-            saved.add(target.name)
-        return Done("applied" if result.steps else "nothing to do", len(result.steps))
 
     return work
+
+
+class _Saving:
+    """Sees to it that one backup does for all schemas of a database: until it is there, one goes alone."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.wanted = wanted
+        self.done: set[str] = set()
+        self.gates: dict[str, threading.Lock] = {}
+        self.opening = threading.Lock()
+
+    @contextmanager
+    def first(self, database: str) -> Generator[bool]:
+        """Give whether to back the database up, alone where so."""
+        with self.opening:
+            gate = self.gates.setdefault(database, threading.Lock())
+        if not self.wanted:
+            yield False
+            return
+        with gate:
+            if database not in self.done:
+                yield True
+                return
+        yield False
 
 
 def _prefixed(target: Target, log: RunLog) -> Callable[[Event], None]:

@@ -83,6 +83,11 @@ def parse_folder(text: str, format: str = "auto") -> Folder:  # noqa: A002 -- wh
     return Folder(folder.resolve().name, folder, format)
 
 
+def find_schema(folders: Sequence[Folder]) -> str | None:
+    """Return the schema that a fleet's folders are applied to, out of FOLDER@SCHEMA; None: the database."""
+    return next((one.name.partition("@")[2] for one in folders if "@" in one.name), None)
+
+
 def list_sql(path: Path) -> list[Path]:
     """Return the SQL files of a folder, by name. Raises FolderRefused."""
     try:

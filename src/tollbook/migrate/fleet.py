@@ -1,15 +1,16 @@
 """Many databases, many schemas: the same folders on each, several at once, one's failure none of the others'.
 
-Databases are worked on side by side, the schemas of one database one after another under its lock. A schema's
-session finds unqualified names in that schema alone, and the history knows its folders as FOLDER@SCHEMA.
+A schema's session finds unqualified names in that schema alone, and the history knows its folders as
+FOLDER@SCHEMA. Runs in several schemas of one database go side by side; a run on the database keeps all out.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import repeat
 from urllib.parse import quote, urlencode
 
 from tollbook.migrate.errors import MigrateError, WrongUsage
@@ -30,6 +31,7 @@ class Target:
     url: str
     name: str
     schema: str | None = None
+    obstacle: MigrateError | None = None  # why it cannot be worked on
 
     def place(self, folders: Sequence[Folder]) -> list[Folder]:
         """Return the folders under the names by which the history knows them here."""
@@ -145,48 +147,40 @@ def run(
     stop_on_failure: bool = False,
     told: Told = lambda line: None,
 ) -> Fleet:
-    """Do the work on every database, or on every schema that matches, `jobs` databases at a time.
+    """Do the work on every database, or on every schema that matches, `jobs` of them at a time.
 
     A MigrateError of one becomes its line. Run again to resume: what is done is found done.
     """
     stopped = threading.Event()
 
-    def visit(url: str) -> list[FleetLine]:
-        lines: list[FleetLine] = []
-        for line in _visit(url, work, schemas, stopped):
-            if line.state == "failed" and stop_on_failure:
-                stopped.set()
-            told(line)
-            lines.append(line)
-        return lines
+    def visit(target: Target) -> FleetLine:
+        line = _do(target, work, stopped)
+        if line.failed and stop_on_failure:
+            stopped.set()
+        told(line)
+        return line
 
     with ThreadPoolExecutor(min(jobs, JOBS_MAX), thread_name_prefix="fleet") as pool:
-        futures = [pool.submit(visit, url) for url in urls]
         try:
+            found = [one for ones in pool.map(_aim_all, urls, repeat(schemas)) for one in ones]
+            futures = [pool.submit(visit, one) for one in found]
             for future in as_completed(futures):
                 future.result()
         except BaseException:  # interrupted: what is under way ends, nothing more is begun
             stopped.set()
             raise
-    return Fleet(tuple(line for future in futures for line in future.result()))
+    return Fleet(tuple(future.result() for future in futures))
 
 
-def _visit(url: str, work: Work, schemas: str | None, stopped: threading.Event) -> Iterator[FleetLine]:
+def _aim_all(url: str, schemas: str | None) -> list[Target]:
+    """Return a database's targets. One whose schemas cannot be listed is a target that will say why."""
     name = name_target(read_url(url))
     if schemas is None:
-        yield _do(Target(url, name), work, stopped)
-        return
-    if stopped.is_set():
-        yield FleetLine(name, None, "skipped", 0, 0.0)
-        return
-    started = time.monotonic()
+        return [Target(url, name)]
     try:
-        found = find_schemas(url, schemas)
+        return [Target(aim(url, schema), name, schema) for schema in find_schemas(url, schemas)]
     except MigrateError as error:
-        yield _fail(Target(url, name), error, time.monotonic() - started)
-        return
-    for schema in found:
-        yield _do(Target(aim(url, schema), name, schema), work, stopped)
+        return [Target(url, name, obstacle=error)]
 
 
 def _do(target: Target, work: Work, stopped: threading.Event) -> FleetLine:
@@ -194,6 +188,8 @@ def _do(target: Target, work: Work, stopped: threading.Event) -> FleetLine:
         return FleetLine(target.name, target.schema, "skipped", 0, 0.0)
     started = time.monotonic()
     try:
+        if target.obstacle:
+            raise target.obstacle
         done = work(target)
     except MigrateError as error:
         return _fail(target, error, time.monotonic() - started)

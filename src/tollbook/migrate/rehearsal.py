@@ -14,7 +14,7 @@ from tollbook.migrate.catalog import Change
 from tollbook.migrate.errors import StatementFailed
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Prepared
-from tollbook.migrate.files import Folder
+from tollbook.migrate.files import Folder, find_schema
 from tollbook.migrate.history import Progress
 from tollbook.migrate.impact import Warned
 from tollbook.migrate.lint.rule import Finding
@@ -98,8 +98,9 @@ def plan(
     """
     migrations = formats.read(folders)
     made: Shadow | None = None
+    schema = find_schema(folders)
     with ExitStack() as stack:
-        with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
+        with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max, schema) as pid:
             standing = preflight.compare(migrations, folders, history.read(conn))
             pending = cut(migrations, standing.pending, to)
             progress = history.read_progress(conn)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -116,50 +117,81 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def locked(conn: Connection, url: str, listen: Listener, wait_seconds_max: float) -> Generator[int]:
+def locked(
+    conn: Connection, url: str, listen: Listener, wait_seconds_max: float, schema: str | None = None
+) -> Generator[int]:
     """Be the only run on this database. Gives the server process id. Raises LockHeld, SessionNotOurs.
+
+    With a schema: the only one in that schema, beside others in theirs, and none on the whole database.
 
     The lock is tried for again and again, never waited for inside a statement: a waiting statement would
     hold a snapshot, which CREATE INDEX CONCURRENTLY of another session waits for in turn.
     """
-    _wait_for_lock(conn, listen, wait_seconds_max)
+    with _held(conn, listen, wait_seconds_max, LOCK_KEY, shared=schema is not None):
+        if schema is None:
+            yield _check_session(conn, url)
+            return
+        with _held(conn, listen, wait_seconds_max, _find_key(schema), shared=False):
+            yield _check_session(conn, url)
+
+
+def _find_key(schema: str) -> int:
+    return int.from_bytes(sha256(f"tollbook {schema}".encode()).digest()[:8], signed=True)
+
+
+@contextmanager
+def _held(
+    conn: Connection, listen: Listener, wait_seconds_max: float, key: int, *, shared: bool
+) -> Generator[None]:
+    _wait_for_lock(conn, listen, wait_seconds_max, key, shared=shared)
     try:
-        yield _check_session(conn, url)
+        yield
     finally:
         if not conn.broken and not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%(key)s)", {"key": LOCK_KEY})
+            conn.execute(
+                "SELECT CASE WHEN %(shared)s THEN pg_advisory_unlock_shared(%(key)s) "
+                "ELSE pg_advisory_unlock(%(key)s) END",
+                {"key": key, "shared": shared},
+            )
 
 
-def _wait_for_lock(conn: Connection, listen: Listener, wait_seconds_max: float) -> None:
+def _wait_for_lock(
+    conn: Connection, listen: Listener, wait_seconds_max: float, key: int, *, shared: bool
+) -> None:
     pause, longest = LOCK_POLL_SECONDS
     until = time.monotonic() + wait_seconds_max
     told = False
-    while not _try_lock(conn):
+    while not _try_lock(conn, key, shared=shared):
         if time.monotonic() >= until:
             raise LockHeld(
-                f"Another run has held this database for {wait_seconds_max:g} s: {_name_holder(conn)}. Wait "
-                "for it to end and run again; if it is stuck, end it with pg_terminate_backend."
+                f"Another run has held this database for {wait_seconds_max:g} s: {_name_holder(conn, key)}. "
+                "Wait for it to end and run again; if it is stuck, end it with pg_terminate_backend."
             )
         if not told:
-            listen(Event("waiting", f"Waiting for another run: {_name_holder(conn)}."))
+            listen(Event("waiting", f"Waiting for another run: {_name_holder(conn, key)}."))
             told = True
         time.sleep(pause)
         pause = min(pause * 2, longest)
 
 
-def _try_lock(conn: Connection) -> bool:
-    row = conn.execute("SELECT pg_try_advisory_lock(%(key)s)", {"key": LOCK_KEY}).fetchone()
+def _try_lock(conn: Connection, key: int, *, shared: bool) -> bool:
+    row = conn.execute(
+        "SELECT CASE WHEN %(shared)s THEN pg_try_advisory_lock_shared(%(key)s) "
+        "ELSE pg_try_advisory_lock(%(key)s) END",
+        {"key": key, "shared": shared},
+    ).fetchone()
     return bool(row and row[0])
 
 
-def _name_holder(conn: Connection) -> str:
+def _name_holder(conn: Connection, key: int) -> str:
     row = conn.execute(
         """SELECT a.pid, a.application_name, a.usename, a.backend_start
         FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
         WHERE l.locktype = 'advisory' AND l.granted
           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND (l.classid::bigint << 32) + l.objid::bigint = %(key)s AND l.objsubid = 1""",
-        {"key": LOCK_KEY},
+          AND (l.classid::bigint << 32) + l.objid::bigint = %(key)s AND l.objsubid = 1
+          AND a.pid <> pg_backend_pid()""",
+        {"key": key},
     ).fetchone()
     if row is None:
         return "a session that is just ending"
