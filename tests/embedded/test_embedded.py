@@ -26,7 +26,6 @@ from tollbook.embedded import (
     cluster,
     programs,
     server,
-    tuning,
 )
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about what root does")
@@ -456,32 +455,6 @@ def test_a_link_in_the_place_of_a_file_leads_root_nowhere(tmp_path: Path) -> Non
         embedded.start(tmp_path)
     assert victim.read_text() == "untouched"
     assert _describe(victim)[1] == 0
-
-
-def test_a_throwaway_leaves_no_folder() -> None:
-    with embedded.throwaway() as started:
-        folder = started.data_dir.parent
-        assert folder.is_dir()
-    assert not folder.exists()
-
-
-def test_what_a_killed_throwaway_left_is_swept_and_living_ones_are_not(
-    running: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "SWEEP_AGE_SECONDS", -1)
-    left = Path(tempfile.mkdtemp(prefix=server.THROWAWAY))
-    (left / "data").mkdir()
-    with embedded.throwaway():
-        assert not left.exists()
-        assert ask(running.url(), "SELECT 1") == 1
-        assert running.data_dir.is_dir()
-
-
-def test_the_settings_follow_the_memory_within_bounds() -> None:
-    small, large = tuning.render_settings(256 * 2**20), tuning.render_settings(2**40)
-    assert "shared_buffers = 32MB\n" in small
-    assert "shared_buffers = 1024MB\n" in large
-    assert tuning.read_memory_bytes() > 64 * 2**20
 
 
 @only_root
