@@ -138,6 +138,14 @@ def test_what_is_pending_on_a_database_is_bundled_for_it_alone(
     assert run("status").exit_code == 0
 
 
+def test_where_nothing_is_pending_no_file_is_written(
+    shop: None, run: Run, apply: Any, tmp_path: Path
+) -> None:
+    assert apply().exit_code == 0
+    assert "Nothing is pending" in run("bundle", "--out", str(tmp_path / "none.sql")).output
+    assert not (tmp_path / "none.sql").exists()
+
+
 def test_a_bundle_that_begins_later_than_the_database_is_refused(
     shop: None, bundle: Any, psql: Psql, ask: Ask
 ) -> None:

@@ -3,7 +3,7 @@
     from tollbook.migrate import Folder, apply
     apply("postgresql:///app", [Folder("app", Path("migrations"))])
 
-Backups: `tollbook.migrate.backup.backup` and `tollbook.migrate.restore.restore`.
+Backups: `tollbook.migrate.backup.backup` and `tollbook.migrate.restore.restore`. One SQL file: `tollbook.migrate.bundle.bundle`.
 """
 
 from importlib import import_module
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tollbook.migrate.rehearsal import Plan as Plan
     from tollbook.migrate.rehearsal import plan as plan
     from tollbook.migrate.reversal import revert as revert
+    from tollbook.migrate.seeds import Seeding as Seeding
+    from tollbook.migrate.seeds import seed as seed
     from tollbook.migrate.traffic import Traffic as Traffic
 
 # Loaded when first asked for: driver and grammar take a fifth of a second that `--help` need not wait.
@@ -40,6 +42,8 @@ _HOMES = {
     "Plan": "rehearsal",
     "plan": "rehearsal",
     "revert": "reversal",
+    "Seeding": "seeds",
+    "seed": "seeds",
     "Traffic": "traffic",
 }
 

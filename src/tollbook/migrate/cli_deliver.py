@@ -52,6 +52,9 @@ def bundle(
         psql=psql,
     )
     answer: dict[str, Any] = {"migrations": made.migrations, "after": made.after, "undo": made.undo}
+    if not made.migrations:
+        call.answer(answer, lambda _: click.echo("Nothing is pending; there is no file to write.", err=True))
+        return
     if out:
         answer["file"] = str(save(out, made.text))
     else:
