@@ -143,6 +143,8 @@ def test_fifteen_files_with_new_enum_values_and_concurrent_indexes(
     before = picture(url)
     planned = plan_it(url, folder)
     assert (len(planned.steps), planned.untried, planned.notes) == (15, (), ())
+    assert {one.name for one in planned.steps[12].changes} == {"public.mood", "public.orders.mood"}
+    assert [one.what for one in planned.steps[12].changes] == ["gained", "changed"]
     assert picture(url) == before
     live = plan_it(url, folder, depth="live")
     assert live.untried[0] == "shop/0014_use"

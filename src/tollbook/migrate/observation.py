@@ -1,5 +1,6 @@
 """What a statement was seen to do: locks, rewrites, full scans, rows, and what the catalog gained or lost."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
@@ -9,6 +10,8 @@ from tollbook.migrate.catalog import Change
 from tollbook.migrate.session import Connection
 
 TEXT_CHARACTERS_MAX = 160
+# Definitions are read after each statement that defines something; once that took so long, after each file.
+CATALOG_SECONDS_MAX = 5.0
 # From the weakest to the strongest, with what happens to others while it is held.
 MODES = {
     "AccessShareLock": ("ACCESS SHARE", "DROP and most of ALTER TABLE wait"),
@@ -90,7 +93,8 @@ class Observation:
 
     number counts from 1 in its script; tag is the server's, such as UPDATE 3. locks are those it took,
     held those (that stop writes) which its transaction had from earlier statements. alone: what it is that
-    cannot run in a transaction. untried: why it was not run, and so nothing was seen.
+    cannot run in a transaction. untried: why it was not run, and so nothing was seen. changes are empty after
+    many statements; the file has them all.
     """
 
     number: int
@@ -146,7 +150,9 @@ class Observer:
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
-        self.catalog = catalog.snapshot(conn)
+        self.catalog = self.file_catalog = catalog.snapshot(conn)
+        self.spent_seconds = 0.0  # on the catalog, statement by statement
+        self.behind = False
         self.first = self.last = _read(conn, alone=False)
         self.names = dict(self.first.relations)  # of all that ever was: a lock outlasts its table
         self.wholes = {oid: one.root for oid, one in self.first.relations.items() if one.table == oid}
@@ -169,10 +175,8 @@ class Observer:
         old = before.relations if alone else self.first.relations
         taken = set(sampled) if alone else after.locks - before.locks
         kept = before.locks & after.locks if not alone else frozenset[tuple[int, str]]()
-        changes: list[Change] = []
-        if alone or after.catalog_writes != before.catalog_writes:
-            now = catalog.snapshot(self.conn)
-            changes, self.catalog = catalog.diff(self.catalog, now), now
+        wrote = alone or after.catalog_writes != before.catalog_writes
+        changes = self._compare() if wrote else ()
         whole = {oid: self._whole(one, names) for oid, one in names.items()}
         written = tuple(_find_written(before, after, old, whole, tag))
         emptied = {one.relation for one in written if one.what == "emptied"}
@@ -182,8 +186,29 @@ class Observer:
             written,
             tuple(_find_scans(before, after, old, whole, emptied)),
             tuple(_find_touched(before, after, whole)),
-            tuple(changes),
+            changes,
         )
+
+    def _compare(self) -> tuple[Change, ...]:
+        """Return what the catalog gained, lost and changed by the last statement, while there is time."""
+        if self.spent_seconds > CATALOG_SECONDS_MAX:
+            self.behind = True
+            return ()
+        began = time.monotonic()
+        then, self.catalog = self.catalog, catalog.snapshot(self.conn)
+        self.spent_seconds += time.monotonic() - began
+        return tuple(catalog.diff(then, self.catalog))
+
+    def end_file(self) -> tuple[Change, ...]:
+        """Return what the catalog gained, lost and changed since the last file ended."""
+        if self.behind:
+            self.start_over()
+        then, self.file_catalog = self.file_catalog, self.catalog
+        return tuple(catalog.diff(then, self.catalog))
+
+    def start_over(self) -> None:
+        """Look at the catalog anew: what was looked at is rolled back."""
+        self.catalog, self.behind = catalog.snapshot(self.conn), False
 
     def _whole(self, one: _Relation, names: Mapping[int, _Relation]) -> str:
         table = names.get(one.table, one)

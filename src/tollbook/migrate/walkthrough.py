@@ -42,24 +42,16 @@ READING = (
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """A script that was carried out. unproven: why its check could not be judged, if it could not."""
+    """A script that was carried out, and what the catalog gained, lost and changed from its begin to its end.
+
+    unproven: why its check could not be judged, if it could not.
+    """
 
     observations: tuple[Observation, ...]
     kept: tuple[Promise, ...]
+    changes: tuple[Change, ...]
     seconds: float
     unproven: str = ""
-
-    @property
-    def changes(self) -> tuple[Change, ...]:
-        """What the catalog gained, lost and changed from the script's begin to its end."""
-        first: dict[tuple[str, str], Change] = {}
-        for observation in self.observations:
-            for one in observation.changes:
-                before = first[one.kind, one.name].before if (one.kind, one.name) in first else one.before
-                first[one.kind, one.name] = Change(one.kind, one.name, before, one.after)
-        return tuple(
-            sorted((c for c in first.values() if c.before != c.after), key=lambda c: (c.kind, c.name))
-        )
 
 
 class CannotRollBack(Exception):
@@ -115,7 +107,8 @@ class Walk:
             kept, unproven = script.go(
                 segments.split(one.reading.statements, one.migration.up.options, after_new_values=True)
             )
-        return Walked(tuple(script.seen), kept, time.monotonic() - started, unproven)
+        seconds = time.monotonic() - started
+        return Walked(tuple(script.seen), kept, self.observer.end_file(), seconds, unproven)
 
 
 class _Script:
@@ -134,6 +127,7 @@ class _Script:
         """Forget what was rolled back; what was committed stays."""
         roll_back(self.conn)
         self.seen = [one for one in self.seen if one.number <= self.done]
+        self.walk.observer.start_over()
 
     def go(self, cut: Sequence[Segment]) -> tuple[tuple[Promise, ...], str]:
         left = [segment for segment in cut if segment.end > self.done] or [Segment(self.done, ())]
