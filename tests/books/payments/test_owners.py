@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from x402.http.utils import encode_payment_signature_header
 from x402.schemas import PaymentPayload, PaymentRequirements
 
+import tollbook
 from clients.pay import sign
 from fixtures.serve import serve
 from tollbook.books.payments import ledger, payments, settlements
@@ -284,3 +286,14 @@ async def test_the_reconciler_grants_nothing_for_what_the_sdk_client_sold(
     assert (row.status, row.owner) == ("settled", "sold")
     market.release.set()
     assert await asked != 200
+
+
+async def test_a_way_back_that_would_forget_who_sold_is_refused(
+    market: Market, payer: LocalAccount, database_url: str
+) -> None:
+    payment = await sign(payer, market.requirements)
+    assert await market.verify(payment) is None
+    assert await market.settle(payment)
+    down = (Path(tollbook.__file__).parent / "books/payments/migrations/0006_books.down.sql").read_bytes()
+    with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.RaiseException):
+        connection.execute(down)
