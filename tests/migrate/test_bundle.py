@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def read_history(url: str) -> list[tuple[Any, ...]]:
             """SELECT folder, version, name, checksum, down_sql, promised, removed
             FROM tollbook_migrate.history WHERE reverted_at IS NULL ORDER BY id"""
         ).fetchall()
+
+
+def test_a_bundle_runs_inside_psqls_own_transaction_too(
+    shop: None, bundle: Any, psql: Psql, run: Run
+) -> None:
+    ran = psql(bundle(), "--single-transaction")
+    assert ran.returncode == 0, ran.stderr
+    assert run("status").exit_code == 0
+    before = psql(bundle(), "--single-transaction", stop=False)
+    assert "already applied" in before.stderr
+    assert run("verify").exit_code == 0
 
 
 @pytest.mark.parametrize("options", [(), ("--psql",)])
@@ -234,6 +246,28 @@ def test_what_is_not_proven_is_rolled_back(
     ran = psql(bundle(), stop=False)
     assert said in ran.stderr
     assert ask("SELECT to_regclass('a') IS NULL AND NOT EXISTS (SELECT FROM tollbook_migrate.history)")
+
+
+def test_a_bundle_that_is_killed_leaves_no_half_and_apply_goes_on(
+    write: Write, bundle: Any, url: str, run: Run, apply: Any, ask: Ask
+) -> None:
+    write("0001_a", up="CREATE TABLE a (n int);")
+    write(
+        "0002_b",
+        up="CREATE TABLE b (n int); SELECT pg_sleep(CASE WHEN to_regclass('c') IS NULL THEN 60 END);",
+    )
+    command = [str(binaries() / "psql"), "-X", "-q", "-d", url, "-f", str(bundle())]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as psql:
+        while not (pid := ask("SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'")):
+            time.sleep(0.05)
+        psql.kill()
+    ask(f"SELECT pg_terminate_backend({pid}, 5000)")  # the server would see it when the sleep is over
+    assert ask("SELECT to_regclass('a') IS NOT NULL AND to_regclass('b') IS NULL")
+    ask("CREATE TABLE c (n int); SELECT 1")
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert "was interrupted" in result.output
+    assert run("status").exit_code == 0
 
 
 def test_what_a_file_alone_cannot_do_is_refused_by_name(write: Write, run: Run, folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,34 @@ def test_a_job_that_fails_says_why_and_with_which_code(write: Any, run: Run) -> 
     assert "0001_bad.up.sql:2" in error["message"]
     assert end["data"]["exit_code"] == result.exit_code == 1
     assert read_lines(run("status", "--log", "json").stderr)[-1]["data"]["exit_code"] == 3
+
+
+def test_a_job_that_is_stopped_rolls_back_and_says_so(write: Any, url: str, folder: Any, ask: Ask) -> None:
+    write("0001_slow", up="CREATE TABLE slow (id int); SELECT pg_sleep(60);")
+    options = [
+        "apply",
+        "--dir",
+        str(folder),
+        "--database-url",
+        url,
+        "--auto",
+        "--skip-backup",
+        "--log",
+        "json",
+    ]
+    command = [sys.executable, "-m", "tollbook.migrate", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        lines = [job.stderr.readline()]
+        while json.loads(lines[-1])["kind"] != "applying":
+            lines.append(job.stderr.readline())
+        while not ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"):
+            time.sleep(0.05)
+        job.terminate()
+        said = read_lines(job.stderr.read())
+    assert job.returncode == 130
+    assert said[-1]["data"]["exit_code"] == 130
+    assert ask("SELECT to_regclass('slow') IS NULL")
 
 
 PROGRAM = """

@@ -116,7 +116,12 @@ def test_what_cannot_be_one_transaction_or_has_no_number_is_refused(
 ) -> None:
     seed_file("1_a.sql", "INSERT INTO goods VALUES (1, 'a');\nCREATE INDEX CONCURRENTLY i ON goods (name);")
     assert "1_a.sql:2:1: CREATE INDEX CONCURRENTLY cannot stand in a seed" in run("seed").output
-    seed_file("1_a.sql", "SELECT 1;")
+    seed_file(
+        "1_a.sql", "BEGIN; INSERT INTO goods VALUES (1, 'a'); COMMIT; INSERT INTO goods VALUES (2, 'b');"
+    )
+    assert "COMMIT cannot stand in a seed" in run("seed").output
+    seed_file("1_a.sql", "BEGIN; INSERT INTO goods VALUES (1, 'a'); COMMIT;")
+    assert run("seed").exit_code == 0
     seed_file("late.sql", "SELECT 1;")
     assert "late.sql" in run("seed").output
     assert seeds.read([Folder("other", folder.parent / "nowhere" / "migrations")]) == []

@@ -3,7 +3,8 @@
     from tollbook.migrate import Folder, apply
     apply("postgresql:///app", [Folder("app", Path("migrations"))])
 
-Backups: `tollbook.migrate.backup.backup` and `tollbook.migrate.restore.restore`. One SQL file: `tollbook.migrate.bundle.bundle`.
+Backups: `tollbook.migrate.backup.backup` and `tollbook.migrate.restore.restore`.
+One SQL file: `tollbook.migrate.bundle.bundle`.
 """
 
 from importlib import import_module

@@ -132,7 +132,11 @@ def reporting(call: Call) -> Generator[None]:
             click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("Interrupted. What was not committed is rolled back.", err=True)
+        said = Event("interrupted", "Interrupted. What was not committed is rolled back.")
+        if call.log_json:
+            jsonlog.write(said)
+        else:
+            click.echo(said.text, err=True)
         sys.exit(EXIT_INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)

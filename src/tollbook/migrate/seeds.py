@@ -211,7 +211,7 @@ def _prepare(seeds: Sequence[Seed]) -> list[Reading]:
         )
         for one, reading in zip(seeds, readings, strict=True)
         for statement in reading.statements
-        if statement.alone or statement.block > 1
+        if statement.alone or statement.block
     ]
     preflight.refuse(problems)
     return readings
