@@ -76,7 +76,7 @@ def apply(
     schema = find_schema(folders)
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max, schema) as pid:
         database = name_target(read_url(url))
-        standing = preflight.compare(migrations, folders, history.read(conn))
+        standing = preflight.compare(migrations, folders, history.read(conn, folders))
         pending = cut(migrations, standing.pending, to)
         interrupted = history.find_interrupted(conn, schema)
         tell_interrupted(interrupted, [one.id for one in pending], listen)

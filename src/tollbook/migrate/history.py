@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 from psycopg.types.json import Jsonb
 
 from tollbook.migrate.exchange import Query, command, write
-from tollbook.migrate.files import Migration
+from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.objects import Promise, unpack
 from tollbook.migrate.session import Connection
 
@@ -169,14 +169,19 @@ def create(conn: Connection) -> None:
             conn.execute(SCHEMA_SQL)
 
 
-def read(conn: Connection) -> list[Applied]:
-    """Return what is in force, oldest first; nothing where there is no history."""
+def read(conn: Connection, folders: Sequence[Folder] = ()) -> list[Applied]:
+    """Return what is in force, oldest first; nothing where there is no history.
+
+    Of a fleet's folders theirs alone: the history holds as much again for every other schema.
+    """
     if not exists(conn):
         return []
     rows = conn.execute(
         """SELECT id, folder, version::text, name, checksum, applied_at, duration, applied_by, down_sql,
                   promised, removed
-        FROM tollbook_migrate.history WHERE reverted_at IS NULL ORDER BY id"""
+        FROM tollbook_migrate.history WHERE reverted_at IS NULL
+          AND (%(names)s::text[] IS NULL OR folder = ANY(%(names)s)) ORDER BY id""",
+        {"names": [one.name for one in folders] if find_schema(folders) is not None else None},
     )
     return [_read_row(row) for row in rows]
 

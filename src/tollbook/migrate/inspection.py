@@ -104,7 +104,7 @@ def status(url: str, folders: Sequence[Folder]) -> Status:
     """Return the state of every migration, applied ones in their order. Raises MigrateError."""
     migrations = formats.read(folders)
     with connected(url) as conn:
-        standing = preflight.compare(migrations, folders, history.read(conn))
+        standing = preflight.compare(migrations, folders, history.read(conn, folders))
         under_way = history.read_backfills(conn) if standing.pending else {}
     return _describe(name_target(read_url(url)), standing, under_way)
 
@@ -164,7 +164,7 @@ def _look_for_promises(url: str, folders: Sequence[Folder]) -> Verification:
     migrations = formats.read(folders)
     with connected(url) as conn:
         conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        applied = history.read(conn)
+        applied = history.read(conn, folders)
         standing = preflight.compare(migrations, folders, applied)
         expected = find_expected(standing.applied, applied)
         everything = [promise for promises in expected.values() for promise in promises]
