@@ -7,11 +7,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from psycopg.rows import scalar_row
 
 from tollbook.embedded import EmbeddedServerFailed
-from tollbook.migrate import Folder, impact, plan, shadow
+from tollbook.migrate import Folder, cli, impact, plan, shadow
 from tollbook.migrate.observation import Lock, Observation, Scan, Touched, Written
 from tollbook.migrate.rehearsal import Plan, plan_static
 from tollbook.migrate.shadow import Size
@@ -150,6 +150,45 @@ def test_fifteen_files_with_new_enum_values_and_concurrent_indexes(
     assert live.untried[0] == "shop/0014_use"
     assert "cannot be tried live" in live.notes[0]
     assert run("apply", "--auto", "--skip-backup").exit_code == 0
+
+
+def test_live_what_cannot_be_rolled_back_is_not_run_and_said(
+    url: str, write: Any, folder: Path, shop: None
+) -> None:
+    write("0002_b", up="CREATE INDEX CONCURRENTLY orders_n ON orders (n); CREATE TABLE b (i int)")
+    write("0003_c", up="DROP INDEX orders_n")
+    write("0004_d", up="SELECT 1")
+    before = picture(url)
+    planned = plan_it(url, folder, depth="live")
+    assert picture(url) == before
+    build, table = planned.steps[0].statements
+    assert build.untried == "it cannot be rolled back"
+    assert [one.name for one in table.changes] == ["public.b"]
+    assert planned.steps[0].unproven
+    assert planned.untried == ("shop/0003_c", "shop/0004_d")
+    assert "0003_c fails live" in planned.notes[0]
+
+
+def test_apply_shows_the_plan_before_it_asks_and_says_if_it_is_live(
+    write: Any, url: str, folder: Path, shop: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0002_b", up="CREATE TABLE b (i int)")
+    monkeypatch.setattr(cli.Call, "require_terminal", lambda _: None)
+    arguments = ["apply", "--dir", str(folder), "--database-url", url, "--skip-backup"]
+    before = picture(url)
+
+    def refuse(**_: Any) -> None:
+        raise EmbeddedServerFailed("no server here.")
+
+    shown = CliRunner().invoke(cli.group(list, str), arguments, input="n\n")
+    assert shown.exit_code == 1
+    assert "really ran on a shadow" in shown.output
+    assert "+ table public.b" in shown.output
+    monkeypatch.setattr(shadow, "throwaway", refuse)
+    shown = CliRunner().invoke(cli.group(list, str), arguments, input="n\n")
+    assert "Trying it live" in shown.output
+    assert "+ table public.b" in shown.output
+    assert picture(url) == before
 
 
 def test_a_file_that_is_half_done_is_planned_from_where_it_stopped(

@@ -16,7 +16,7 @@ STATEMENTS_SHOWN_MAX = 200  # in a comment, whose length is bounded
 SHADOW = "Each file really ran on a shadow: the schema of {0} with {1}."
 HOW = {
     "static": "By the files alone; nothing was run.",
-    "live": "Each file really ran on {0}, and was rolled back.",
+    "live": "What was tried really ran on {0}, and was rolled back.",
 }
 
 

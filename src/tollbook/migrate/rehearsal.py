@@ -11,7 +11,7 @@ from tollbook.migrate import formats, history, impact, objects, preflight
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, check, cut
 from tollbook.migrate.catalog import Change
-from tollbook.migrate.errors import StatementFailed
+from tollbook.migrate.errors import MigrateError, StatementFailed, VerificationFailed
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, find_schema
@@ -101,7 +101,7 @@ def plan(
     schema = find_schema(folders)
     with ExitStack() as stack:
         with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max, schema) as pid:
-            standing = preflight.compare(migrations, folders, history.read(conn))
+            standing = preflight.compare(migrations, folders, history.read(conn, folders))
             pending = cut(migrations, standing.pending, to)
             progress = history.read_progress(conn)
             ready = check(conn, standing, pending, progress)
@@ -173,11 +173,16 @@ class _Rehearsal:
         lock_timeout_seconds: float,
     ) -> None:
         sizes = shadows.read_sizes(conn)
+        walk = Walk(conn, pid, lock_timeout_seconds)
         try:
-            walk = Walk(conn, pid, lock_timeout_seconds)
             for one in ready:
                 if not self._take(walk, one, progress, sizes):
                     return
+        except (StatementFailed, VerificationFailed) as error:
+            if not walk.skipped:
+                raise
+            name = self.pending[len(self.steps)]
+            self._note(f"{name} fails live, where not all before it was run: {_shorten(error)}")
         finally:
             roll_back(conn)
 
@@ -202,13 +207,13 @@ class _Rehearsal:
                 try:
                     if not self._take(walk, one, progress, made.sizes):
                         return
-                except StatementFailed as error:
+                except (StatementFailed, VerificationFailed) as error:
                     roll_back(conn)
-                    if not _is_shadows_fault(error, made, lenient=lenient):
+                    if not _is_shadows_fault(error, made, lenient=lenient, skipped=walk.skipped):
                         raise
                     self._note(
                         f"{one.migration.id} fails on the shadow, which is not all that {made.target} is: "
-                        f"{error.sentence.removesuffix(' Rolled back; correct the file and run again.')} "
+                        f"{_shorten(error)} "
                         "Give it rows by --sample, or try the database itself by --live."
                     )
                     return
@@ -249,7 +254,11 @@ class _Rehearsal:
         self.listen(Event("note", text))
 
 
-def _is_shadows_fault(error: StatementFailed, made: Shadow, *, lenient: bool) -> bool:
+def _shorten(error: MigrateError) -> str:
+    return error.sentence.removesuffix(" Rolled back; correct the file and run again.")
+
+
+def _is_shadows_fault(error: MigrateError, made: Shadow, *, lenient: bool, skipped: bool) -> bool:
     """Whether a statement may have failed only because the shadow lacks rows or definitions."""
     state = read_sqlstate(error) or ""
-    return bool(made.lacks) or (lenient and state.startswith(ABOUT_ROWS))
+    return bool(made.lacks) or skipped or (lenient and state.startswith(ABOUT_ROWS))

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -142,8 +142,8 @@ def _build(conn: Connection, url: str, server: Server, rows: int, listen: Listen
         taken = sampling.copy(conn, admin, rows, listen)
         lacks += taken.lacks
         _copy_settings(conn, admin, database, user)
-    options = parse_qs(urlsplit(url).query).get("options", []) if "://" in url else []
-    own = server.url(database, user=user) + "".join(f"&options={one}" for one in options)
+    options = read_url(url).get("options")  # a search path, often
+    own = server.url(database, user=user) + (f"&options={quote(options)}" if options else "")
     return Shadow(
         own,
         server.url(database, user=ADMIN),

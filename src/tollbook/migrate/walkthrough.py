@@ -82,6 +82,7 @@ class Walk:
         self.lenient = lenient
         self.observer = Observer(conn)
         self.savepoints = 0
+        self.skipped = False  # whether anything was not run
         if not watch:
             conn.execute("BEGIN")
             self.observer.begin()
@@ -131,13 +132,10 @@ class _Script:
 
     def go(self, cut: Sequence[Segment]) -> tuple[tuple[Promise, ...], str]:
         left = [segment for segment in cut if segment.end > self.done] or [Segment(self.done, ())]
-        if not self.walk.watch and (name := next((one.alone for one in left if one.alone), None)):
-            raise CannotRollBack(f"it has {name}, which cannot run in a transaction")
-        if not self.walk.watch and self.one.backfill:
-            raise CannotRollBack("its back-fill commits batch by batch")
         for segment in left:
             if segment.alone:
                 self._run_alone(segment)
+                self.done = segment.end
                 continue
             self._begin(segment)
             self._run(segment)
@@ -147,7 +145,8 @@ class _Script:
         if left[-1].alone:
             self._begin(Segment(self.done, ()))
         if self.one.backfill:
-            self._commit(left[-1])
+            if self.walk.watch:
+                self._commit(left[-1])
             self._fill(self.one.backfill)
             self._begin(Segment(self.done, ()))
         return self._finish()
@@ -231,6 +230,7 @@ class _Script:
     def _skip(self, number: int, statement: Statement, why: str) -> None:
         line, text = self._line(statement), self._text(statement)
         self.seen.append(Observation(number + 1, line, text, alone=statement.alone, untried=why))
+        self.walk.skipped = True
 
     def _reaches_out(self, statement: Statement) -> str:
         """Say why a statement is not run on a shadow: it would reach what is no shadow."""
@@ -249,8 +249,9 @@ class _Script:
 
     def _run_alone(self, segment: Segment) -> None:
         statement = segment.statements[0]
-        assert self.walk.watch is not None
-        if why := self._reaches_out(statement):
+        if self.walk.watch is None:
+            self._skip(segment.first, statement, "it cannot be rolled back")
+        elif why := self._reaches_out(statement):
             self._skip(segment.first, statement, why)
         else:
             role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
@@ -266,7 +267,6 @@ class _Script:
             seen = self.walk.observer.look("", alone=True, sampled=locks)
             self._note(segment.first, statement, self._text(statement), "", seconds, seen)
             command(self.conn, RESET_ROLE)
-        self.done = segment.end
 
     def _commit(self, segment: Segment) -> None:
         execution.perform(self.conn, self.one, Segment(segment.end, ()), self.walk.pid, "", 0)
@@ -274,6 +274,12 @@ class _Script:
 
     def _fill(self, fill: Backfill) -> None:
         """Run a back-fill over all the rows there are, as one batch."""
+        if not self.walk.watch:
+            text = shorten(f"back-fill: {fill.script.text[fill.index :]}")
+            number = len(self.one.reading.statements) + 1
+            self.seen.append(Observation(number, 1, text, untried="it commits batch by batch"))
+            self.walk.skipped = True
+            return
         from tollbook.migrate import backfill
 
         types = backfill.find_key(self.conn, fill)
