@@ -1,6 +1,7 @@
 """Up, down and up again on a throw-away server: the same catalog, the same rows."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from click.testing import Result
 
 from tollbook.migrate import Folder
 from tollbook.migrate.check import check
+from tollbook.migrate.pg_tools import find_tool
 
 Run = Callable[..., Result]
 SHOP = """CREATE TYPE mood AS ENUM ('good', 'bad');
@@ -97,7 +99,7 @@ def test_a_missing_down_file_is_drafted_proved_and_never_overwritten(
 
 
 def test_the_schema_file_is_written_compared_and_loads(
-    write: Any, run: Run, tmp_path: Path, ask: Any, apply: Run
+    write: Any, run: Run, tmp_path: Path, url: str
 ) -> None:
     out = tmp_path / "schema.sql"
     write("0001_a", up=SHOP)
@@ -109,7 +111,8 @@ def test_the_schema_file_is_written_compared_and_loads(
     assert text.count("SET ") == 1
     assert run("schema", "--out", str(out), "--check").exit_code == 0
     assert run("check", "--schema", str(out)).exit_code == 0
-    ask(f"{text}; SELECT 1")
+    psql = [find_tool("psql"), "-q", "-X", "-v", "ON_ERROR_STOP=1", "-d", url, "-f", out]
+    assert subprocess.run(psql, capture_output=True, check=False).stderr == b""
     write("0001_a", up=SHOP)
     assert run("baseline", "--auto", "--to", "2").exit_code == 0
     result = run("drift")

@@ -101,3 +101,48 @@ def test_roles_and_search_path_are_the_databases(
     ask("DROP TABLE a; SELECT 1")
     with psycopg.connect(migrate_server.url("postgres", user="postgres"), autocommit=True) as connection:
         connection.execute("DROP ROLE reader")
+
+
+def test_what_differs_honestly_is_no_drift(write: Any, apply: Run, run: Run, ask: Any, tmp_path: Any) -> None:
+    write(
+        "0001_a",
+        up="""CREATE TABLE a (i int CHECK (i > 0), at date NOT NULL) PARTITION BY RANGE (at);
+        CREATE TABLE a_1 PARTITION OF a FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+        CREATE INDEX a_i ON a (i)""",
+    )
+    assert apply().exit_code == 0
+    other = tmp_path / "other"
+    write("0001_o", at=other, up="CREATE SCHEMA o; CREATE TABLE o.t (i int); CREATE INDEX t_i ON o.t (i)")
+    assert apply(folders=(str(other),)).exit_code == 0
+    ask("""CREATE TABLE a_2 PARTITION OF a FOR VALUES FROM ('2021-01-01') TO ('2022-01-01'); DROP TABLE a_1;
+        ALTER TABLE a RENAME CONSTRAINT a_i_check TO a_i_check1;
+        CREATE TABLE schema_migrations (version text PRIMARY KEY); SELECT 1""")
+    result = run("drift")
+    assert result.exit_code == 0, result.output
+    assert "Partitions only live: 1." in result.output
+    assert "what they made is left out" in result.output
+    ask("ALTER TABLE o.t ADD j int; CREATE INDEX a_both ON a (i, at); SELECT 1")
+    assert [one["name"] for one in json.loads(run("drift", "--json").stdout)["differences"]] == [
+        "public.a_both"
+    ]
+
+
+def test_the_order_of_columns_is_told(write: Any, apply: Run, run: Run, ask: Any) -> None:
+    write("0001_a", up="CREATE TABLE a (i int, j int, k int)")
+    assert apply().exit_code == 0
+    ask("ALTER TABLE a DROP j; ALTER TABLE a ADD j int; SELECT 1")
+    result = run("drift")
+    assert result.exit_code == 3
+    assert "column order public.a" in result.output
+
+
+def test_a_disabled_trigger_is_told_and_mended(write: Any, apply: Run, run: Run, ask: Any) -> None:
+    write(
+        "0001_a",
+        up="""CREATE TABLE a (i int); CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END';
+        CREATE TRIGGER a_f BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION f()""",
+    )
+    assert apply().exit_code == 0
+    ask("ALTER TABLE a DISABLE TRIGGER a_f; SELECT 1")
+    assert "the trigger public.a.a_f is disabled" in run("verify").output
+    assert "ALTER TABLE public.a ENABLE TRIGGER a_f;" in run("drift", "--sql").output

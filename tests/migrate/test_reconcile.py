@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 import pytest
@@ -167,6 +167,25 @@ def pair(stage: Stage) -> Iterator[Pair]:
     other = stage.make(template=url)
     with connected(url) as conn, connected(other) as there:
         yield Pair(conn, there, Side(catalog.read(there), catalog.read_needs(there)))
+
+
+def test_a_view_that_another_version_prints_otherwise_is_the_same(pair: Pair) -> None:
+    live, _ = pair.read()
+    key = ("view", "shop.totals")
+    older = (
+        live.objects[key]
+        .facts["query"]
+        .replace(" person", " orders.person")
+        .replace("(total", "(orders.total")
+    )
+    assert older != live.objects[key].facts["query"]
+    for query, same in ((older, True), (older.replace("sum", "max"), False)):
+        printed = replace(
+            live.objects[key], definition=query, facts={**live.objects[key].facts, "query": query}
+        )
+        side = Side({**live.objects, key: printed}, live.needs)
+        have, want, _ = drift.level(side, pair.want, NOTHING, pair.wanted)
+        assert (drift.find(have.objects, want.objects) == []) is same
 
 
 @given(st.lists(st.sampled_from(DEEDS), min_size=2, max_size=6))

@@ -94,3 +94,13 @@ def test_roles_and_owners_are_not_lost_unseen(write: Any, run: Run, folder: Path
     assert result.exit_code == 1
     assert "squash_reader" in result.output
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_of_another_tool_is_left_alone(run: Run, folder: Path) -> None:
+    for number in (1, 2):
+        text = f"-- migrate:up\nCREATE TABLE t{number} (i int);\n-- migrate:down\nDROP TABLE t{number};\n"
+        (folder / f"2024010{number}_t.sql").write_text(text)
+    result = run("squash", "--to", "20240102")
+    assert result.exit_code == 1
+    assert "dbmate" in result.output
+    assert len(list(folder.iterdir())) == 2

@@ -17,6 +17,8 @@ from tollbook.migrate.reconcile import Side, reconcile
 from tollbook.migrate.replay import NotReplayable, Stage
 from tollbook.migrate.session import Connection, connected, name_target, read_url
 
+# To print a view PostgreSQL takes a reader's lock, and waits for it: nobody is to queue behind us long.
+READING = "SET default_transaction_read_only = on; SET lock_timeout = '5s'"
 # Unsound whatever the migrations make: looked for on the live side alone.
 UNSOUND = {
     "index": ("(invalid)", "is invalid: an earlier build failed"),
@@ -74,6 +76,7 @@ def drift(url: str, folders: Sequence[Folder], *, listen: Listener = ignore) -> 
     """
     migrations = formats.read(folders)
     with connected(url) as conn:
+        conn.execute(READING)
         standing = preflight.compare(migrations, folders, history.read(conn))
         with replay.staged(listen) as stage:
             return compare(conn, url, migrations, standing, stage)
@@ -174,9 +177,7 @@ def _drop_partitions(have: Catalog, want: Catalog) -> list[str]:
             if one.name in names or one.parent in names:
                 del side[key]
         if names:
-            notes.append(
-                f"{len(names)} partitions are only {where}; partitions come and go, and are left out."
-            )
+            notes.append(f"Partitions only {where}: {len(names)}. They come and go, and are left out.")
     return notes
 
 

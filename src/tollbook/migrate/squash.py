@@ -43,6 +43,9 @@ def squash(
     keep_rows: whether the rows that they insert are kept; None refuses where there are any. Databases that
     have all of them go on as they are. Raises MigrateError; no file is touched then.
     """
+    format_ = formats.recognise(folder.path) if folder.format == "auto" else folder.format
+    if format_ != "native":
+        raise SquashRefused(f"Only plain numbered SQL files can be made one; these are of {format_}.")
     migrations = formats.read([folder])
     place = next(place for place, one in enumerate(migrations) if (one.folder, one.version) == to)
     old, later = migrations[: place + 1], migrations[place + 1 :]
@@ -64,9 +67,7 @@ def squash(
 
 def _name(old: Sequence[Migration]) -> Path:
     last = old[-1]
-    if any(one.repeatable or one.after or not re.fullmatch(r"[0-9.]+", one.version) for one in old):
-        raise SquashRefused("Only plain numbered SQL files can be made one.")
-    digits = re.match(r"[0-9._-]*[0-9]", last.label)
+    digits = re.match(r"[0-9]+(?:[.-][0-9]+)*", last.label)
     path = last.up.path.with_name(f"{digits[0] if digits else last.version}_squashed.up.sql")
     known = {f"{one.label}{part}.sql" for one in old for part in ("", ".up")}
     if strange := next((one for one in old if one.up.path.name not in known), None):
