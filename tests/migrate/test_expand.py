@@ -182,6 +182,18 @@ def test_not_null_while_a_program_still_writes_null(url: str, run: Any, apply: A
 
 
 @pytest.mark.usefixtures("orders")
+def test_a_contract_that_would_lose_a_value_is_not_carried_out(run: Any, apply: Apply, ask: Any) -> None:
+    assert run("expand", "rename-column", "orders", "note", "remark").exit_code == 0
+    assert apply().exit_code == 0
+    assert run("expand", "contract", "orders", "note", "remark").exit_code == 0
+    ask("ALTER TABLE orders DISABLE TRIGGER USER; UPDATE orders SET remark = NULL WHERE id = 1; SELECT 1")
+    result = apply()
+    assert result.exit_code == 1
+    assert "have a value in note alone" in words(result)
+    assert ask("SELECT note FROM orders WHERE id = 1") == "n1"
+
+
+@pytest.mark.usefixtures("orders")
 def test_what_the_steps_would_not_do_for_is_refused(run: Any, ask: Any) -> None:
     ask("CREATE TABLE bare (i int); SELECT 1")
     assert "is a key" in words(run("expand", "rename-column", "orders", "id", "number"))

@@ -79,8 +79,10 @@ def apply(
         standing = preflight.compare(migrations, folders, history.read(conn, folders))
         pending = cut(migrations, standing.pending, to)
         interrupted = history.find_interrupted(conn, schema)
-        tell_interrupted(interrupted, [one.id for one in pending], listen)
         progress = history.read_progress(conn)
+        begun = {*progress, *history.read_backfills(conn)} if interrupted else set[tuple[str, str]]()
+        half_way = [one.id for one in pending if (one.folder, one.version) in begun]
+        tell_interrupted(interrupted, [one.id for one in pending], listen, half_way)
         ready = check(conn, standing, pending, progress)
         if backup and ready:
             check_backup(conn, url, backup_dir)
@@ -166,12 +168,22 @@ def save(conn: Connection, url: str, backup_dir: str | Path | None, listen: List
     return saved
 
 
-def tell_interrupted(interrupted: Sequence[Interruption], next_ones: Sequence[str], listen: Listener) -> None:
-    """Say of each run that was killed where it stopped: what it had begun is rolled back by the server."""
+def tell_interrupted(
+    interrupted: Sequence[Interruption],
+    next_ones: Sequence[str],
+    listen: Listener,
+    half_way: Sequence[str] = (),
+) -> None:
+    """Say of each run that was killed where it stopped: what it had begun is rolled back by the server.
+
+    half_way: those that are no single transaction, and have committed some of it.
+    """
     for one in interrupted:
         began = f"The {one.command} that began at {one.started_at:%Y-%m-%d %H:%M:%S} was interrupted"
         if one.at is None:
             text = f"{began} after its last migration was committed; nothing is missing."
+        elif one.at in half_way:
+            text = f"{began}: {one.at} had committed a part; it goes on behind that."
         elif one.command == "apply" and one.at in next_ones:
             text = f"{began}: {one.at} left no trace; applying it now."
         else:

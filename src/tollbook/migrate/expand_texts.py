@@ -140,6 +140,12 @@ ALTER TABLE $table ADD CONSTRAINT $constraint CHECK ($new IS NOT NULL) NOT VALID
 CONTRACT = (
     HEAD
     + """-- Last step: $old goes, which no program may use any more. There is no way back but a backup.
+-- First every row is looked at, without a lock that blocks anybody: none may have a value in $old alone.
+DO $$check$$ BEGIN
+    IF EXISTS (SELECT FROM $table WHERE $new IS NULL AND $old IS NOT NULL) THEN
+        RAISE EXCEPTION 'Rows of $table have a value in $old alone: they were not filled.';
+    END IF;
+END $$check$$;
 DROP TRIGGER $trigger ON $table;
 DROP FUNCTION $function();
 ${default}ALTER TABLE $table DROP COLUMN $old;
