@@ -180,7 +180,8 @@ def test_of_two_runs_at_once_one_works_and_the_other_waits_and_finds_nothing_to_
         first = start(url, folder)
         pid = wait_at_the_gate(connection)
         second = start(url, folder)
-        wait_for(connection, "SELECT count(*) > 2 FROM pg_stat_activity WHERE datname = current_database()")
+        # The test, the first run, its watcher, and the second run.
+        wait_for(connection, "SELECT count(*) > 3 FROM pg_stat_activity WHERE datname = current_database()")
         time.sleep(0.3)
         assert second.poll() is None
     outputs = finish(first), finish(second)
