@@ -45,6 +45,7 @@ UINT256_MAX = 2**256 - 1
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{40}")
 _WORD = re.compile(r"0x[0-9a-fA-F]{64}")
 _SIGNATURE = re.compile(r"0x(?:[0-9a-fA-F]{2}){65,4096}")  # longer than 65 bytes: smart wallets
+_DIGITS = re.compile(r"[0-9]{1,78}")  # as the SDK reads a number: 0100 is 100
 _UINT = re.compile(r"0|[1-9][0-9]{0,77}")  # one spelling for each number
 
 # Refusals of what a payment says itself: they hold whatever the chain's state, now and ever. Times are none
@@ -203,7 +204,7 @@ def _find_batch_fault(payload: dict[str, Any], requirements: PaymentRequirements
 
 
 def read_deposit(payload: dict[str, Any]) -> batch.DepositPayload:
-    """Return a deposit. Raises ValueError where it has no authorization or two, and what the SDK raises.
+    """Return a deposit. Raises what the SDK raises, and ValueError for no authorization or two.
 
     Of two, one would pay, and the other be looked for.
     """
@@ -211,6 +212,14 @@ def read_deposit(payload: dict[str, Any]) -> batch.DepositPayload:
     signed = deposit.deposit and deposit.deposit.authorization
     if not signed or (signed.erc3009_authorization is None) == (signed.permit2_authorization is None):
         raise ValueError("pay by EIP-3009 or by Permit2")
+    authorization = _as_dict(payload["deposit"]["authorization"])
+    permit = _as_dict(authorization.get("permit2Authorization"))
+    allowed = _as_dict(authorization.get("erc3009Authorization"))
+    numbers = [payload["deposit"]["amount"]]
+    numbers += [permit[name] for name in ("nonce", "deadline") if permit]
+    numbers += [allowed[name] for name in ("validAfter", "validBefore") if allowed]
+    if not all(_fits(_DIGITS, number) for number in numbers):
+        raise ValueError("a number is a text of decimal digits")
     return deposit
 
 
