@@ -106,7 +106,7 @@ def test_a_syntax_error_has_file_line_column_and_a_caret() -> None:
     ("text", "may"),
     [
         ("ALTER TABLE t ADD COLUMN i int, ALTER COLUMN j SET NOT NULL", False),
-        ("ALTER TABLE t ADD CONSTRAINT c CHECK (i > 0) NOT VALID; ALTER TABLE t VALIDATE CONSTRAINT c", False),
+        ("ALTER TABLE t ADD CHECK (i > 0) NOT VALID; ALTER TABLE t VALIDATE CONSTRAINT c", False),
         ("ALTER TABLE t ADD CONSTRAINT c UNIQUE USING INDEX i", True),
         ("ALTER TABLE t DROP COLUMN i", True),
         ("ALTER TABLE t ADD COLUMN i int, DROP CONSTRAINT c", True),
