@@ -11,7 +11,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTHON_MIN := 3.11
 NODE_MIN := 18
-TEST_WORKERS := 2
+TEST_WORKERS := 3
 TEST_SECONDS_MAX := 1080
 LOCK_FLAGS := --universal --python-version $(PYTHON_MIN) --generate-hashes --no-emit-index-url --no-header
 

@@ -59,7 +59,7 @@ class Passphrase:
             n=n,
             r=8,
             p=1,
-            maxmem=n * 1024 * 2,
+            maxmem=n * 1024 + 2**20,  # what scrypt needs, and no more than OpenSSL can be told
             dklen=32,
         )
 

@@ -195,7 +195,7 @@ def group(default_folders: DefaultFolders, default_url: DefaultUrl) -> click.Gro
                 log_json=log == "json",
             )
             with jsonlog.told(name, on=call.log_json), reporting(call):
-                if fleet := cli_fleet.take(options):
+                if name in cli_fleet.WORKS and (fleet := cli_fleet.take(options)):
                     cli_fleet.run(call, name, fleet, options)
                 else:
                     command(call, **options)
