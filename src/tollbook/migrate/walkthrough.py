@@ -269,6 +269,8 @@ class _Script:
             command(self.conn, RESET_ROLE)
 
     def _commit(self, segment: Segment) -> None:
+        if self.walk.watch is None:  # on the database itself all of it is rolled back
+            return
         execution.perform(self.conn, self.one, Segment(segment.end, ()), self.walk.pid, "", 0)
         command(self.conn, "COMMIT")
 
