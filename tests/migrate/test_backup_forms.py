@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyrage
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,8 +40,6 @@ WORDS = age.Passphrase("correct horse battery")
 @pytest.fixture(scope="session")
 def store() -> Iterator[str]:
     """The address of an S3 store on this machine."""
-    pytest.importorskip("moto")
-    pytest.importorskip("obstore")
     with subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
         stderr=subprocess.PIPE,
@@ -88,7 +87,6 @@ def test_what_is_encrypted_is_decrypted(data: bytes, more: int) -> None:
 
 
 def test_the_format_is_that_of_age() -> None:
-    pyrage = pytest.importorskip("pyrage")
     theirs = pyrage.x25519.Identity.from_str(SECRET.write())
     assert str(theirs.to_public()) == str(SECRET.recipient)
     content = os.urandom(200_000)

@@ -32,14 +32,18 @@ def test_an_index_is_built_concurrently_between_other_statements(write: Any, app
     assert ask("SELECT count(*) FROM tollbook_migrate.progress") == 0
 
 
-def test_a_broken_build_leaves_no_index_and_is_begun_again(write: Any, apply: Apply, ask: Any) -> None:
+def test_a_broken_build_leaves_no_index_and_is_begun_again(
+    write: Any, apply: Apply, run: Any, ask: Any
+) -> None:
     write("0001_a", up=SPLIT)
     failed = apply()
     assert failed.exit_code == StatementFailed.exit_code
     assert "0001_a.up.sql:4" in words(failed)
     assert "2 of 4 statements" in words(failed)
     assert ask("SELECT to_regclass('orders_i')") is None
+    assert "Rolled back" not in words(failed)
     assert ask("SELECT statements FROM tollbook_migrate.progress") == 2
+    assert "stopped, 2 of its statements committed" in words(run("status"))
     ask("DELETE FROM orders WHERE ctid = '(0,1)'; SELECT 1")
     assert apply().exit_code == 0
     assert ask(VALID) is True

@@ -131,6 +131,8 @@ def check(
     problems = preflight.check_history(standing)
     ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
+    if pending and not history.exists(conn):
+        problems += check_foreign(conn, pending)
     if pending:
         from tollbook.migrate.course import check_progress
 
@@ -141,6 +143,22 @@ def check(
                 problems += check_progress(one, begun, "up")
     preflight.refuse(problems)
     return ready
+
+
+def check_foreign(conn: Connection, pending: Sequence[Migration]) -> list[Problem]:
+    """Name what another tool has applied already: it must be taken over, not run a second time."""
+    from tollbook.migrate import foreign
+
+    problems: list[Problem] = []
+    for keeper in foreign.find_all(conn):
+        if applied := foreign.match(keeper, keeper.read(conn), pending)[0]:
+            problems.append(
+                Problem(
+                    f"{keeper.tool} has applied {applied[-1].id} here already ({len(applied)} in all).",
+                    "Take over what it applied, without running it: tollbook migrate baseline.",
+                )
+            )
+    return problems
 
 
 def check_backup(conn: Connection, url: str, backup_dir: str | Path | None) -> None:

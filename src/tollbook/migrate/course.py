@@ -160,9 +160,12 @@ class _Walk:
         return self._retry(lambda: finish(self._run(last), self.done))
 
     def _find_patience(self, segment: Segment) -> float:
-        """A concurrent statement waits long for others; it stands in nobody's way but of its own kind."""
-        patient = alone.is_concurrent(segment.statements[0]) and not self._sets_own_timeout()
+        patient = self._is_patient(segment.statements[0])
         return alone.CONCURRENT_LOCK_TIMEOUT_SECONDS if patient else self._lock_timeout_seconds
+
+    def _is_patient(self, statement: Statement) -> bool:
+        """A concurrent statement waits long for others; it stands in nobody's way but of its own kind."""
+        return alone.is_concurrent(statement) and not self._sets_own_timeout()
 
     @property
     def _lock_timeout_seconds(self) -> float:
@@ -178,8 +181,9 @@ class _Walk:
         except StatementFailed as error:
             if not self.done:
                 raise
+            said = error.sentence.removesuffix(execution.ROLLED_BACK)
             raise StatementFailed(
-                f"{error.sentence} What this file had committed before stays ({self.done} of "
+                f"{said} What this file had committed before stays ({self.done} of "
                 f"{len(self.one.reading.statements)} statements); correct what follows and run again.",
                 error.place,
                 **error.details,
@@ -249,7 +253,7 @@ class _Walk:
 
     def _send_alone(self, statement: Statement) -> None:
         conn = self.course.conn
-        patient = alone.is_concurrent(statement) and not self._sets_own_timeout()
+        patient = self._is_patient(statement)
         if patient:
             conn.execute(name_settings(alone.CONCURRENT_LOCK_TIMEOUT_SECONDS).encode())
         try:

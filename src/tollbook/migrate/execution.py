@@ -26,6 +26,7 @@ RESET = f"{RESET_ROLE} RESET ALL;"
 RESET_COUNT = 3
 # In full: sent in one query with RESET, it begins under the defaults that the last file set.
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+ROLLED_BACK = " Rolled back; correct the file and run again."
 WRONG_SHOWN_MAX = 20
 CONTEXT_LINES_MAX = 3
 
@@ -98,7 +99,7 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     if diag.context:
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
     return StatementFailed(
-        ". ".join(part.rstrip(".") for part in parts) + ". Rolled back; correct the file and run again.",
+        ". ".join(part.rstrip(".") for part in parts) + "." + ROLLED_BACK,
         place,
         sqlstate=error.sqlstate,
         detail=diag.message_detail,
@@ -153,7 +154,7 @@ def _run_program(conn: Connection, sql: Sql) -> list[PGresult]:
         state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
         said = " ".join(str(cause).split()) or type(cause).__name__
         raise StatementFailed(
-            f"{said}. Rolled back; correct the file and run again.",
+            f"{said}.{ROLLED_BACK}",
             Place(str(sql.script.path)),
             sqlstate=state,
         ) from error

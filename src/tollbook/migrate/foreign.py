@@ -33,15 +33,21 @@ class Keeper:
     write: Callable[[Connection, Sequence[Migration]], None]
 
 
+def find_all(conn: Connection) -> list[Keeper]:
+    """Return the keepers whose tables are in this database."""
+    found: list[Keeper] = []
+    for keeper in KEEPERS:  # two have tables of one name, the more particular one comes first
+        if keeper.table not in {one.table for one in found} and _has(conn, keeper):
+            found.append(keeper)
+    return found
+
+
 def find(conn: Connection) -> Keeper | None:
     """Return the keeper whose table is in this database; None where no known tool has been at work.
 
     Raises MigrateError where there are two: the database does not say which one is in force.
     """
-    found: list[Keeper] = []
-    for keeper in KEEPERS:  # two have tables of one name, the more particular one comes first
-        if keeper.table not in {one.table for one in found} and _has(conn, keeper):
-            found.append(keeper)
+    found = find_all(conn)
     if len(found) > 1:
         raise MigrateError(
             f"{' and '.join(one.tool for one in found)} have both left a history here "

@@ -10,7 +10,7 @@ from psycopg import sql
 from tollbook.migrate import formats, history, objects, preflight, presence
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder
-from tollbook.migrate.history import Applied, Backfilled
+from tollbook.migrate.history import Applied, Backfilled, Progress
 from tollbook.migrate.objects import Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.session import Connection, connected, name_target, read_url
@@ -34,6 +34,7 @@ class Line:
     duration_seconds: float | None = None
     applied_by: str | None = None
     backfill: Backfilled | None = None  # of one that is pending until its back-fill is done
+    committed: int | None = None  # statements of one that is no single transaction, and stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,15 @@ def status(url: str, folders: Sequence[Folder]) -> Status:
     with connected(url) as conn:
         standing = preflight.compare(migrations, folders, history.read(conn, folders))
         under_way = history.read_backfills(conn) if standing.pending else {}
-    return _describe(name_target(read_url(url)), standing, under_way)
+        begun = history.read_progress(conn) if standing.pending else {}
+    return _describe(name_target(read_url(url)), standing, under_way, begun)
 
 
 def _describe(
-    database: str, standing: Standing, under_way: Mapping[tuple[str, str], Backfilled] | None = None
+    database: str,
+    standing: Standing,
+    under_way: Mapping[tuple[str, str], Backfilled] | None = None,
+    begun: Mapping[tuple[str, str], Progress] | None = None,
 ) -> Status:
     edited = {one.id for one in standing.edited}
     gone = {one.id for one in standing.missing}
@@ -124,10 +129,12 @@ def _describe(
         )
         for one in standing.applied
     ]
-    pending = [
-        Line(one.id, "pending", backfill=(under_way or {}).get((one.folder, one.version)))
-        for one in standing.pending
-    ]
+    pending: list[Line] = []
+    for one in standing.pending:
+        key = (one.folder, one.version)
+        stopped = (begun or {}).get(key)
+        committed = stopped.statements if stopped else None
+        pending.append(Line(one.id, "pending", backfill=(under_way or {}).get(key), committed=committed))
     return Status(database, (*applied, *pending))
 
 

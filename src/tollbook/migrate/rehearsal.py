@@ -7,7 +7,7 @@ from typing import Literal
 
 import psycopg
 
-from tollbook.migrate import formats, history, impact, objects, preflight
+from tollbook.migrate import execution, formats, history, impact, objects, preflight
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, check, cut
 from tollbook.migrate.catalog import Change
@@ -255,7 +255,7 @@ class _Rehearsal:
 
 
 def _shorten(error: MigrateError) -> str:
-    return error.sentence.removesuffix(" Rolled back; correct the file and run again.")
+    return error.sentence.removesuffix(execution.ROLLED_BACK)
 
 
 def _is_shadows_fault(error: MigrateError, made: Shadow, *, lenient: bool, skipped: bool) -> bool:

@@ -131,6 +131,19 @@ def test_what_a_tool_has_applied_is_taken_over_and_the_rest_applied(tool: str, r
     assert run("status").exit_code == 0
 
 
+def test_what_a_tool_has_applied_is_not_run_again(tool: str, run: Run) -> None:
+    refused = run("apply", "--auto", "--skip-backup")
+    assert refused.exit_code == 1
+    assert f"{tool} has applied" in refused.output
+    assert "tollbook migrate baseline" in refused.output
+
+
+def test_the_history_of_another_project_is_nobodys_business(folder: Path, run: Run, ask: Any) -> None:
+    lay(folder, SQLX)
+    ask(f"{_dbmate(folder)}; UPDATE schema_migrations SET version = '19990101000000'; SELECT 1")
+    assert run("apply", "--auto", "--skip-backup").exit_code == 0
+
+
 def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run) -> None:
     run("baseline", "--auto")
     run("apply", "--auto", "--skip-backup")
