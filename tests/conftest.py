@@ -1,5 +1,13 @@
 """What every test stands on: one throw-away PostgreSQL a session, a migrated database a test."""
 
+import os
+from pathlib import Path
+
+# Thousands of small files are made and deleted, which some file systems on disks take long for.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK):
+    os.environ.setdefault("TMPDIR", str(MEMORY))
+
 pytest_plugins = [
     "fixtures.backups",
     "fixtures.chain",
