@@ -27,7 +27,7 @@ async def _all_done(database: Database) -> bool:
 async def test_at_start_up_the_worker_expires_counts_and_leaves_no_job_undone(database: Database) -> None:
     await pay(database, lifetime=timedelta(microseconds=1))
     stop = asyncio.Event()
-    working = asyncio.create_task(run_worker(database, JOBS, stop))
+    working = asyncio.create_task(run_worker(database, JOBS, [], stop))
     for _ in range(TRIES_MAX):
         if await _all_done(database):
             break

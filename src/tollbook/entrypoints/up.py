@@ -138,7 +138,7 @@ def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:
 
 async def _work(url: str) -> None:
     async with Database(url, application="tollbook worker") as database:
-        await worker.run_worker(database, worker.JOBS, asyncio.Event())
+        await worker.run_worker(database, worker.JOBS, worker.SERVICES, asyncio.Event())
 
 
 def run_worker(settings: Settings, *, as_json: bool) -> None:
