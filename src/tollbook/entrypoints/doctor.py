@@ -19,12 +19,6 @@ import psycopg
 from eth_account import Account
 
 from tollbook import embedded
-from tollbook.books.payments.facilitator.signer import (
-    OperatorKeyUnusable,
-    is_solana_key,
-    read_keypair,
-    read_operator_keys,
-)
 from tollbook.books.payments.solana.node import SolanaNode
 from tollbook.books.payments.solana.payment import PRIORITY_FEE_LAMPORTS_MAX, SIGNATURES
 from tollbook.core import local_chain
@@ -32,6 +26,12 @@ from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_cre
 from tollbook.core.commands import answer, check_connection, open_database
 from tollbook.core.errors import Refusal
 from tollbook.core.local_chain import LocalChainMissing
+from tollbook.core.operator_keys import (
+    OperatorKeyUnusable,
+    is_solana_key,
+    read_keypair,
+    read_operator_keys,
+)
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import migrations
 from tollbook.entrypoints.serving import NoSuchHost, PortTaken, listening

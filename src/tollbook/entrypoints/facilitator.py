@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tollbook.books.payments.facilitator.families import FamilyFacilitator, make_facilitator
 from tollbook.books.payments.facilitator.server import facilitator_app
-from tollbook.books.payments.facilitator.signer import read_operator_keys
 from tollbook.core.commands import open_database
+from tollbook.core.operator_keys import read_operator_keys
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import migrations, serving
 from tollbook.entrypoints.serving import Site, Teller, listening, terminable

@@ -16,8 +16,8 @@ from tollbook.core.chain_logs import find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, ChainRefused, decode_transfer
 from tollbook.core.database import Database
 from tollbook.core.lanes import Call, Lanes, Transaction
-from tollbook.core.lanes.transactions import LOOK_FIRST
 
+PURPOSE = "refund:"  # one of the lanes' LOOK_FIRST
 GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
 BLOCKS_AT_ONCE = 50_000
 SELECTOR = function_signature_to_4byte_selector("transfer(address,uint256)")
@@ -174,7 +174,7 @@ class EvmPurse:
 
 
 def _purpose(refund: Refund) -> str:
-    return f"{LOOK_FIRST}{refund.refund_id}"
+    return f"{PURPOSE}{refund.refund_id}"
 
 
 def _encode(refund: Refund, mark: bytes) -> bytes:

@@ -16,14 +16,6 @@ from typing import ClassVar
 
 from tollbook.books.payments import forgotten_refunds, payments, refund_marks, refunds
 from tollbook.books.payments.evm_refunds import EvmPurse
-from tollbook.books.payments.facilitator.signer import (
-    KEY_VARIABLE,
-    SOLANA_KEY_VARIABLE,
-    OperatorKeyUnusable,
-    is_solana_key,
-    read_keypair,
-    read_operator_keys,
-)
 from tollbook.books.payments.payments import Payment
 from tollbook.books.payments.reconciler.movements import ChainWatcher, Watcher
 from tollbook.books.payments.refund_purse import Ending, Purse, RefundUnpayable
@@ -38,6 +30,14 @@ from tollbook.core.chains import Chain, MalformedHash, UnknownNetwork, is_solana
 from tollbook.core.database import Database, ReadTx
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Lanes
+from tollbook.core.operator_keys import (
+    KEY_VARIABLE,
+    SOLANA_KEY_VARIABLE,
+    OperatorKeyUnusable,
+    is_solana_key,
+    read_keypair,
+    read_operator_keys,
+)
 
 WAIT_SECONDS_MAX = 30.0
 ORPHANED_AFTER = timedelta(minutes=10)  # no node lags that far behind

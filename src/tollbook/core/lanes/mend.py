@@ -199,7 +199,7 @@ class _Sweep:
                 await transactions.record_resend(tx, row, holder, row.fees)
             return
         logger.warning("nonce %s of %s was used elsewhere, by %s", row.nonce, row.sender, holder)
-        if row.purpose.startswith((FILLER, LOOK_FIRST)):  # restored books may have forgotten its new nonce
+        if row.purpose.startswith((FILLER, *LOOK_FIRST)):  # restored books may have forgotten its new nonce
             self.mended.dropped += await self._drop(row)
         else:
             self.mended.reissued += await self._lanes.renumber(row) is Outcome.TAKEN

@@ -22,7 +22,10 @@ PURPOSE_CHARS_MAX = 200
 DATA_BYTES_MAX = 128 * 1024  # what nodes take in a transaction
 VALUE_MAX = 2**256 - 1
 GAS_MIN = 21_000
-LOOK_FIRST = "refund:"  # such calls could pay twice: one that lost its nonce is for its owner to send again
+LOOK_FIRST = (
+    "refund:",
+    "command:",
+)  # such calls could pay twice: one that lost its nonce is for its owner to send again
 
 
 class CallMalformed(Refusal):

@@ -16,12 +16,12 @@ from tollbook.books.payments.facilitator import server as facilitator_server
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
 from tollbook.books.payments.facilitator.remote import _make_body
 from tollbook.books.payments.facilitator.server import facilitator_app
-from tollbook.books.payments.facilitator.signer import (
+from tollbook.core.local_chain import NETWORK
+from tollbook.core.operator_keys import (
     KEY_VARIABLE,
     OperatorKeyUnusable,
     read_operator_key,
 )
-from tollbook.core.local_chain import NETWORK
 from tollbook.embedded import Server
 
 NOWHERE = "postgresql://127.0.0.1:9/none"

@@ -13,11 +13,11 @@ from fixtures.facilitator import key_of
 from fixtures.schemes import query, selling
 from tollbook.books.payments.cli import payments_group
 from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
-from tollbook.books.payments.facilitator.signer import KEY_VARIABLE
 from tollbook.books.payments.schemes import channels
 from tollbook.books.payments.schemes.batch import find_storage
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
+from tollbook.core.operator_keys import KEY_VARIABLE
 from tollbook.core.stores.sealing import SealKeyUnusable
 
 REQUESTS = 3

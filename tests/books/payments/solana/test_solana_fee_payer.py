@@ -41,10 +41,10 @@ from tollbook.books.payments.facilitator.in_process import (
     OperatorOutOfGas,
     SettlementUnknown,
 )
-from tollbook.books.payments.facilitator.signer import OperatorKeyUnusable, read_keypair
 from tollbook.books.payments.solana import facilitator as facilitator_solana
 from tollbook.books.payments.solana import payment as solana_payment
 from tollbook.books.payments.solana.facilitator import SolanaFacilitator
+from tollbook.core.operator_keys import OperatorKeyUnusable, read_keypair
 
 # The SDK asks nodes through classes that their library means to retire.
 pytestmark = pytest.mark.filterwarnings("ignore:(Client|TxOpts) is deprecated")

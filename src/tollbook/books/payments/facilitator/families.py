@@ -14,11 +14,11 @@ from x402.schemas import (
 
 from tollbook.books.payments.facilitator.faults import ERR_INVALID_NETWORK
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
-from tollbook.books.payments.facilitator.signer import OperatorKeyUnusable, is_solana_key
 from tollbook.books.payments.solana.facilitator import SolanaFacilitator
 from tollbook.core.chains import SOLANA_FINAL, find_network, is_solana
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
+from tollbook.core.operator_keys import OperatorKeyUnusable, is_solana_key
 
 
 class RecipientMissing(Refusal):
@@ -101,7 +101,7 @@ def make_facilitator(
 ) -> FamilyFacilitator:
     """Return a facilitator in this process for EVM networks and Solana, by their CAIP-2 ids or names.
 
-    `private_keys` are those of both families, each in its own spelling (see signer.read_operator_keys); so
+    `private_keys` are those of both families, each in its own spelling (see operator_keys); so
     are the `recipients`. On Solana `confirmations` of 32 and more wait for "finalized", else for "confirmed".
     See InProcessFacilitator and SolanaFacilitator for the rest.
 

@@ -45,12 +45,12 @@ from tollbook.books.payments.facilitator.node import Node, NodeFailed
 from tollbook.books.payments.facilitator.purposes import identify
 from tollbook.books.payments.facilitator.schemes import Schemes, Threads
 from tollbook.books.payments.facilitator.sdk import Reader
-from tollbook.books.payments.facilitator.signer import check_operator_key
 from tollbook.books.payments.solana import payment as solana_payment
 from tollbook.core.chains import is_solana, normalize_address
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 from tollbook.core.lanes import Lanes
+from tollbook.core.operator_keys import check_operator_key
 
 __all__ = [
     "ERR_UNEXPECTED_SETTLE",

@@ -29,10 +29,10 @@ from x402.mechanisms.evm.batch_settlement.utils import compute_channel_id
 from x402.server_base import FacilitatorClient
 
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
-from tollbook.books.payments.facilitator.signer import KEY_VARIABLE, read_operator_key
 from tollbook.books.payments.schemes.batch import find_storage
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.database import Database, ReadTx
+from tollbook.core.operator_keys import KEY_VARIABLE, read_operator_key
 
 CLAIMS_MAX = 50  # vouchers in one transaction
 OWNERS_MAX = 1_000

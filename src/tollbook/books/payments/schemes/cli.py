@@ -8,7 +8,6 @@ import click
 
 from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
 from tollbook.books.payments.facilitator.remote import RemoteFacilitator
-from tollbook.books.payments.facilitator.signer import read_operator_key
 from tollbook.books.payments.schemes import channels
 from tollbook.books.payments.schemes.batch import find_storage
 from tollbook.books.payments.schemes.channels import Channel, Claim
@@ -16,6 +15,7 @@ from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.chains import find_network
 from tollbook.core.commands import answer, ask, json_option, storage_options
 from tollbook.core.database import Database
+from tollbook.core.operator_keys import read_operator_key
 from tollbook.core.settings import Settings
 
 

@@ -50,7 +50,6 @@ from tollbook.books.payments.facilitator.faults import (
     X402_VERSION,
     Fault,
 )
-from tollbook.books.payments.facilitator.signer import read_keypair
 from tollbook.books.payments.solana import settlements as solana_settlements
 from tollbook.books.payments.solana.node import ERR_EXPIRED, Commitment, SolanaNode
 from tollbook.books.payments.solana.payment import SolanaPayment, find_fault, read_payment
@@ -59,6 +58,7 @@ from tollbook.core import clock
 from tollbook.core.chains import SOLANA_FAMILY, ChainRefused, ChainUnreachable, normalize_address_on
 from tollbook.core.database import Database
 from tollbook.core.errors import DatabaseUnreachable
+from tollbook.core.operator_keys import read_keypair
 
 APPLICATION = "tollbook solana facilitator"
 ERR_AMOUNT_DIFFERS = "transferred_amount_differs"
