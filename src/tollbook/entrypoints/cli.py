@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 PORT_DEFAULT = 8402
 FACILITATOR_PORT_DEFAULT = 8404
 CONFIRMATIONS_MAX = 1000
-BOOKS = ("payments",)
+BOOKS = ("payments", "settlement")
 
 
 class Door(NamedTuple):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tollbook.entrypoints.serving import Teller
 
 SOURCE = Path(tollbook.__file__).parent
-BOOKS = ("payments",)
+BOOKS = ("payments", "settlement")
 TOLD = (
     "backed up",
     "interrupted",
