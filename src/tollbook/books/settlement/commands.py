@@ -150,20 +150,21 @@ async def expire(tx: WriteTx, command_id: str, *, now: datetime) -> bool:
     return changed == 1
 
 
-async def begin(tx: WriteTx, command_id: str, *, now: datetime) -> bool:
+async def begin(tx: WriteTx, command_id: str, *, next_attempt_at: datetime, now: datetime) -> bool:
     """Enter that the lanes may have it from now on; whether it was validated and in time.
 
-    To be committed before they are asked: whoever would cancel it comes before this, or too late.
+    To be committed before they are asked: whoever would cancel it comes before this, or too late. Until
+    `next_attempt_at` it is in the hands of who began it.
     """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET status = 'executed', executed_at = %(now)s, last_updated = %(now)s, next_attempt_at = %(now)s,
-            error = NULL
+        SET status = 'executed', executed_at = %(now)s, last_updated = %(now)s,
+            next_attempt_at = %(next_attempt_at)s, error = NULL, attempts = 0
         WHERE command_id = %(command_id)s AND status = 'validated'
           AND (expires_at IS NULL OR expires_at > %(now)s)
         """,
-        {"command_id": command_id, "now": now},
+        {"command_id": command_id, "next_attempt_at": next_attempt_at, "now": now},
     )
     return changed == 1
 
@@ -283,13 +284,13 @@ async def cancel(tx: WriteTx, command_id: str, reason: str | None, *, now: datet
 async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
     """Try it again after a failure, in a new round. Raises CommandNotInState, CommandUnknown.
 
-    One whose time is over stays failed.
+    One whose time is over stays failed. Its limits are to be taken again: see limits.retry.
     """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET status = 'validated', round = round + 1, attempts = 0, error = NULL, executed_at = NULL,
-            tx_hash = NULL, transaction_id = NULL, ended_at = NULL, last_updated = %(now)s,
+        SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, error = NULL,
+            executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL, last_updated = %(now)s,
             next_attempt_at = %(now)s
         WHERE command_id = %(command_id)s AND status = 'failed'
           AND (expires_at IS NULL OR expires_at > %(now)s)

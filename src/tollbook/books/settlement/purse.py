@@ -17,7 +17,7 @@ Bound = Mapping[tuple[str, str | None], int]
 
 
 class PurseEmpty(Refusal):
-    """None of the operator's accounts has so much to send. Nothing was sent; it goes on when one is filled."""
+    """None of the operator's accounts has so much to send. Nothing was sent."""
 
     reason: ClassVar[str] = "purse-empty"
     status: ClassVar[int] = 503
@@ -98,7 +98,7 @@ class Purse:
     def _name_gasless(self) -> NoGasMoney:
         return NoGasMoney(
             f"None of the operator's accounts ({', '.join(self.senders)}) can pay for gas on "
-            f"{self.node.network}. Nothing was sent. Send one some of the network's coin; it goes on by itself."
+            f"{self.node.network}. Nothing was sent. Send one some of its coin; it goes on by itself."
         )
 
     def _name_empty(self, transfer: Transfer) -> PurseEmpty:
@@ -128,7 +128,7 @@ def _simulate(choice: Choice) -> Ask:
 
 
 def _judge(choice: Choice, said: Said) -> Choice:
-    """What the node says to the very transaction. Some tokens answer nothing; others no, without reverting."""
+    """What the node says to the very call. Some tokens answer nothing; others no, without reverting."""
     transfer = choice.transfer
     if said.error is not None:
         reverts = said.code == REVERTED_CODE or "revert" in said.error.lower()

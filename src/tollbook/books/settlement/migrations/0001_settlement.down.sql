@@ -7,3 +7,4 @@ DROP FUNCTION settlement.tell_received();
 DROP FUNCTION settlement.check_step();
 DROP FUNCTION settlement.refuse_command_change();
 DROP FUNCTION settlement.tell_move();
+DROP FUNCTION settlement.give_back();

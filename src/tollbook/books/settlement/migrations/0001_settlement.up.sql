@@ -51,9 +51,11 @@ CREATE TABLE settlement.settlement_commands (
         CASE WHEN status = 'settled' THEN num_nulls(settled_at, tx_hash) = 0 ELSE settled_at IS NULL END),
     CONSTRAINT refusals_say_why CHECK (status NOT IN ('refused', 'failed') OR error IS NOT NULL)
 );
--- commands.find_due: what the worker has to look at, the longest waiting first.
-CREATE INDEX settlement_commands_due ON settlement.settlement_commands (next_attempt_at)
+-- due: what the worker has to look at, the longest waiting first; and all that is executed.
+CREATE INDEX settlement_commands_due ON settlement.settlement_commands (status, network, next_attempt_at)
     WHERE next_attempt_at IS NOT NULL;
+CREATE INDEX settlement_commands_expiring ON settlement.settlement_commands (expires_at)
+    WHERE expires_at IS NOT NULL AND status IN ('received', 'validated');
 -- commands.page: newest first; and those of one workflow.
 CREATE INDEX settlement_commands_received_at ON settlement.settlement_commands (received_at, command_id);
 CREATE INDEX settlement_commands_workflow_id
@@ -182,3 +184,24 @@ END
 $$;
 CREATE TRIGGER moves_are_told AFTER UPDATE ON settlement.settlement_commands
     FOR EACH ROW WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION settlement.tell_move();
+
+-- What a command took from its day's limits, where it ends without paying. The sum of all payees is locked
+-- first, as limits.take does.
+CREATE FUNCTION settlement.give_back() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    taken_on constant date := (OLD.validated_at AT TIME ZONE 'UTC')::date;
+BEGIN
+    PERFORM FROM settlement.spending s
+    WHERE s.network = OLD.network AND s.asset = coalesce(OLD.asset, '')
+      AND s.payee IN ('', lower(OLD.payee)) AND s.day = taken_on
+    ORDER BY s.payee FOR UPDATE;
+    UPDATE settlement.spending s SET amount_minor = greatest(s.amount_minor - OLD.amount_minor, 0)
+    WHERE s.network = OLD.network AND s.asset = coalesce(OLD.asset, '')
+      AND s.payee IN ('', lower(OLD.payee)) AND s.day = taken_on;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER limits_are_given_back AFTER UPDATE ON settlement.settlement_commands
+    FOR EACH ROW WHEN (OLD.status IN ('validated', 'executed')
+                       AND NEW.status IN ('refused', 'failed', 'expired', 'cancelled'))
+    EXECUTE FUNCTION settlement.give_back();

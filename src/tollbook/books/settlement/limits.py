@@ -1,0 +1,167 @@
+"""Limits: how much may go by one command, to one payee in a day, and in a day at all.
+
+What a command takes is counted in settlement.spending by a conditional upsert, in the transaction that
+validates it: however many validate at once, no day has more than its limit. A trigger gives it back where
+the command ends without paying. A day is one of UTC: the one of validated_at.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import ClassVar
+
+from psycopg import Rollback
+
+from tollbook.books.settlement import commands
+from tollbook.books.settlement.commands import Command
+from tollbook.books.settlement.rules import Tables, Terms
+from tollbook.books.settlement.settings import SettlementSettings
+from tollbook.core.chains import find_network
+from tollbook.core.database import ReadTx, WriteTx
+from tollbook.core.errors import Refusal
+
+ALL_PAYEES = ""
+COIN = ""  # the network's own, where tokens have their addresses
+
+
+class LimitReached(Refusal):
+    """The command would go over a limit. Nothing of it was taken."""
+
+    reason: ClassVar[str] = "limit-reached"
+    status: ClassVar[int] = 422
+
+
+class LimitMeaningless(Refusal):
+    """A limit names an asset that is not known: it would hold nothing."""
+
+    reason: ClassVar[str] = "limit-meaningless"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most minor units of an asset that may go; None is no limit."""
+
+    command: int | None
+    payee_day: int | None
+    day: int | None
+
+
+LimitTable = Mapping[tuple[str, str | None], Limit]  # by network and asset
+
+
+def make_table(settings: SettlementSettings, tables: Tables) -> LimitTable:
+    """The settings' limits in minor units. Raises LimitMeaningless, UnknownNetwork."""
+    found: dict[tuple[str, str | None], Limit] = {}
+    for name, by_symbol in settings.settlement_limits.items():
+        network = find_network(name).id
+        if network not in tables.assets:
+            continue  # nothing is paid there from here
+        for symbol, limits in by_symbol.items():
+            asset = tables.assets[network].get(symbol)
+            if asset is None:
+                raise LimitMeaningless(
+                    f"TOLLBOOK_SETTLEMENT_LIMITS names {symbol} on {name}, which is not known there. "
+                    f"Known: {', '.join(tables.assets[network])}."
+                )
+            in_minor = [_scale(one, asset.decimals) for one in (limits.command, limits.payee_day, limits.day)]
+            found[network, asset.address] = Limit(*in_minor)
+    return found
+
+
+def check_command(limit: Limit | None, terms: Terms) -> None:
+    """Return if one command may ask for so much. Raises LimitReached."""
+    if limit is not None and limit.command is not None and terms.amount_minor > limit.command:
+        raise LimitReached(
+            f"{terms.amount_minor} minor units are above the limit of one command, {limit.command}."
+        )
+
+
+async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime) -> None:
+    """Count what a command takes, all of it or nothing. Raises LimitReached.
+
+    It locks the sums of all payees before those of one: whoever takes several in a transaction takes them in
+    the order of network, asset and payee.
+    """
+    check_command(limit, terms)
+    if limit is None or (limit.day is None and limit.payee_day is None):
+        return
+    most = {ALL_PAYEES: limit.day, terms.payee: limit.payee_day}
+    full: list[str] = []
+    async with tx.connection.transaction():
+        for payee, limit_of_day in most.items():
+            if limit_of_day is not None and not await _add(tx, payee, limit_of_day, terms, now):
+                full.append(payee)
+                raise Rollback
+    if full:
+        whom = f"to {terms.payee}" if full[0] else "to all payees"
+        raise LimitReached(
+            f"{terms.amount_minor} minor units more {whom} would be above the day's limit, {most[full[0]]}."
+        )
+
+
+async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetime) -> Command:
+    """Try a failed command again, within the limits. Raises LimitReached, and what commands.retry raises."""
+    command = await commands.retry(tx, command_id, now=now)
+    assert command.network is not None
+    assert command.amount_minor is not None
+    assert command.payee is not None
+    terms = Terms(
+        command.network, command.asset, command.decimals or 0, command.amount_minor, command.payee.lower()
+    )
+    await take(tx, table.get((command.network, command.asset)), terms, now=now)
+    return command
+
+
+async def look(tx: ReadTx, limit: Limit | None, terms: Terms, *, now: datetime) -> None:
+    """Return if `take` would go through now. Raises LimitReached."""
+    check_command(limit, terms)
+    if limit is None:
+        return
+    rows = await tx.dicts(
+        """
+        SELECT payee, amount_minor FROM settlement.spending
+        WHERE network = %(network)s AND asset = %(asset)s AND payee IN ('', %(payee)s) AND day = %(day)s
+        """,
+        {
+            "network": terms.network, "asset": terms.asset or COIN, "payee": terms.payee,
+            "day": now.date(),
+        },
+    )  # fmt: skip
+    spent = {row["payee"]: int(row["amount_minor"]) for row in rows}
+    for payee, most in ((ALL_PAYEES, limit.day), (terms.payee, limit.payee_day)):
+        if most is not None and spent.get(payee, 0) + terms.amount_minor > most:
+            raise LimitReached(
+                f"{terms.amount_minor} minor units more would be above the day's limit, {most}; "
+                f"{spent.get(payee, 0)} of it are spent."
+            )
+
+
+async def _add(tx: WriteTx, payee: str, most: int, terms: Terms, now: datetime) -> bool:
+    """Whether there was room."""
+    if terms.amount_minor > most:
+        return False
+    added = await tx.execute(
+        """
+        INSERT INTO settlement.spending AS s (network, asset, payee, day, amount_minor)
+        VALUES (%(network)s, %(asset)s, %(payee)s, %(day)s, %(amount_minor)s)
+        ON CONFLICT (network, asset, payee, day) DO UPDATE
+            SET amount_minor = s.amount_minor + excluded.amount_minor
+            WHERE s.amount_minor + excluded.amount_minor <= %(most)s
+        """,
+        {
+            "network": terms.network,
+            "asset": terms.asset or COIN,
+            "payee": payee,
+            "day": now.date(),
+            "amount_minor": Decimal(terms.amount_minor),
+            "most": Decimal(most),
+        },
+    )
+    return added == 1
+
+
+def _scale(amount: Decimal | None, decimals: int) -> int | None:
+    return None if amount is None else int(amount.scaleb(decimals))
