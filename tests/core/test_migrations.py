@@ -37,12 +37,12 @@ def read_schemas(connection: psycopg.Connection) -> list[str]:
 
 
 def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> None:
-    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes", "0004_lanes_lost"]
+    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes", "0004_lanes_lost", "0005_webhooks"]
     for _ in range(2):
         for name in NAMES:
             run(empty, name, "up")
             run(empty, name, "check")
-        assert read_schemas(empty) == ["core", "jobs", "public"]
+        assert read_schemas(empty) == ["core", "jobs", "public", "settlement"]
         for name in reversed(NAMES):
             run(empty, name, "down")
         assert read_schemas(empty) == ["public"]
@@ -61,6 +61,7 @@ def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> 
         ("0002_jobs", "DROP FUNCTION jobs.procrastinate_fetch_job_v2"),
         ("0003_lanes", "DROP INDEX core.transactions_nonce"),
         ("0003_lanes", "DROP FUNCTION core.take_nonces"),
+        ("0005_webhooks", "ALTER TABLE settlement.webhook_subscriptions DROP COLUMN began_in"),
     ],
 )
 def test_a_check_sees_what_is_missing(empty: psycopg.Connection, name: str, breakage: str) -> None:
