@@ -140,6 +140,20 @@ async def test_waiting_ends_when_its_time_is_over(database: Database, operator: 
             assert (await lanes.wait(sent.transaction_id, seconds_max=10)).status == "mined"
 
 
+async def test_who_begins_to_wait_while_others_are_answered_is_answered_too(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    async with Lanes(database, {NETWORK: chain.url}, [key_of(operator)]) as lanes:
+        sent = await lanes.submit(make_call())
+        receipts = lanes._queues[NETWORK].receipts  # pyright: ignore[reportPrivateUsage] - as many turns as that takes
+        waiting = [asyncio.create_task(receipts.wait(sent.transaction_id, sent.hashes))]
+        while not waiting[0].done():
+            await asyncio.sleep(0)
+            waiting.append(asyncio.create_task(receipts.wait(sent.transaction_id, sent.hashes)))
+        async with asyncio.timeout(5):
+            assert {mined.status for mined in await asyncio.gather(*waiting)} == {"mined"}
+
+
 async def test_a_key_used_elsewhere_moves_its_lane_forward(
     database: Database, chain: LocalChain, operator: LocalAccount
 ) -> None:

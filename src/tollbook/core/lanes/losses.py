@@ -8,18 +8,20 @@ from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.lanes.transactions import Transaction, find
 
 
-async def find_final(tx: ReadTx, network: str, sender: str, used: int, limit: int) -> list[Transaction]:
-    """What was final, and has a nonce that the chain says is not used."""
+async def find_final(
+    tx: ReadTx, network: str, sender: str, used: int, *, before: datetime, limit: int
+) -> list[Transaction]:
+    """What was final before the chain was asked, and has a nonce that it says is not used."""
     ids = await tx.value(
         """
         SELECT array_agg(f.transaction_id) FROM (
             SELECT transaction_id FROM core.transactions
             WHERE network = %(network)s AND sender = %(sender)s AND nonce >= %(used)s
-              AND status = 'mined' AND confirmed_at IS NOT NULL
+              AND status = 'mined' AND confirmed_at < %(before)s
             ORDER BY nonce LIMIT %(limit)s
         ) AS f
         """,
-        {"network": network, "sender": sender, "used": used, "limit": limit},
+        {"network": network, "sender": sender, "used": used, "before": before, "limit": limit},
     )
     return await find(tx, ids=ids) if ids else []
 

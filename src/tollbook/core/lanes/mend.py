@@ -276,7 +276,9 @@ class _Sweep:
     async def _find_lost(self, sender: str, used: int) -> None:
         """Final ones that the chain knows nothing of: the lane would wait for their nonces for ever."""
         async with self._lanes.database.read() as tx:
-            rows = await losses.find_final(tx, self._node.network, sender, used, SWEEP_MAX)
+            rows = await losses.find_final(
+                tx, self._node.network, sender, used, before=self._now, limit=SWEEP_MAX
+            )
             reset_at = await losses.find_reset(tx, self._node.network)
         since = self._lanes.behind_since
         if not rows:

@@ -57,8 +57,8 @@ class Receipts:
             return await asyncio.shield(watch.mined)
         finally:
             watch.waiters -= 1
-            if watch.waiters == 0:
-                self._watches.pop(transaction_id, None)
+            if watch.waiters == 0 and self._watches.get(transaction_id) is watch:  # not a later waiter's
+                del self._watches[transaction_id]
 
     async def aclose(self) -> None:
         """Stop asking."""
