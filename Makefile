@@ -11,7 +11,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTHON_MIN := 3.11
 NODE_MIN := 18
-TEST_WORKERS := 3
+TEST_WORKERS := 4
 TEST_SECONDS_MAX := 1080
 LOCK_FLAGS := --universal --python-version $(PYTHON_MIN) --generate-hashes --no-emit-index-url --no-header
 
@@ -19,7 +19,7 @@ run: setup
 	@exec $(BIN)/tollbook up --demo
 
 test: lint
-	timeout -k 10 $(TEST_SECONDS_MAX) $(BIN)/pytest -n $(TEST_WORKERS)
+	timeout -k 10 $(TEST_SECONDS_MAX) $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal
 	@$(MAKE) --no-print-directory package
 
 lint: setup
