@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tollbook.migrate import headers
-from tollbook.migrate.errors import FolderRefused, MigrateError, Place, WrongUsage
+from tollbook.migrate.errors import FolderRefused, MigrateError, Place, Problem, WrongUsage
 from tollbook.migrate.headers import Options
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -35,14 +35,17 @@ class Script:
 
     Of a file with several parts the text is as long as the file, the other parts blanked out: an index of
     the text is an index of the file. options are those of the header, or what the file's tool means.
-    program, of what is no SQL, is called with the session inside the migration's transaction.
+    program, of what is no SQL, is called with the session inside the migration's transaction, and with
+    whether it may commit: only where it failed for want of that. refusal says why it cannot be run here at
+    all, which matters only while it is pending.
     """
 
     path: Path
     text: str
     checksum: str
     options: Options = field(default_factory=Options)
-    program: Callable[[Any], None] | None = field(default=None, compare=False)
+    program: Callable[[Any, bool], None] | None = field(default=None, compare=False)
+    refusal: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,23 @@ def sort(migrations: Sequence[Migration]) -> list[Migration]:
 
 def read_script(path: Path) -> Script:
     """Read one SQL file. Raises FolderRefused where it is too big, not UTF-8 or holds a NUL character."""
+    content = _read_bytes(path)
+    text = _decode(path, content).replace("\r\n", "\n")
+    # The checksum is of the LF text: a checkout with CRLF line ends is the same migration, and runs the same.
+    return Script(path, text, hashlib.sha256(text.encode()).hexdigest(), headers.read(path, text))
+
+
+def read_foreign(path: Path, language: str, tool: str) -> Script:
+    """Return a migration that is a program, which only its tool can run: refused when it is pending."""
+    refusal = Problem(
+        f"This migration is a program in {language}, which only {tool} can run.",
+        f"Write what it does as SQL under the same number, or run it by {tool} and `baseline` the folder.",
+        Place(str(path)),
+    )
+    return Script(path, "", hashlib.sha256(_read_bytes(path)).hexdigest(), refusal=refusal)
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
@@ -128,9 +148,7 @@ def read_script(path: Path) -> Script:
             "and keep migrations to statements.",
             Place(str(path)),
         )
-    text = _decode(path, content).replace("\r\n", "\n")
-    # The checksum is of the LF text: a checkout with CRLF line ends is the same migration, and runs the same.
-    return Script(path, text, hashlib.sha256(text.encode()).hexdigest(), headers.read(path, text))
+    return content
 
 
 def _decode(path: Path, content: bytes) -> str:

@@ -55,6 +55,8 @@ class Reading:
 
 def read(script: Script) -> Reading:
     """Parse a script; every statement that may not stand in a migration is a problem with its line."""
+    if script.refusal:
+        return Reading((), (script.refusal,))
     plain = psql.Plain(script.text, (), ())
     try:
         raw: tuple[Any, ...] = parse_sql(script.text)
@@ -101,6 +103,12 @@ class _Sorter:
             return
         if isinstance(tree, ast.CopyStmt) and not tree.filename and not tree.is_program and not tree.is_from:
             self._refuse(index, NOT_SENT, "Take it out; a migration has nobody to show rows to.")
+        if name := _name_misread(tree, self.script.text):
+            self._refuse(
+                index,
+                f"Under this {name} the server would read the file otherwise than it was read here.",
+                "Take it out: a file is UTF-8, and a backslash in '…' is a backslash.",
+            )
         rows = next((one.text for one in self.plain.rows if index < one.index <= following), None)
         if rows is None and psql.takes_rows(tree):
             self._refuse(
@@ -172,6 +180,17 @@ def kind_of(tree: object) -> type:
     return type(tree)
 
 
+def _name_misread(tree: Any, text: str) -> str | None:
+    """Return the setting by which a statement would change what the rest of the text means, if it does."""
+    if not isinstance(tree, ast.VariableSetStmt) or not tree.args:
+        return None
+    value = str(getattr(getattr(tree.args[0], "val", None), "sval", "")).lower().replace("-", "")
+    if tree.name == "client_encoding" and value not in ("utf8", "unicode") and not text.isascii():
+        return "client_encoding"
+    off = tree.name == "standard_conforming_strings" and value not in ("on", "true", "yes", "1")
+    return tree.name if off and "\\" in text else None
+
+
 def _always(name: str) -> Callable[[Any], str | None]:
     return lambda tree: name
 
@@ -226,8 +245,7 @@ OUTSIDE: dict[type, Callable[[Any], str | None]] = {
     ast.CreateSubscriptionStmt: _always("CREATE SUBSCRIPTION"),
     ast.DropSubscriptionStmt: _always("DROP SUBSCRIPTION"),
 }
-# What would take the engine's own hold on the session with it: its lock, its prepared statements.
+# What would take the engine's own hold on the session with it: its lock.
 UNDER_US: dict[type, Callable[[Any], str | None]] = {
     ast.DiscardStmt: lambda tree: "DISCARD ALL" if tree.target == DiscardMode.DISCARD_ALL else None,
-    ast.DeallocateStmt: lambda tree: None if tree.name else "DEALLOCATE ALL",
 }

@@ -14,9 +14,7 @@ BLOCK = re.compile(r"(?m)^--\s*migrate:(?P<part>up|down)\b(?P<options>.*)$")
 
 def recognise(path: Path) -> bool:
     """Whether a numbered file of the folder has dbmate's blocks."""
-    named = (file for file in sorted(path.glob("*.sql")) if FILE_NAME.fullmatch(file.name))
-    first = next(named, None)
-    return first is not None and BLOCK.search(first.read_text(errors="replace")) is not None
+    return sections.begins(path, FILE_NAME, BLOCK)
 
 
 def read(folder: Folder) -> list[Migration]:

@@ -3,34 +3,50 @@
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tollbook.migrate.errors import FolderRefused, Place, point
-from tollbook.migrate.files import Folder, Migration, Script, read_script
+from tollbook.migrate.errors import FolderRefused, Place
+from tollbook.migrate.files import Folder, Migration, Script, read_foreign, read_script
+from tollbook.migrate.formats import sections
 
 FILE_NAME = re.compile(
-    r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)__(?P<name>.*)\.sql|R__(?P<again>.*)\.sql"
+    r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?\.(?P<suffix>sql|java|kt)(?<!Test.java)"
+    r"|R__(?P<again>.*)\.sql"
+)
+LANGUAGES = {".java": "Java", ".kt": "Kotlin"}
+# Folders in which projects keep the same migrations for several databases, and Flyway is given one of them.
+OURS = re.compile(r"(?i)postgres|pgsql|^pg$")
+OTHERS = re.compile(
+    r"(?i)(?:.*[._-])?(?:h2|hsql(?:db)?|derby|mysql|mariadb|oracle|mssql|sqlserver|sql-server|sqlite3?|db2|"
+    r"cockroach(?:db)?|clickhouse|snowflake|redshift)(?:[._-].*)?"
 )
 PLACEHOLDER = re.compile(r"\$\{(?P<name>[^}\n]+)\}")
 VARIABLE = "FLYWAY_PLACEHOLDERS_"
+SWITCH = "FLYWAY_PLACEHOLDER_REPLACEMENT"
+OWN = {  # Flyway's own placeholders, by what they have where nothing says otherwise
+    "flyway:defaultschema": ("FLYWAY_DEFAULT_SCHEMA", "public"),
+    "flyway:user": ("FLYWAY_USER", None),
+    "flyway:database": ("PGDATABASE", None),
+    "flyway:table": ("FLYWAY_TABLE", "flyway_schema_history"),
+    "flyway:environment": ("FLYWAY_ENVIRONMENT", "default"),
+}
 ALONE = re.compile(r"(?mi)^\s*executeInTransaction\s*=\s*false\s*$")
 AS_IT_IS = re.compile(r"(?mi)^\s*placeholderReplacement\s*=\s*false\s*$")
 
 
 def recognise(path: Path) -> bool:
     """Whether a file at any depth has one of Flyway's names."""
-    return any(FILE_NAME.fullmatch(file.name) for file in path.rglob("*.sql"))
+    return any("__" in file.name and FILE_NAME.fullmatch(file.name) for file in path.rglob("*.sql"))
 
 
 def read(folder: Folder) -> list[Migration]:
     """Return the migrations of the folder and those in it: versioned ones in order, then repeatable ones."""
     scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]] = {}
     again: list[Migration] = []
-    for path in sorted(one for one in folder.path.rglob("*.sql") if not one.name.startswith(".")):
-        match = FILE_NAME.fullmatch(path.name)
-        if match is None:
-            continue  # Flyway itself passes over files with other names
+    for match, path in _list(folder.path):
         if match["again"] is not None:
             label = path.name.removesuffix(".sql")
             again.append(Migration(folder.name, label, label, _read(path), repeatable=True))
@@ -41,6 +57,17 @@ def read(folder: Folder) -> list[Migration]:
         scripts[key] = (match, path)
     versioned = [_pair(folder, scripts, key) for key in _choose(list(scripts))]
     return [*versioned, *sorted(again, key=lambda one: one.label)]
+
+
+def _list(path: Path) -> Iterator[tuple[re.Match[str], Path]]:
+    """Give the files with one of Flyway's names, by path; Flyway itself passes over all others."""
+    files = [one for one in sorted(path.rglob("*")) if not one.name.startswith(".")]
+    ours = any(OURS.search(part) for one in files for part in one.relative_to(path).parts[:-1])
+    for one in files:
+        match = FILE_NAME.fullmatch(one.name)
+        folders = one.relative_to(path).parts[:-1]
+        if match and not (ours and any(OTHERS.fullmatch(part) for part in folders)):
+            yield match, one
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -68,33 +95,46 @@ def _pair(
     match, path = scripts[key]
     undo = scripts.get(("U", key[1]))
     version = match["version"].replace("_", ".")
-    return Migration(
-        folder.name, version, path.name.removesuffix(".sql"), _read(path), _read(undo[1]) if undo else None
-    )
+    return Migration(folder.name, version, path.stem, _read(path), _read(undo[1]) if undo else None)
 
 
 def _read(path: Path) -> Script:
+    if path.suffix in LANGUAGES:
+        return read_foreign(path, LANGUAGES[path.suffix], "Flyway")
     script = read_script(path)
     settings = path.with_name(path.name + ".conf")
     text = settings.read_text() if settings.is_file() else ""
     if ALONE.search(text):
         script = replace(script, options=replace(script.options, transaction=False))
-    return script if AS_IT_IS.search(text) else _fill(script)
+    kept = AS_IT_IS.search(text) or os.environ.get(SWITCH, "").lower() == "false"
+    return script if kept else _fill(script)
 
 
 def _fill(script: Script) -> Script:
     """Write the values of placeholders, which come from FLYWAY_PLACEHOLDERS_NAME as they do for Flyway."""
 
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(VARIABLE + match["name"].upper())
-        if found is None:
-            raise FolderRefused(
-                f"The placeholder {match[0]} has no value. Set {VARIABLE}{match['name'].upper()}.",
-                point(str(script.path), script.text, match.start()),
-            )
-        return found
+    def value(place: re.Match[str]) -> str | None:
+        name = place["name"].lower()
+        if name in OWN:
+            variable, usual = OWN[name]
+            return os.environ.get(variable, usual)
+        if name == "flyway:timestamp":
+            return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return script.path.name if name == "flyway:filename" else os.environ.get(_name_variable(name))
 
-    return replace(script, text=PLACEHOLDER.sub(value, script.text))
+    return sections.fill(
+        script,
+        PLACEHOLDER.finditer(script.text),
+        value,
+        lambda place: (
+            f"Set {OWN.get(place['name'].lower(), (_name_variable(place['name']),))[0]}, or {SWITCH}=false "
+            "where Flyway is told to leave such text as it is."
+        ),
+    )
+
+
+def _name_variable(name: str) -> str:
+    return VARIABLE + re.sub(r"\W", "_", name).upper()
 
 
 def compute_checksum(path: Path) -> int:

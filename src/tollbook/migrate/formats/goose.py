@@ -1,77 +1,119 @@
-"""goose: one file a migration, `-- +goose Up` and `-- +goose Down` in it, and fences around statements."""
+"""goose: one file a migration, `-- +goose Up` and `-- +goose Down` in it, and fences around statements.
+
+sql-migrate and micrate write the same, with names of their own behind the plus.
+"""
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-from tollbook.migrate.errors import FolderRefused, Place
-from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
+from tollbook.migrate.errors import FolderRefused, Place, point
+from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_foreign, read_script, sort
 from tollbook.migrate.formats import sections
 
-FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]+)_.*)\.sql")
-PROGRAM = re.compile(r"[0-9]+_.*(?<!_test)\.go")
-NOTE = re.compile(r"(?mi)^[ \t]*--[ \t]*\+goose[ \t]+(?P<what>[a-z ]+?)[ \t]*$")
+FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]+)[_-].*)\.sql")
+PROGRAM = re.compile(r"(?P<label>(?P<version>[0-9]+)_.*(?<!_test))\.go")
+NOTE = re.compile(r"(?mi)^[ \t]*--[ \t]*\+(?P<tool>goose|migrate|micrate)[ \t]+(?P<what>.*?)[ \t]*;?[ \t]*$")
+NOTES = {
+    "up": "up",
+    "up notransaction": "up",
+    "down": "down",
+    "down notransaction": "down",
+    "no transaction": "",
+    "statementbegin": "",
+    "statementend": "end",
+    "envsub on": "on",
+    "envsub off": "off",
+}
+# What goose's library for it reads: $NAME, ${NAME}, ${NAME-default}, ${NAME:-default}.
+VARIABLE = re.compile(
+    r"(?<!\$)\$(?:(?P<plain>[A-Za-z_]\w*)(?![\w$])|\{(?P<name>[A-Za-z_]\w*)(?:(?P<kind>:?-)(?P<default>[^}]*))?\})"
+)
 
 
 def recognise(path: Path) -> bool:
     """Whether a numbered file of the folder has goose's annotations."""
-    named = (file for file in sorted(path.glob("*.sql")) if FILE_NAME.fullmatch(file.name))
-    first = next(named, None)
-    return first is not None and NOTE.search(first.read_text(errors="replace")) is not None
+    return sections.begins(path, FILE_NAME, NOTE)
 
 
 def read(folder: Folder) -> list[Migration]:
     """Return the folder's migrations. Raises FolderRefused."""
-    program = next((name for name in sorted(os.listdir(folder.path)) if PROGRAM.fullmatch(name)), None)
-    if program:
-        raise FolderRefused(
-            "This migration is a program in Go, which only goose can run. Write what it does as SQL under "
-            "the same number, or run it by goose and `baseline` the folder.",
-            Place(str(folder.path / program)),
-        )
-    found: list[Migration] = []
+    found = [*_read_programs(folder)]
     for path in list_sql(folder.path):
         match = FILE_NAME.fullmatch(path.name)
+        script = read_script(path)
         if match is None:
-            raise FolderRefused(
-                "This file is not named NUMBER_name.sql, so goose would not run it. Rename or move it.",
-                Place(str(path)),
-            )
-        up, down = _split(read_script(path))
+            if NOTE.search(script.text):
+                raise FolderRefused(
+                    "This file is not named NUMBER_name.sql, so goose would not run it. Rename or move it.",
+                    Place(str(path)),
+                )
+            continue  # a schema, or seeds: it holds nothing of goose's
+        up, down = _split(script)
         found.append(Migration(folder.name, str(int(match["version"])), match["label"], up, down))
     return sort(found)
 
 
+def _read_programs(folder: Folder) -> Iterator[Migration]:
+    for name in sorted(os.listdir(folder.path)):
+        if match := PROGRAM.fullmatch(name):
+            script = read_foreign(folder.path / name, "Go", "goose")
+            yield Migration(folder.name, str(int(match["version"])), match["label"], script)
+
+
 def _split(script: Script) -> tuple[Script, Script | None]:
-    spans: dict[str, list[tuple[int, int]]] = {"up": [], "down": []}
-    ends: list[re.Match[str]] = []
-    part, start, transaction = "", 0, True
-    for note in NOTE.finditer(script.text):
-        what = " ".join(note["what"].lower().split())
-        if what == "no transaction":
-            transaction = False
-            continue
-        if what in ("up", "down"):
-            if part:
-                spans[part].append((start, note.start()))
-            part, start = what, note.end()
-        elif what == "statementend":
-            ends.append(note)
-        elif what != "statementbegin":
-            line = script.text.count("\n", 0, note.start()) + 1
-            raise FolderRefused(
-                f"`+goose {note['what']}` is not known here. Write the values into the file.",
-                Place(str(script.path), line),
-            )
-    if not part or not (spans["up"] or part == "up"):
+    notes = [(_read_note(script, note), note) for note in NOTE.finditer(script.text)]
+    parts = [(what, note) for what, note in notes if what in ("up", "down")]
+    if not any(what == "up" for what, _ in parts):
         raise FolderRefused("This file has no `-- +goose Up`.", Place(str(script.path)))
-    spans[part].append((start, len(script.text)))
+    ends = [note.start() for _, note in parts[1:]] + [len(script.text)]
+    spans = [(what, (note.end(), end)) for (what, note), end in zip(parts, ends, strict=True)]
+    switches = [(what, note) for what, note in notes if what in ("on", "off")] + [("off", None)]
+    filled = [
+        (note.end(), after.start() if after else len(script.text))
+        for (what, note), (_, after) in pairwise(switches)
+        if what == "on" and note
+    ]
     # A fence ends a statement, with or without a semicolon before it.
     text = script.text
-    for end in ends:
+    for end in (note for what, note in notes if what == "end"):
         text = f"{text[: end.start()]};{' ' * (len(end[0]) - 1)}{text[end.end() :]}"
-    options = replace(script.options, transaction=script.options.transaction and transaction)
-    ended = replace(script, text=text)
-    down = sections.cut(ended, spans["down"], options) if spans["down"] else None
-    return sections.cut(ended, spans["up"], options), down
+    alone = any("transaction" in note["what"].lower() for _, note in notes)
+    options = replace(script.options, transaction=script.options.transaction and not alone)
+    found = {
+        part: _fill(
+            sections.cut(replace(script, text=text), [one for what, one in spans if what == part], options),
+            filled,
+        )
+        for part in dict(spans)
+    }
+    return found["up"], found.get("down")
+
+
+def _read_note(script: Script, note: re.Match[str]) -> str:
+    """Return what an annotation comes to: up, down, end, on, off, or nothing of its own."""
+    what = " ".join(note["what"].lower().split())
+    if what not in NOTES:
+        raise FolderRefused(
+            f"`+{note['tool']} {note['what']}` is no annotation that is known here. Write nothing but the "
+            "annotation on its line.",
+            point(str(script.path), script.text, note.start()),
+        )
+    return NOTES[what]
+
+
+def _fill(script: Script, spans: list[tuple[int, int]]) -> Script:
+    """Write the environment's values, as goose does between ENVSUB ON and OFF; but refuse what has none."""
+    places = [place for span in spans for place in VARIABLE.finditer(script.text, *span)]
+    return sections.fill(script, places, _find_value, lambda _: "Set it in the environment, as for goose.")
+
+
+def _find_value(place: re.Match[str]) -> str | None:
+    value = os.environ.get(place["plain"] or place["name"])
+    if place["default"] is not None and (value is None or (place["kind"] == ":-" and not value)):
+        return str(place["default"])
+    before = place.string[place.string.rfind("\n", 0, place.start()) + 1 : place.start()]
+    return place[0] if value is None and "--" in before else value

@@ -4,17 +4,41 @@ So are our own folders, and those of golang-migrate, SQLx and all who just numbe
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place, WrongUsage
-from tollbook.migrate.files import Folder, Migration, list_sql, read_script, sort
+from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
+from tollbook.migrate.formats import sections
 
 DATE = r"[0-9]{4}(?P<dash>[-_])[0-9]{2}(?P=dash)[0-9]{2}(?:[-_T]?[0-9]{4,6}(?![0-9]))?"
 NUMBER = r"[0-9]+(?:\.[0-9]+)*(?=[-_. ]|$)|[0-9]+"
+DIALECTS = "postgres|postgresql|cockroach|cockroachdb|mysql|mariadb|mssql|sqlserver|sqlite|sqlite3|all"
 PARTS = "up|down|check|backfill|undo|rollback"
+# Some write V0001.name.up.sql; without .up or .down such a name is Flyway's, or nobody's.
 FILE_NAME = re.compile(
-    rf"(?P<label>(?P<version>{DATE}|{NUMBER})(?P<name>.*?))(?:\.(?P<part>{PARTS}))?\.sql", re.IGNORECASE
+    rf"(?P<label>(?:v(?=.*\.(?:up|down)\.sql))?(?P<version>{DATE}|{NUMBER})(?P<name>.*?))"
+    rf"(?:\.(?P<dialect>{DIALECTS}))?(?:\.(?P<part>{PARTS}))?\.sql",
+    re.IGNORECASE,
 )
+OURS = ("postgres", "postgresql")
+ANY_DIALECT = (*OURS, "", "all")  # that run here, the most particular first
+# What parts the way there from the way back where one file holds both.
+MARK = re.compile(
+    "(?mi)^[ \t]*(?:"
+    + "|".join(
+        (
+            r"--[ \t-]*(?P<pg>up|down)[ \t]+migration",  # node-pg-migrate
+            r"-+[ \t]*create above[ \t]*/[ \t]*(?P<tern>drop) below[ \t-]*",
+            r"--[ \t]*//[ \t]*@(?P<mybatis>undo)",
+            r"(?:#|--)[ \t-]*!(?P<play>ups|downs)",
+            r"--[ \t]*migrate:(?P<dbmate>up|down)\b.*",  # where most files of the folder have none
+            r"--[ \t]*\+[a-z]+[ \t]+(?P<goose>up|down)",
+        )
+    )
+    + r")[ \t]*$"
+)
+BACK = {"down", "downs", "drop", "undo"}
 FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
 SAME = {"undo": "down", "rollback": "down"}
 VERSION_DIGITS_MAX = 40  # a timestamp has 14
@@ -38,7 +62,8 @@ def read(folder: Folder) -> list[Migration]:
 
 
 def _read_numbered(folder: Folder) -> list[Migration]:
-    parts: dict[tuple[str, str], dict[str, Path]] = {}
+    """A version's files are one migration, whatever they are called: up and down may differ in name."""
+    found: dict[str, dict[tuple[str, str], dict[str, Path]]] = {}
     for path in list_sql(folder.path):
         match = FILE_NAME.fullmatch(path.name)
         if match is None or len(match["version"]) > VERSION_DIGITS_MAX:
@@ -49,13 +74,45 @@ def _read_numbered(folder: Folder) -> list[Migration]:
                     Place(str(path)),
                 )
             continue
-        same = parts.setdefault((parse_version(match["version"]), match["label"]), {})
         part = (match["part"] or "up").lower()
-        part = SAME.get(part, part)
-        if part in same:
-            raise FolderRefused(f"{same[part].name} is the same migration. Take one away.", Place(str(path)))
-        same[part] = path
-    return sort([_read_migration(folder.name, *key, files) for key, files in parts.items()])
+        files = found.setdefault(parse_version(match["version"]), {})
+        dialects = files.setdefault((match["label"], SAME.get(part, part)), {})
+        _add(dialects, (match["dialect"] or "").lower(), path)
+    several = any(one in dialects for files in found.values() for dialects in files.values() for one in OURS)
+    return sort([one for key in found for one in _pair(folder.name, key, found[key], several=several)])
+
+
+def _add(files: dict[str, Path], key: str, path: Path) -> None:
+    if key in files:
+        raise FolderRefused(f"{files[key].name} is the same migration. Take one away.", Place(str(path)))
+    files[key] = path
+
+
+def _pair(
+    folder: str, version: str, files: dict[tuple[str, str], dict[str, Path]], *, several: bool
+) -> Iterator[Migration]:
+    """Give the migrations of one version: one, unless several have a way up and so the same number.
+
+    several: the folder is for several databases, and what is for others alone is passed over.
+    """
+    chosen: dict[str, dict[str, Path]] = {}
+    for (label, part), dialects in files.items():
+        path = next((dialects[one] for one in ANY_DIALECT if one in dialects), None)
+        if path is None and not several:
+            path = dialects.popitem()[1]
+            for other in dialects.values():
+                _add({"": path}, "", other)
+        if path is not None:
+            chosen.setdefault(label, {})[part] = path
+    ups = [label for label, parts in chosen.items() if "up" in parts]
+    if len(ups) == 1:
+        for label, parts in chosen.items():
+            for part, path in parts.items() if label != ups[0] else ():
+                _add(chosen[ups[0]], part, path)
+    elif not ups and several and any(part == "up" for _, part in files):
+        return
+    for label in ups or chosen:
+        yield _read_migration(folder, version, label, chosen[label])
 
 
 def _refuse_unnumbered(path: Path) -> None:
@@ -84,6 +141,8 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
     scripts = {part: read_script(path) for part, path in files.items()}
+    if "down" not in scripts:
+        scripts |= _split(scripts["up"])
     return Migration(
         folder,
         version,
@@ -93,6 +152,21 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
         scripts.get("check"),
         backfill=scripts.get("backfill"),
     )
+
+
+def _split(script: Script) -> dict[str, Script]:
+    """Return the parts of a file that holds the way back too: it must not run with the rest."""
+    marks = [(mark, next(filter(None, mark.groups())).lower()) for mark in MARK.finditer(script.text)]
+    words = [word for _, word in marks]
+    if not set(words) & BACK or (words[0] == "down" and "up" not in words):
+        return {}
+    spans: dict[str, list[tuple[int, int]]] = {"up": [], "down": []}
+    part, start = "up", 0
+    for mark, word in marks:
+        spans[part].append((start, mark.start()))
+        part, start = "down" if word in BACK else "up", mark.end()
+    spans[part].append((start, len(script.text)))
+    return {part: sections.cut(script, spans[part], script.options) for part in spans}
 
 
 def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:

@@ -1,11 +1,25 @@
-"""Files that hold several parts: each part is as long as the file, the rest of it blank."""
+"""Files that hold several parts, each as long as the file with the rest of it blank; and values in them."""
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
+from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 from tollbook.migrate.headers import Options
+
+
+def begins(path: Path, name: re.Pattern[str], mark: re.Pattern[str]) -> bool:
+    """Whether the first file of such a name in the folder holds the mark."""
+    first = next((file for file in sorted(path.glob("*.sql")) if name.fullmatch(file.name)), None)
+    return first is not None and mark.search(read_text(first)) is not None
+
+
+def read_text(path: Path) -> str:
+    """Return what a file holds, for a first look: without a byte order mark, whatever its encoding."""
+    return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def cut(script: Script, spans: Iterable[tuple[int, int]], options: Options) -> Script:
@@ -27,3 +41,27 @@ def cut(script: Script, spans: Iterable[tuple[int, int]], options: Options) -> S
 def blank(text: str) -> str:
     """Return spaces and line ends in the text's place."""
     return "\n".join(" " * len(line) for line in text.split("\n"))
+
+
+def fill(
+    script: Script,
+    places: Iterable[re.Match[str]],
+    value: Callable[[re.Match[str]], str | None],
+    advice: Callable[[re.Match[str]], str],
+) -> Script:
+    """Return the script with a value in each place; its checksum stays that of the file.
+
+    Where there is none the script is refused, with advice, when it is to be run.
+    """
+    pieces: list[str] = []
+    done = 0
+    refusal = script.refusal
+    for place in places:
+        found = value(place)
+        if found is None:
+            where = point(str(script.path), script.text, place.start())
+            refusal = refusal or Problem(f"{place[0]} has no value.", advice(place), where)
+            continue
+        pieces += [script.text[done : place.start()], found]
+        done = place.end()
+    return replace(script, text="".join([*pieces, script.text[done:]]), refusal=refusal)

@@ -1,0 +1,152 @@
+"""How projects lay out the folders of golang-migrate, SQLx, goose, Flyway and graphile-migrate."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tollbook.migrate import Folder, formats
+from tollbook.migrate.files import Migration
+
+from .test_formats import GOOSE, TABLE, Files, lay
+
+Apply = Callable[..., Result]
+
+
+def read(folder: Path, files: dict[str, str]) -> list[Migration]:
+    lay(folder, files)
+    return formats.read([Folder("shop", folder)])
+
+
+@pytest.mark.parametrize(
+    ("files", "pairs"),
+    [
+        # golang-migrate and SQLx know a migration by its number alone.
+        ({"1_users.up.sql": TABLE, "1_user.down.sql": "DROP TABLE a"}, [("1_users", "1_user.down.sql")]),
+        (
+            {
+                "20150100000001000000_net.postgres.up.sql": TABLE,
+                "20150100000001000000_net.mysql.up.sql": "`",
+                "20150100000001000000_net.down.sql": "DROP TABLE a",
+                "20150100000001000001_lite.sqlite3.up.sql": "PRAGMA x",
+                "20150100000001000001_lite.down.sql": "",
+                "20150100000001000002_all.up.sql": "SELECT 1",
+                "20150100000001000002_all.cockroach.up.sql": "`",
+            },
+            [
+                ("20150100000001000000_net", "20150100000001000000_net.down.sql"),
+                ("20150100000001000002_all", None),
+            ],
+        ),
+        (
+            {"V0001.First.postgres.up.sql": TABLE, "V0001.First.sqlite.up.sql": "`"},
+            [("V0001.First", None)],
+        ),
+    ],
+)
+def test_a_version_is_one_migration_whatever_its_files_are_called(
+    folder: Path, files: dict[str, str], pairs: list[tuple[str, str | None]]
+) -> None:
+    found = read(folder, files)
+    assert [(one.label, one.down and one.down.path.name) for one in found] == pairs
+
+
+@pytest.mark.parametrize("mark", ["-- migrate:", "-- +goose "])
+def test_a_byte_order_mark_hides_no_way_back(folder: Path, mark: str) -> None:
+    (one,) = read(folder, {"1_a.sql": f"\ufeff{mark}up\n{TABLE}{mark}down\nDROP TABLE a;\n"})
+    assert "DROP" not in one.up.text
+
+
+def test_a_file_of_both_ways_among_plain_ones_is_told_apart(folder: Path) -> None:
+    plain, marked = read(folder, {"1_a.sql": "SELECT 1", "2_b.sql": "-- +goose Up\nA\n-- +goose Down\nB\n"})
+    assert plain.down is None
+    assert marked.down is not None
+    assert "B" not in marked.up.text
+
+
+@pytest.mark.parametrize(
+    ("files", "second"),
+    [
+        (GOOSE | {"00002_more.go": "package x"}, "goose"),
+        ({"V1__a.sql": TABLE, "V2__b.java": "class"}, "Flyway"),
+    ],
+)
+def test_a_program_of_another_tool_stops_what_comes_to_it_and_nothing_before(
+    folder: Path, run: Any, apply: Apply, files: Files, second: str
+) -> None:
+    lay(folder, {name: text for name, text in files.items() if name != "00002_more.sql"})
+    assert f"which only {second} can run" in apply().output
+    assert run("status").exit_code == 3
+    assert apply("--to", "1").exit_code == 0
+
+
+def test_goose_fills_in_the_environment_where_a_file_asks_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLE", "reader")
+    text = (
+        "-- +goose Up\nSELECT '$ROLE';\n-- +goose ENVSUB ON\nGRANT $ROLE TO ${OWNER:-me};\n-- or $UNSET\n"
+        "DO $x$ BEGIN NULL; END $x$;\n-- +goose ENVSUB OFF\nSELECT '${ROLE}';\n"
+    )
+    (one,) = read(folder, {"1_a.sql": text})
+    lines = [line for line in one.up.text.split("\n") if line.strip() and "+goose" not in line]
+    assert lines == [
+        "SELECT '$ROLE';",
+        "GRANT reader TO me;",
+        "-- or $UNSET",
+        "DO $x$ BEGIN NULL; END $x$;",
+        "SELECT '${ROLE}';",
+    ]
+    before = one.up.checksum
+    monkeypatch.setenv("ROLE", "writer")
+    assert read(folder, {"1_a.sql": text})[0].up.checksum == before
+
+
+def test_flyway_is_given_the_folder_of_its_database_among_others(folder: Path) -> None:
+    files = {
+        "common/V2__c.sql": TABLE,
+        "org.postgresql.Driver/V1__a.sql": "CREATE SCHEMA ${flyway:defaultSchema}",
+        "com.mysql.cj.jdbc.Driver/V1__a.sql": "`",
+        "h2/V1__a.sql": "`",
+        "org.postgresql.Driver/V3.sql": "SELECT 1",
+    }
+    found = read(folder, files)
+    assert [one.version for one in found] == ["1", "2", "3"]
+    assert found[0].up.text == "CREATE SCHEMA public"
+
+
+def test_text_that_looks_like_a_placeholder_stays_where_flyway_is_told_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, apply: Apply
+) -> None:
+    lay(folder, {"V1__a.sql": "SELECT 'Dear ${name}'"})
+    assert "FLYWAY_PLACEHOLDER_REPLACEMENT=false" in apply().output
+    monkeypatch.setenv("FLYWAY_PLACEHOLDER_REPLACEMENT", "false")
+    assert apply().exit_code == 0
+
+
+def test_graphiles_placeholders_and_settings_are_those_of_its_own_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "grant all on schema app to :DATABASE_OWNER, :VISITOR, :TEAM;\nselect ' :OTHER'::text;\n"
+    hash_ = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()
+    files = {
+        ".gmrc": '{\n// x\n"pgSettings": {\n  "search_path": "app,public"\n},\n'
+        '"placeholders": { ":VISITOR": "!ENV", ":TEAM": "crew" }}',
+        "migrations/committed/000001.sql": f"--! Previous: -\n--! Hash: sha1:{hash_}\n\n{body}",
+    }
+    lay(folder, files)
+    folders = [Folder("shop", folder / "migrations")]
+    (one,) = formats.read(folders)
+    assert one.up.refusal is not None
+    assert "VISITOR" in one.up.refusal.next
+    monkeypatch.setenv("VISITOR", "guest")
+    (one,) = formats.read(folders)
+    assert one.up.refusal is None
+    assert one.up.text.split() == [
+        *["SET", "search_path", "TO", "app,public;"],
+        *["grant", "all", "on", "schema", "app", "to", "CURRENT_USER,", "guest,", "crew;"],
+        *["select", "'", ":OTHER'::text;"],
+    ]
