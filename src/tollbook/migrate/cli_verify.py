@@ -124,15 +124,18 @@ def squash(call: "Call", *, to: str, keep_rows: bool | None) -> None:
     """Make the migrations up to VERSION one file, after it is proved to make the same. Needs no database."""
     from tollbook.migrate import squash as squashes
 
-    folders, target = call.folders, call.target(to)
-    if len(folders) != 1 or target is None:
+    if len(folders := call.folders) != 1:
         raise WrongUsage("Give one folder: tollbook migrate squash --dir PATH --to VERSION")
-    done = squashes.squash(folders[0], target, keep_rows=keep_rows, listen=call.listen)
+    done = squashes.finish(folders[0])  # one that was killed, whose folder nobody can read yet
+    if done is None:
+        target = call.target(to)
+        assert target is not None
+        done = squashes.squash(folders[0], target, keep_rows=keep_rows, listen=call.listen)
     call.answer(done, _show_squash)
 
 
 def _show_squash(done: "Squash") -> None:
-    click.echo(f"Wrote {done.path}: {len(done.replaced)} migrations in one, {done.rows} rows.")
+    click.echo(f"Wrote {done.path} in place of {', '.join(done.replaced)}; it brings {done.rows} rows.")
     click.echo(f"Their files are in {done.archive}. Databases that have them all go on as they are.")
 
 

@@ -37,6 +37,7 @@ class Options:
     truths: bool = True
     rerunnable: bool = False  # claims that it may be run twice
     replaces: tuple[str, str] | None = None  # of a squashed one: the first and last version it stands for
+    digest: str | None = None  # of a squashed one: the SHA-256 of what follows its first line
     table: str | None = None
     key: tuple[str, ...] = ()
     batch: int | None = None
@@ -100,6 +101,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "role": _read_role,
     "rerunnable": SWITCH.get,
     "replaces": _read_range,
+    "digest": _read_name,
 }
 READERS_OF_BACKFILLS: dict[str, Callable[[str], Any]] = {
     "table": _read_name,

@@ -34,7 +34,7 @@ class Line:
     duration_seconds: float | None = None
     applied_by: str | None = None
     backfill: Backfilled | None = None  # of one that is pending until its back-fill is done
-    committed: int | None = None  # statements of one that is no single transaction, and stopped
+    committed: int | None = None  # statements of one that is no single transaction, and stopped on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def status(url: str, folders: Sequence[Folder]) -> Status:
     with connected(url) as conn:
         standing = preflight.compare(migrations, folders, history.read(conn, folders))
         under_way = history.read_backfills(conn) if standing.pending else {}
-        begun = history.read_progress(conn) if standing.pending else {}
+        begun = history.read_progress(conn)
     return _describe(name_target(read_url(url)), standing, under_way, begun)
 
 
@@ -117,17 +117,19 @@ def _describe(
     under_way: Mapping[tuple[str, str], Backfilled] | None = None,
     begun: Mapping[tuple[str, str], Progress] | None = None,
 ) -> Status:
-    edited = {one.id for one in standing.edited}
+    edited = {(one.folder, one.version) for one in standing.edited}
     gone = {one.id for one in standing.missing}
     applied = [
         Line(
             one.name,
-            "missing" if one.id in gone else "edited" if one.name in edited else "applied",
+            "missing" if one.id in gone else "edited" if (one.folder, one.version) in edited else "applied",
             one.applied_at,
             one.duration.total_seconds(),
             one.applied_by,
+            committed=stopped.statements if stopped and stopped.direction == "down" else None,
         )
         for one in standing.applied
+        for stopped in [(begun or {}).get((one.folder, one.version))]
     ]
     pending: list[Line] = []
     for one in standing.pending:
@@ -215,7 +217,10 @@ def _among(missing: Iterable[Promise], promises: Iterable[Promise]) -> list[Prom
 
 
 def _find_unsound(conn: Connection, promises: Sequence[Promise]) -> list[str]:
-    """Return a sentence for what is unsound on promised tables: indexes, constraints and triggers."""
+    """Return a sentence for what is unsound on promised tables: indexes, constraints and triggers.
+
+    An index ON ONLY a partitioned table is not: it is complete once those of all partitions are attached.
+    """
     rows = conn.execute(
         """WITH promised AS (
             SELECT c.oid, n.nspname, c.relname
@@ -225,7 +230,7 @@ def _find_unsound(conn: Connection, promises: Sequence[Promise]) -> list[str]:
         SELECT format('the index %%s.%%s is invalid: an earlier build failed; drop it and build it again',
             p.nspname, x.relname)
         FROM promised p JOIN pg_index i ON i.indrelid = p.oid JOIN pg_class x ON x.oid = i.indexrelid
-        WHERE NOT i.indisvalid
+        WHERE NOT i.indisvalid AND x.relkind = 'i'
         UNION ALL SELECT format('the constraint %%s of %%s.%%s is not validated; ALTER TABLE %%I.%%I '
             'VALIDATE CONSTRAINT %%I', k.conname, p.nspname, p.relname, p.nspname, p.relname, k.conname)
         FROM promised p JOIN pg_constraint k ON k.conrelid = p.oid WHERE NOT k.convalidated

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from tollbook.migrate import history, presence
@@ -46,7 +47,8 @@ def compare(
     changed = [
         one
         for key, one in files.items()
-        if key in by_key and by_key[key].checksum != one.up.checksum and key not in replaced
+        if (key in by_key and by_key[key].checksum != one.up.checksum and key not in replaced)
+        or _is_edited(one.up)
     ]
     return Standing(
         applied=tuple(ours),
@@ -73,15 +75,24 @@ def _find_replaced(
     for one in migrations:
         if one.up.options.replaces is None:
             continue
-        first, last = (_number(version) for version in one.up.options.replaces)
-        found = [old for old in applied if old.folder == one.folder and first <= _number(old.version) <= last]
+        first, last = (parse_number(version) for version in one.up.options.replaces)
+        found = [
+            old for old in applied if old.folder == one.folder and first <= parse_number(old.version) <= last
+        ]
         replaced |= {(old.folder, old.version) for old in found}
         if found and one.version not in {old.version for old in found}:
             halfway.append((one, found[-1]))
     return replaced, tuple(halfway)
 
 
-def _number(version: str) -> list[int]:
+def _is_edited(script: Script) -> bool:
+    """Whether a squashed file is not the text any more that was proved: databases may never have run it."""
+    digest = script.options.digest
+    return digest is not None and sha256(script.text.partition("\n")[2].encode()).hexdigest() != digest
+
+
+def parse_number(version: str) -> list[int]:
+    """Return a version as numbers that can be compared."""
     return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
@@ -102,7 +113,7 @@ def check_history(standing: Standing) -> list[Problem]:
     """Name what is edited, missing or out of order, and what to do about each."""
     problems = [
         Problem(
-            f"{one.id} was edited after it was applied.",
+            f"{one.id} was edited after it was {'squashed' if one.up.options.digest else 'applied'}.",
             "Put the applied text back (from version control) and write the change as a new migration.",
             Place(str(one.up.path)),
         )
@@ -201,10 +212,17 @@ def check_server(conn: Connection) -> list[Problem]:
     row = conn.execute(
         """SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
             has_database_privilege(current_database(), 'CREATE'), current_user::text,
-            current_database()::text"""
+            current_database()::text, current_setting('standard_conforming_strings') = 'on'"""
     ).fetchone()
     assert row is not None
-    standby, read_only, may_create, user, database = row
+    standby, read_only, may_create, user, database, conforming = row
+    if not conforming:
+        problems.append(
+            Problem(
+                "standard_conforming_strings is off here: a backslash in '…' would not be one.",
+                f"Set it to on for {user} or {database}.",
+            )
+        )
     if standby:
         problems.append(
             Problem("The server is a standby, which takes no changes.", "Give the primary's address.")

@@ -1,16 +1,19 @@
 """Old history made one migration, after both roads are seen to lead to the same schema and the same rows."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from tollbook.migrate import catalog, drift, formats, replay, rows, schema_file
 from tollbook.migrate.catalog import Catalog
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.files import Folder, Migration, Script, read_script
-from tollbook.migrate.preflight import ARCHIVE
+from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script
+from tollbook.migrate.formats.native import FILE_NAME, parse_version
+from tollbook.migrate.preflight import ARCHIVE, parse_number
 from tollbook.migrate.replay import Stage
 from tollbook.migrate.session import connected
 
@@ -41,7 +44,8 @@ def squash(
     """Make all migrations of a folder up to `to` one, and move their files to the folder's archive.
 
     keep_rows: whether the rows that they insert are kept; None refuses where there are any. Databases that
-    have all of them go on as they are. Raises MigrateError; no file is touched then.
+    have all of them go on as they are. Raises MigrateError; no file is touched then. Killed at any moment, no
+    file is lost: `finish`, then the same again, does the rest.
     """
     format_ = formats.recognise(folder.path) if folder.format == "auto" else folder.format
     if format_ != "native":
@@ -59,9 +63,7 @@ def squash(
         text = _write(url, old, number, keep_rows=keep_rows)
         listen(Event("proving", "Proving that both roads lead to the same."))
         _prove(stage, url, _read(path, text, old[-1]), later, with_rows=bool(keep_rows), listen=listen)
-    archive = path.parent / ARCHIVE
-    _move(old, archive)
-    path.write_text(text, encoding="utf-8")
+    archive = put_in_place(path, text, _list_files(old))
     return Squash(str(path), tuple(one.id for one in old), str(archive), number if keep_rows else 0)
 
 
@@ -110,14 +112,13 @@ def _write(url: str, old: Sequence[Migration], number: int, *, keep_rows: bool |
             "--no-rows."
         )
     first, last = old[0], old[-1]
-    head = (
-        f"-- tollbook: replaces={first.version}..{last.version}\n"
-        f"-- {first.label} to {last.label}, squashed; their files are in {ARCHIVE}/.\n"
-    )
-    text = head + schema_file.run_dump(url, "--schema-only")
+    text = f"-- {first.label} to {last.label}, squashed; their files are in {ARCHIVE}/.\n"
+    text += schema_file.run_dump(url, "--schema-only")
     if number and keep_rows:
         text += schema_file.run_dump(url, "--data-only", "--column-inserts", "--rows-per-insert=100")
-    return text
+    # Databases that have the old ones never run this file: by the digest they too see that it was edited.
+    digest = sha256(text.encode()).hexdigest()
+    return f"-- tollbook: replaces={first.version}..{last.version} digest={digest}\n{text}"
 
 
 def _read(path: Path, text: str, last: Migration) -> Migration:
@@ -167,10 +168,89 @@ def _list_columns(objects: Catalog) -> dict[str, list[str]]:
     return found
 
 
-def _move(old: Sequence[Migration], archive: Path) -> None:
+def put_in_place(path: Path, text: str, files: Sequence[Path]) -> Path:
+    """Write a file in place of others, which go to the archive; whenever it ends, no file is lost."""
+    archive = path.parent / ARCHIVE
+    _copy(files, archive)
+    _put(path, text.encode())
+    _take_away(files)
+    return archive
+
+
+def finish(folder: Folder) -> Squash | None:
+    """End a squash that was killed once its file was there: what it stands for, and is kept, goes.
+
+    None where there is nothing to end.
+    """
+    archive = folder.path / ARCHIVE
+    for new in sorted(folder.path.glob("*_squashed.up.sql")):
+        replaces = read_script(new).options.replaces
+        first, last = (parse_number(version) for version in replaces) if replaces else ([], [])
+        left = [
+            path
+            for path in list_sql(folder.path)
+            if path != new
+            and (match := FILE_NAME.fullmatch(path.name))
+            and first <= parse_number(parse_version(match["version"])) <= last
+            and _is_kept(path, archive)
+        ]
+        if left:
+            _take_away(left)
+            return Squash(str(new), tuple(path.name for path in left), str(archive), 0)
+    return None
+
+
+def _list_files(old: Sequence[Migration]) -> list[Path]:
+    names = [
+        one.up.path.with_name(f"{one.label}{part}.sql")
+        for one in old
+        for part in ("", *(f".{part}" for part in FILES_OF_ONE))
+    ]
+    return [path for path in names if path.exists()]
+
+
+def _is_kept(path: Path, archive: Path) -> bool:
+    copy = archive / path.name
+    return copy.exists() and copy.read_bytes() == path.read_bytes()
+
+
+def _copy(files: Sequence[Path], archive: Path) -> None:
+    there = [path for path in files if (archive / path.name).exists() and not _is_kept(path, archive)]
+    if there:
+        raise SquashRefused(f"{archive / there[0].name} is there, and another file. Rename one of them.")
     archive.mkdir(exist_ok=True)
-    for one in old:
-        names = [f"{one.label}.sql", *(f"{one.label}.{part}.sql" for part in FILES_OF_ONE)]
-        for path in (one.up.path.with_name(name) for name in names):
-            if path.exists():
-                path.rename(archive / path.name)
+    for path in files:
+        _put(archive / path.name, path.read_bytes())
+    _sync(archive.parent)
+
+
+def _take_away(files: Sequence[Path]) -> None:
+    """Take files away, the last up file last: until then the folder is refused, as two have one number."""
+
+    def rank(path: Path) -> tuple[list[int], bool, str]:
+        match = FILE_NAME.fullmatch(path.name)
+        assert match is not None
+        return parse_number(parse_version(match["version"])), (match["part"] or "up") == "up", path.name
+
+    for path in sorted(files, key=rank):
+        path.unlink()
+        _sync(path.parent)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a crash of the machine."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
