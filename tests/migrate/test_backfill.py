@@ -172,6 +172,20 @@ def test_a_key_of_several_columns_of_any_type(write: Any, apply: Apply, ask: Any
     assert ask("SELECT min(n) = 1 AND max(n) = 1 FROM odd")
 
 
+@pytest.mark.parametrize(("kind", "value"), [("char(4)", "to_char(n, 'FM0000')"), ("bit(9)", "n::bit(9)")])
+def test_a_key_of_a_type_that_is_one_long_without_its_length(
+    write: Any, apply: Apply, ask: Any, kind: str, value: str
+) -> None:
+    ask(f"""CREATE TABLE coded (code {kind} PRIMARY KEY, n int);
+        INSERT INTO coded SELECT {value}, 0 FROM generate_series(1, 50) n; SELECT 1""")
+    fill = """-- tollbook: table=coded key=code batch=7 statement_timeout=5s
+        UPDATE coded SET n = n + 1 WHERE code BETWEEN :first AND :last"""
+    write("0001_a", up="", backfill=fill)
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    assert ask("SELECT min(n) = 1 AND max(n) = 1 FROM coded")
+
+
 def test_rows_that_come_later_are_not_waited_for_for_ever(write: Any, apply: Apply, ask: Any) -> None:
     ask("CREATE TABLE grows (id serial PRIMARY KEY); SELECT 1")
     ask("INSERT INTO grows SELECT FROM generate_series(1, 50); SELECT 1")
@@ -204,6 +218,7 @@ def test_taken_back_and_applied_again_it_runs_again(write: Any, apply: Apply, ru
     [
         (ADD_ONE, "does not say its table and key"),
         (f"{HEAD}\nUPDATE accounts SET balance = 0", "does not say :first and :last"),
+        (f"{HEAD}\n{ADD_ONE.replace('balance = balance', 'id = id')}", "changes its own key"),
         (f"{HEAD}\n{ADD_ONE} {ADD_ONE}", "is one UPDATE, INSERT, DELETE or MERGE"),
         (f"{HEAD}\nUPDATE accounts SET WHERE :first :last", "0001_a.backfill.sql:2"),
         (f"{HEAD} speed=9\n{ADD_ONE}", "speed=9 is no option"),

@@ -249,7 +249,7 @@ class _Walk:
 def find_key(conn: Connection, fill: Backfill) -> tuple[str, ...]:
     """Return the types of the key's columns. Raises PreflightRefused where they are no unique key."""
     row = conn.execute(
-        """SELECT (SELECT array_agg(format_type(a.atttypid, NULL) ORDER BY k.place)
+        """SELECT (SELECT array_agg(format_type(a.atttypid, -1) ORDER BY k.place)
                 FROM unnest(%(key)s::text[]) WITH ORDINALITY AS k (name, place)
                 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = k.name AND a.attnotnull
                     AND NOT a.attisdropped),

@@ -74,6 +74,9 @@ def read(script: Script) -> tuple[Backfill | None, list[Problem]]:
         return None, [
             _refuse(script, raw[1].stmt_location if len(raw) > 1 else 0, what, "Split the migration.")
         ]
+    if _changes_key(raw[0].stmt, options.table, options.key):
+        what = "The statement changes its own key, so a row may come before it twice, or never."
+        return None, [_refuse(script, 0, what, "Choose a key that stays.")]
     if {mark for _, mark in found} != set(MARKS):
         what = "The statement does not say :first and :last, so every batch would change every row."
         return None, [_refuse(script, 0, what, f"Write WHERE {options.key[0]} BETWEEN :first AND :last")]
@@ -86,6 +89,13 @@ def read(script: Script) -> tuple[Backfill | None, list[Problem]]:
     pieces.append(script.text[done:end])
     marks = tuple(mark for _, mark in found)
     return Backfill(script, options.table, options.key, tuple(pieces), marks, _skip(script.text, start)), []
+
+
+def _changes_key(tree: Any, table: str, key: tuple[str, ...]) -> bool:
+    if not isinstance(tree, ast.UpdateStmt):
+        return False
+    same = tree.relation.relname == table.rpartition(".")[2].strip('"')
+    return same and not {target.name for target in tree.targetList}.isdisjoint(key)
 
 
 def _find_marks(text: str) -> list[tuple[int, str]]:
