@@ -186,11 +186,11 @@ def test_a_contract_that_would_lose_a_value_is_not_carried_out(run: Any, apply: 
     assert run("expand", "rename-column", "orders", "note", "remark").exit_code == 0
     assert apply().exit_code == 0
     assert run("expand", "contract", "orders", "note", "remark").exit_code == 0
-    ask("ALTER TABLE orders DISABLE TRIGGER USER; UPDATE orders SET remark = NULL WHERE id = 1; SELECT 1")
+    ask("ALTER TABLE orders DISABLE TRIGGER USER; UPDATE orders SET note = 'late' WHERE id = 1; SELECT 1")
     result = apply()
     assert result.exit_code == 1
-    assert "have a value in note alone" in words(result)
-    assert ask("SELECT note FROM orders WHERE id = 1") == "n1"
+    assert "have a value in note that remark has not" in words(result)
+    assert ask("SELECT note FROM orders WHERE id = 1") == "late"
 
 
 @pytest.mark.usefixtures("orders")
@@ -198,5 +198,46 @@ def test_what_the_steps_would_not_do_for_is_refused(run: Any, ask: Any) -> None:
     ask("CREATE TABLE bare (i int); SELECT 1")
     assert "is a key" in words(run("expand", "rename-column", "orders", "id", "number"))
     assert "no unique key" in words(run("expand", "rename-column", "bare", "i", "j"))
+    ask("CREATE TABLE parent (i int PRIMARY KEY, j int); CREATE TABLE heir () INHERITS (parent); SELECT 1")
+    assert "inherit from parent" in words(run("expand", "rename-column", "parent", "j", "k"))
     assert "no table nothing" in words(run("expand", "rename-column", "nothing", "i", "j"))
     assert "were not expanded here" in words(run("expand", "contract", "orders", "total", "amount"))
+
+
+def test_what_a_type_takes_for_the_same_or_cannot_compare_is_kept_the_same_too(
+    run: Any, apply: Apply, ask: Any
+) -> None:
+    ask("""CREATE TABLE kinds (id int PRIMARY KEY, j json, n numeric);
+        INSERT INTO kinds VALUES (1, '[1]', '1'), (2, NULL, '2'); SELECT 1""")
+    assert run("expand", "rename-column", "kinds", "j", "k").exit_code == 0
+    assert run("expand", "rename-column", "kinds", "n", "m").exit_code == 0
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    assert ask("UPDATE kinds SET j = '[2]', n = '1.0' WHERE id = 1 RETURNING k::text || m") == "[2]1.0"
+    assert ask("UPDATE kinds SET k = '[3]', m = '2.0' WHERE id = 2 RETURNING j::text || n") == "[3]2.0"
+
+
+@pytest.mark.parametrize(
+    ("using", "kind"),
+    [(None, "date"), ("Date::date", "date"), ('days."date"::date', "date"), ("date(date)", "date")],
+)
+def test_a_column_that_is_named_as_its_type_changes_it(
+    run: Any, apply: Apply, ask: Any, using: str | None, kind: str
+) -> None:
+    ask(
+        "CREATE TABLE days (id int PRIMARY KEY, date text); INSERT INTO days VALUES (1, '2026-01-02');"
+        " SELECT 1"
+    )
+    options = ("--using", using) if using else ()
+    assert run("expand", "change-type", "days", "date", kind, *options).exit_code == 0
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    assert ask("INSERT INTO days VALUES (2, '2026-01-03') RETURNING pg_typeof(date)::text") == kind
+    assert ask("SELECT date::text FROM days WHERE id = 1") == "2026-01-02"
+
+
+def test_a_trigger_that_would_fail_is_never_committed(run: Any, apply: Apply, ask: Any) -> None:
+    ask("CREATE TABLE days (id int PRIMARY KEY, day text); INSERT INTO days VALUES (1, 'soon'); SELECT 1")
+    assert run("expand", "change-type", "days", "day", "date").exit_code == 0
+    assert apply().exit_code == 1
+    assert ask("INSERT INTO days VALUES (2, 'later') RETURNING day") == "later"

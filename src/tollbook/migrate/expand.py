@@ -21,6 +21,7 @@ from tollbook.migrate.session import Connection, connected
 NAME_BYTES_MAX = 63
 BATCH_ROWS = 1_000
 INDEXES_MAX = 100
+DOT, OPENING, CLOSING = "ASCII_46", "ASCII_40", "ASCII_41"  # as the grammar names its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,13 @@ def contract(url: str, folder: Folder, table: str, old: str, new: str) -> tuple[
         _check_trigger(conn, one, values["trigger"], old, new)
     default = f"ALTER TABLE {one.table} ALTER COLUMN {_quote(new)} SET DEFAULT {one.default};\n"
     values["default"] = default if one.default and old != new else ""
+    # After change_type the two are of different types, and the old one is NULL where a value does not fit.
+    kept = old == f"{new}_old"
+    values["lost"] = (
+        f"{_quote(new)} IS NULL AND {one.name} IS NOT NULL"
+        if kept
+        else f"ROW({_quote(new)})::record *<> ROW({one.name})::record"
+    )
     label = f"{one.bare_table}_{old}_contract"
     return _write(folder, label, values, texts.CONTRACT_SAME if old == new else texts.CONTRACT, None)
 
@@ -146,15 +154,30 @@ def _rename_in(definition: str, one: Column, new: str, name: str) -> str:
 
 
 def _swap(text: str, old: str, new: str) -> str:
-    """Return SQL with one name in place of another, by the grammar's tokens."""
+    """Return SQL with one column's name in place of another's, with or without its table, by the grammar.
+
+    A function, a type or a part of a value of that name stays.
+    """
     from pglast.parser import scan
 
+    tokens = scan(text)
+    names = ["", *(token.name for token in tokens), ""]
     pieces, done = list[str](), 0
-    for token in scan(text):
-        if text[token.start : token.end + 1] == old and "CONST" not in token.name:
-            pieces += [text[done : token.start], new]
+    for place, token in enumerate(tokens):
+        if "CONST" in token.name or _unquote(text[token.start : token.end + 1]) != _unquote(old):
+            continue
+        first = place
+        while names[first] == DOT and first >= 2:
+            first -= 2
+        elsewhere = names[place + 2] == OPENING or names[first] in ("TYPECAST", "AS", DOT)
+        if not elsewhere and names[first + 1] != CLOSING:
+            pieces += [text[done : tokens[first].start], new]
             done = token.end + 1
     return "".join([*pieces, text[done:]])
+
+
+def _unquote(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
 
 
 def _of_row(expression: str, column: str) -> str:
@@ -181,7 +204,7 @@ def _name(one: Column, old: str, new: str) -> dict[str, str]:
         "table": one.table,
         "trigger": name,
         "function": f"{_quote(one.schema)}.{name}",
-        "key": ",".join(part.strip('"') for part in key),
+        "key": ",".join(_unquote(part) for part in key),
         "range": between,
         "batch": str(BATCH_ROWS),
     }
@@ -212,7 +235,8 @@ def _read(url: str, table: str, column: str) -> Column:
                 a.attidentity <> '' OR a.attgenerated <> '' AS made,
                 EXISTS (SELECT FROM pg_constraint k WHERE (k.conrelid = t.oid AND k.contype = 'p'
                         AND a.attnum = ANY(k.conkey))
-                    OR (k.confrelid = t.oid AND k.contype = 'f' AND a.attnum = ANY(k.confkey))) AS is_key
+                    OR (k.confrelid = t.oid AND k.contype = 'f' AND a.attnum = ANY(k.confkey))) AS is_key,
+                c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = t.oid) AS has_heirs
             FROM (SELECT to_regclass(%(table)s)::oid AS oid) t JOIN pg_class c ON c.oid = t.oid
             JOIN pg_namespace n ON n.oid = c.relnamespace
             JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = %(column)s AND NOT a.attisdropped
@@ -223,16 +247,22 @@ def _read(url: str, table: str, column: str) -> Column:
         ).fetchone()
         if row is None:
             raise WrongUsage(f"There is no table {table} with a column {column} here.")
-        oid, schema, bare, name, kind, not_null, default, made, is_key = row
+        oid, schema, bare, name, kind, not_null, default, made, is_key, has_heirs = row
         if made or is_key:
             raise MigrateError(
                 f"{table}.{column} is a key that others hold on to, or makes its own values: these steps "
                 "would not do for it. Write them by hand; docs/expand-contract.md says what to mind."
             )
+        if has_heirs:
+            raise MigrateError(
+                f"Tables inherit from {table}; what is written to them, no trigger of it sees."
+            )
         full = f"{_quote(schema)}.{_quote(bare)}"
         key = _find_key(conn, oid, full)
-        if " " in full or any(" " in part for part in key):
-            raise MigrateError(f"A back-fill's header takes no names with blanks, as {full} or its key has.")
+        if " " in full or any({*part[1:-1]} & {*' ,"'} for part in key):
+            raise MigrateError(
+                f"A back-fill's header takes no blanks, commas or quotes in names, as {full} or its key has."
+            )
         return Column(
             full, bare, schema, name, kind, not_null, default, key, *_read_dependents(conn, oid, column)
         )
