@@ -12,9 +12,10 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from tollbook.embedded import Server
-from tollbook.migrate import Folder, apply
+from tollbook.migrate import Folder, apply, history
 from tollbook.migrate.cli import group
 from tollbook.migrate.fleet import Done, Target, aim, read_databases, run
+from tollbook.migrate.session import connected, name_target
 
 DATABASES = 30
 SCHEMAS = 50
@@ -152,6 +153,30 @@ def test_no_password_is_ever_shown(many: list[str], folder: Path) -> None:
     assert result.exit_code == 2
     assert "Line 2" in words(result)
     assert SECRET not in result.output
+
+
+def test_a_fault_of_ours_on_one_is_its_line_and_shows_nothing(url: str) -> None:
+    def work(target: Target) -> Done:
+        if target.url != url:
+            raise ValueError(SECRET)
+        return Done("applied", 1)
+
+    lines = run(["postgresql:///other", url], work).lines
+    assert [line.state for line in lines] == ["failed", "applied"]
+    assert "ValueError" in lines[0].message
+    assert SECRET not in lines[0].message
+
+
+def test_databases_of_one_service_are_told_apart() -> None:
+    assert name_target({"service": "prod", "dbname": "a"}) != name_target({"service": "prod", "dbname": "b"})
+
+
+def test_a_run_is_interrupted_in_its_own_schema_alone(url: str) -> None:
+    with connected(url) as conn:
+        history.create(conn)
+        history.start(conn, "apply", ["shop@a/b/0001_t"])
+        assert not history.find_interrupted(conn, "a")
+        assert len(history.find_interrupted(conn, "a/b")) == 1
 
 
 def test_a_schema_is_all_that_its_sessions_search(url: str, ask: Any) -> None:

@@ -122,7 +122,9 @@ def find_schemas(url: str, pattern: str) -> list[str]:
             ORDER BY nspname LIMIT %(most)s""",
             {"most": SCHEMAS_MAX},
         )
-        found = [name for (name,) in rows if any(fnmatchcase(name, one) for one in pattern.split(","))]
+        found = [
+            name for (name,) in rows if any(fnmatchcase(name, one.strip()) for one in pattern.split(","))
+        ]
     if not found:
         raise MigrateError(f"No schema of {name_target(read_url(url))} matches {pattern}.")
     return found
@@ -149,7 +151,7 @@ def run(
 ) -> Fleet:
     """Do the work on every database, or on every schema that matches, `jobs` of them at a time.
 
-    A MigrateError of one becomes its line. Run again to resume: what is done is found done.
+    What goes wrong with one becomes its line. Run again to resume: what is done is found done.
     """
     stopped = threading.Event()
 
@@ -193,6 +195,11 @@ def _do(target: Target, work: Work, stopped: threading.Event) -> FleetLine:
         done = work(target)
     except MigrateError as error:
         return _fail(target, error, time.monotonic() - started)
+    except Exception as error:  # a fault of ours: its text may hold anything, also a secret
+        wrong = MigrateError(
+            f"{type(error).__name__}, which is a fault of this tool. Run it on this one alone."
+        )
+        return _fail(target, wrong, time.monotonic() - started)
     seconds = time.monotonic() - started
     return FleetLine(target.name, target.schema, done.state, done.migrations, seconds, done.sound)
 

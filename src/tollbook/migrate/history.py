@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from tollbook.migrate.exchange import Query, command, write
 from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.objects import Promise, unpack
-from tollbook.migrate.session import Connection
+from tollbook.migrate.session import LEAVE_NOTHING, Connection
 
 CREATE_KEY = 7_063_417_201_337_403  # the neighbour of the run's own lock, for the moment of creation
 # The engine's own tables. IF NOT EXISTS throughout: they are made under the run's lock, once.
@@ -244,6 +244,16 @@ def keep_progress(conn: Connection, run: UUID, progress: Progress) -> None:
     )
 
 
+def find_age(conn: Connection, folder: str, version: str) -> str | None:
+    """Return the id of the transaction that last noted a script's progress."""
+    row = conn.execute(
+        """SELECT xmin::text FROM tollbook_migrate.progress
+        WHERE folder = %(folder)s AND version = %(version)s""",
+        {"folder": folder, "version": version},
+    ).fetchone()
+    return row[0] if row else None
+
+
 def forget_progress(conn: Connection, folder: str, version: str) -> None:
     """Take away the record of a script's progress, in the transaction that ends the script."""
     conn.execute(FORGET, {"folder": folder, "version": version})
@@ -264,7 +274,7 @@ def find_interrupted(conn: Connection, schema: str | None = None) -> list[Interr
                 AND r.run_id = CASE r.command WHEN 'apply' THEN h.run_id ELSE h.reverted_run_id END)
              ORDER BY p.place LIMIT 1)
         FROM tollbook_migrate.runs r WHERE r.ended_at IS NULL AND (%(schema)s::text IS NULL
-            OR starts_with(substr(r.planned[1], strpos(r.planned[1], '@') + 1), %(schema)s || '/'))
+            OR substring(r.planned[1] FROM '^[^@]*@(.*)/[^/]*$') = %(schema)s)
         ORDER BY r.started_at""",
         {"schema": schema},
     )
@@ -322,7 +332,7 @@ def add_and_commit(
     queries = _record(run, migration, duration, promised, removed)
     if stepped:
         queries.append((FORGET, {"folder": migration.folder, "version": migration.version}))
-    command(conn, write(conn, [*queries, ("COMMIT", {})]))
+    command(conn, f"{write(conn, queries)} {LEAVE_NOTHING}; COMMIT")
 
 
 def add(
@@ -365,18 +375,14 @@ RECORD = """INSERT INTO tollbook_migrate.history
     (folder, version, name, checksum, run_id, duration, applied_by, engine, down_sql, promised, removed)
 VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, session_user,
     %(engine)s, %(down)s, %(promised)s, %(removed)s)"""
+TAKE_BACK = """UPDATE tollbook_migrate.history
+SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s WHERE id = %(id)s AND reverted_at IS NULL"""
 FORGET = "DELETE FROM tollbook_migrate.progress WHERE folder = %(folder)s AND version = %(version)s"
 
 
 def take_back_and_commit(conn: Connection, run: UUID, applied: Applied, *, stepped: bool) -> None:
     """Record that a migration was reverted and commit it, in one round trip."""
-    with conn.pipeline():
-        if stepped:
-            forget_progress(conn, applied.folder, applied.version)
-        conn.execute(
-            """UPDATE tollbook_migrate.history
-            SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
-            WHERE id = %(id)s AND reverted_at IS NULL""",
-            {"run": run, "id": applied.id},
-        )
-        conn.execute("COMMIT")
+    queries: list[Query] = [(TAKE_BACK, {"run": run, "id": applied.id})]
+    if stepped:
+        queries.append((FORGET, {"folder": applied.folder, "version": applied.version}))
+    command(conn, f"{write(conn, queries)} {LEAVE_NOTHING}; COMMIT")

@@ -29,6 +29,9 @@ LOCK_POLL_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
 LOCK_KEY = 7_063_417_201_337_402
 SECRETS = ("password", "sslpassword")
 
+# What outlives a transaction and is no setting: the next file is to find none of it.
+LEAVE_NOTHING = "CLOSE ALL; DISCARD TEMP; DEALLOCATE ALL"
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
@@ -65,7 +68,7 @@ def name_target(parameters: dict[str, str]) -> str:
     database = parameters.get("dbname") or os.environ.get("PGDATABASE") or user
     service = parameters.get("service") or os.environ.get("PGSERVICE")
     if service and not parameters.get("host"):
-        return f"service {service}"
+        return f"service {service}" + (f"/{parameters['dbname']}" if parameters.get("dbname") else "")
     return f"{user}{'@' if user else ''}{host}{':' if port else ''}{port}/{database}"
 
 
@@ -103,7 +106,9 @@ def connected(url: str) -> Generator[Connection]:
 def _connect(parameters: dict[str, str]) -> Connection:
     options = {"application_name": APPLICATION_NAME, "connect_timeout": str(CONNECT_SECONDS_MAX)} | parameters
     try:
-        return psycopg.connect(**options | {"client_encoding": "utf8"}, autocommit=True)  # pyright: ignore[reportArgumentType]
+        # Prepared statements are the files' own: the engine has none of its own.
+        options |= {"client_encoding": "utf8"}
+        return psycopg.connect(**options, autocommit=True, prepare_threshold=None)  # pyright: ignore[reportArgumentType]
     except psycopg.Error as error:
         raise DatabaseUnreachable(
             f"No connection to {name_target(parameters)}: {hide(_first_line(error), parameters)}. Check that "
