@@ -56,6 +56,16 @@ def test_a_seed_runs_again_only_when_it_has_changed(goods: None, seed_file: Any,
     assert names(ask) == "new"
 
 
+def test_folders_beside_each_other_have_one_folder_of_seeds(
+    goods: None, seed_file: Any, run: Run, ask: Ask, write: Any, folder: Path
+) -> None:
+    write("0001_t", at=folder.parent / "books", up="CREATE TABLE t (i int)")
+    seed_file("1_a.sql", "INSERT INTO goods SELECT count(*) FROM goods;")
+    done = run("seed", folders=(str(folder), str(folder.parent / "books")))
+    assert done.exit_code == 0
+    assert ask("SELECT count(*) FROM goods") == 1
+
+
 def test_a_seed_that_fails_is_rolled_back_and_those_before_it_stay(
     goods: None, seed_file: Any, run: Run, ask: Ask
 ) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from tollbook.migrate import execution, preflight, statements
 from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS
@@ -156,12 +157,17 @@ def read_mark(conn: Connection) -> str | None:
 
 
 def read(folders: Sequence[Folder]) -> list[Seed]:
-    """Return the seeds beside the folders, by folder, number and name. Raises FolderRefused."""
+    """Return the seeds beside the folders, by folder, number and name. Raises FolderRefused.
+
+    Folders that lie beside each other have the same seeds, which are the first one's.
+    """
     found: list[Seed] = []
+    places: set[Path] = set()
     for folder in folders:
-        place = folder.path.absolute().parent / FOLDER
-        if not place.is_dir():
+        place = folder.path.resolve().parent / FOLDER
+        if place in places or not place.is_dir():
             continue
+        places.add(place)
         seeds: list[tuple[int, str, Seed]] = []
         for path in list_sql(place):
             match = FILE_NAME.fullmatch(path.name)

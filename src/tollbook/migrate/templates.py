@@ -142,7 +142,7 @@ def _make(conn: Connection, url: str, folders: Sequence[Folder], project: str) -
 
 def _digest(folders: Sequence[Folder]) -> str:
     said = [
-        (one.id, one.version, one.up.checksum, one.down and one.down.checksum)
+        (one.id, one.version, *(part and part.checksum for part in (one.up, one.down, one.backfill)))
         for one in formats.read(folders)
     ]
     return hashlib.sha256(repr((history.engine_version(), said)).encode()).hexdigest()[:20]
