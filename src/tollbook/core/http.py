@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Annotated, Any, cast
 
 import psycopg
@@ -90,14 +90,17 @@ def get_database(request: Request) -> Database:
 Base = Annotated[Database, Depends(get_database)]
 
 
-def install(app: FastAPI, database: Database) -> None:
-    """Give the app its database, its problem answers, and its frame (bounds, request ids, metrics)."""
+def install(app: FastAPI, database: Database, streams: Collection[str] = ()) -> None:
+    """Give the app its database, its problem answers, and its frame (bounds, request ids, metrics).
+
+    The routes at the paths `streams` read their bodies as they come, and bound them themselves.
+    """
     app.state.database = database
     app.add_exception_handler(Refusal, cast(Any, _answer_refusal))
     app.add_exception_handler(RequestValidationError, cast(Any, _answer_invalid))
     app.add_exception_handler(psycopg.DataError, cast(Any, _answer_unstorable))
     app.add_exception_handler(HTTPException, cast(Any, _answer_http))
-    app.add_middleware(Frame, tracer=telemetry.make_tracer())
+    app.add_middleware(Frame, tracer=telemetry.make_tracer(), streams=streams)
 
 
 def answer_problem(problem: dict[str, object], headers: dict[str, str] | None = None) -> JSONResponse:
@@ -231,9 +234,12 @@ async def _answer_http(request: Request, error: HTTPException) -> Response:
 class Frame:
     """The outermost layer: a request id, the body's bound, metrics, and an answer when something breaks."""
 
-    def __init__(self, app: ASGIApp, tracer: telemetry.Tracer | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, tracer: telemetry.Tracer | None = None, streams: Collection[str] = ()
+    ) -> None:
         self.app = app
         self.tracer = tracer
+        self.streams = frozenset(streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request through the app."""
@@ -261,6 +267,9 @@ class Frame:
             _count(scope, status, time.perf_counter() - started)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in self.streams:
+            await self.app(scope, receive, send)
+            return
         try:
             body = await _read_bounded(receive)
         except BodyTooLarge as refusal:

@@ -1,17 +1,18 @@
 """The HTTP API: every book's routes on one app, with health, readiness and metrics."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from tollbook.books.payments import routes as payments
 from tollbook.books.payments.rules import compile_tolls
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.books.payments.solana.node import SolanaNode
+from tollbook.books.settlement import routes as settlement
 from tollbook.core import clock, http, journal, keys, telemetry
 from tollbook.core.chains import Chain, is_solana
 from tollbook.core.database import Database
@@ -19,6 +20,8 @@ from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, NewId, read_id, 
 from tollbook.core.keys import Key, KeyGrant
 from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
 
+# Each book, and a table that is there where its migrations were applied.
+BOOKS = {"payments": "payments.x402_payments", "settlement": "settlement.settlement_commands"}
 READ_KEYS = "keys:read"
 WRITE_KEYS = "keys:write"
 
@@ -33,8 +36,11 @@ class NewKey(BaseModel):
     expires_at: AwareDatetime | None = None
 
 
-def create_api(database_url: str, settings: PaymentsSettings | None = None) -> FastAPI:
-    """The app on this database. It opens its connections when it starts and closes them when it ends.
+def create_api(
+    database_url: str, settings: PaymentsSettings | None = None, books: Collection[str] = tuple(BOOKS)
+) -> FastAPI:
+    """The app on this database, with these books' routes. It opens its connections when it starts and
+    closes them when it ends.
 
     `settings` say what a transaction hash may buy (POST /v1/payments); by default the environment does.
     Raises WrongPaywall where they cannot work; starting it raises DatabaseUnreachable, NotMigrated.
@@ -61,10 +67,16 @@ def create_api(database_url: str, settings: PaymentsSettings | None = None) -> F
         summary="The books for x402: what was paid, what it bought, what was used.",
         lifespan=lifespan,
     )
-    http.install(app, database)
+    http.install(app, database, settlement.STREAMS)
     app.include_router(_operations)
-    app.include_router(payments.make_claims_router(tolls, chains))
-    app.include_router(payments.router)
+    app.state.tables = ["core.journal", *(BOOKS[book] for book in books)]
+    routers = {
+        "payments": [payments.make_claims_router(tolls, chains), payments.router],
+        "settlement": settlement.ROUTERS,
+    }
+    for book in books:
+        for router in routers[book]:
+            app.include_router(router)
     app.include_router(_keys)
     return app
 
@@ -80,14 +92,12 @@ async def is_alive() -> dict[str, str]:
 
 
 @_operations.get("/readyz")
-async def is_ready(database: Base) -> dict[str, str]:
+async def is_ready(request: Request, database: Base) -> dict[str, str]:
     """The database answers and the books are in it."""
     async with database.read() as tx:
         ready = await tx.value(
-            """
-            SELECT to_regclass('core.journal') IS NOT NULL
-               AND to_regclass('payments.x402_payments') IS NOT NULL
-            """
+            "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%(tables)s::text[]) AS name",
+            {"tables": request.app.state.tables},
         )
     if not ready:
         raise journal.NotMigrated

@@ -59,7 +59,7 @@ def start(wish: Wish) -> None:
         migrations.bring_up_to_date(url, wish.books, wish.settings.data_dir / BACKUP_FOLDER, teller)
         stage = _open_stage(stack, wish, teller) if wish.demo else None
         _make_admin_key(wish, url, teller)
-        sites = [Site(_make_api(url, stage), listener)]
+        sites = [Site(_make_api(wish, url, stage), listener)]
         jobs: dict[str, Coroutine[Any, Any, object]] = {"worker": _work(url)}
         teller.say("api", f"API          {wish.say_url(wish.port)}   (/docs /metrics /healthz)")
         if stage is not None and shop_listener is not None:
@@ -106,14 +106,14 @@ def _open_shop(wish: Wish, stage: demo.Stage, teller: Teller) -> Coroutine[Any, 
     return demo.Agent(url, stage, teller).run()
 
 
-def _make_api(url: str, stage: demo.Stage | None) -> Any:
+def _make_api(wish: Wish, url: str, stage: demo.Stage | None) -> Any:
     """Return the API; in a demonstration it also takes transactions of its chain as payments."""
     if stage is None:
-        return api.create_api(url)
+        return api.create_api(url, books=wish.books)
     selling = PaymentsSettings(
         routes=demo.make_routes(), payees=demo.make_payees(stage), rpc_urls={NETWORK: stage.chain.url}
     )
-    return api.create_api(url, selling)
+    return api.create_api(url, selling, wish.books)
 
 
 def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:

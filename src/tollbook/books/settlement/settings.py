@@ -30,10 +30,10 @@ class SettlementSettings(BaseSettings):
     """Environment variables TOLLBOOK_RPC_URLS, TOLLBOOK_SETTLEMENT_NETWORK and so on; tables as JSON.
 
     `rpc_urls`: {"eip155:8453": "https://…"}. `settlement_network` is the one that is meant where a command's
-    chain_id is 0. `settlement_assets`: {"base": {"ETH": {"decimals": 18}, "EURC": {"address": "0x…",
-    "decimals": 6}}}; each network's coin and USDC are known. `settlement_limits`: {"base": {"USDC": {"command": "100",
-    "payee_day": "500", "day": "10000"}}}. With `settlement_dry_run` nothing is sent: the command's error says
-    what would happen. `facilitator_key_file` holds the operator's key, which pays.
+    chain_id is 0. `settlement_assets`: {"base": {"EURC": {"address": "0x…", "decimals": 6}}}; each network's
+    coin and USDC are known. `settlement_limits`: {"base": {"USDC": {"command": "100", "payee_day": "500",
+    "day": "10000"}}}. With `settlement_dry_run` nothing is sent: the command's error says what would happen.
+    `facilitator_key_file` holds the operator's key, which pays.
     """
 
     model_config = SettingsConfigDict(
