@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from tollbook.books.payments import jobs as payments
+from tollbook.books.settlement import jobs as settlement
 from tollbook.core import idempotency, jobs, journal, services
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
@@ -13,8 +14,9 @@ JOBS: list[Job] = [
     Job("core.make_journal_partitions", "13 3 * * *", journal.make_partitions),
     Job("core.forget_answers", "37 * * * *", idempotency.forget),
     *payments.JOBS,
+    *settlement.JOBS,
 ]
-SERVICES: list[Service] = []
+SERVICES: list[Service] = [*settlement.SERVICES]
 
 
 async def run_worker(

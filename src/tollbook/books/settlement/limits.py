@@ -18,7 +18,7 @@ from tollbook.books.settlement.commands import Command
 from tollbook.books.settlement.rules import Tables, Terms
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core.chains import find_network
-from tollbook.core.database import ReadTx, WriteTx
+from tollbook.core.database import WriteTx
 from tollbook.core.errors import Refusal
 
 ALL_PAYEES = ""
@@ -71,6 +71,11 @@ def make_table(settings: SettlementSettings, tables: Tables) -> LimitTable:
     return found
 
 
+def order(terms: Terms) -> tuple[str, str, str]:
+    """The order in which everybody takes limits: two that take the same ones never wait for each other."""
+    return terms.network, terms.asset or COIN, terms.payee
+
+
 def check_command(limit: Limit | None, terms: Terms) -> None:
     """Return if one command may ask for so much. Raises LimitReached."""
     if limit is not None and limit.command is not None and terms.amount_minor > limit.command:
@@ -113,30 +118,6 @@ async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetim
     )
     await take(tx, table.get((command.network, command.asset)), terms, now=now)
     return command
-
-
-async def look(tx: ReadTx, limit: Limit | None, terms: Terms, *, now: datetime) -> None:
-    """Return if `take` would go through now. Raises LimitReached."""
-    check_command(limit, terms)
-    if limit is None:
-        return
-    rows = await tx.dicts(
-        """
-        SELECT payee, amount_minor FROM settlement.spending
-        WHERE network = %(network)s AND asset = %(asset)s AND payee IN ('', %(payee)s) AND day = %(day)s
-        """,
-        {
-            "network": terms.network, "asset": terms.asset or COIN, "payee": terms.payee,
-            "day": now.date(),
-        },
-    )  # fmt: skip
-    spent = {row["payee"]: int(row["amount_minor"]) for row in rows}
-    for payee, most in ((ALL_PAYEES, limit.day), (terms.payee, limit.payee_day)):
-        if most is not None and spent.get(payee, 0) + terms.amount_minor > most:
-            raise LimitReached(
-                f"{terms.amount_minor} minor units more would be above the day's limit, {most}; "
-                f"{spent.get(payee, 0)} of it are spent."
-            )
 
 
 async def _add(tx: WriteTx, payee: str, most: int, terms: Terms, now: datetime) -> bool:

@@ -15,6 +15,7 @@ from tollbook.core.lanes import Call
 
 GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
 PURPOSE = "command:"  # one of the lanes' LOOK_FIRST
+MARK_BYTES = 32
 MARK_PREFIX = "tollbook command "
 SELECTOR = function_signature_to_4byte_selector("transfer(address,uint256)")
 BALANCE_SELECTOR = function_signature_to_4byte_selector("balanceOf(address)")

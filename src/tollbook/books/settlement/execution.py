@@ -1,0 +1,436 @@
+"""Execution: commands become transactions, transactions become settled commands.
+
+On each network, side by side: what is validated is begun and handed to core/lanes (`send`); what was begun
+and has no transaction, because somebody died or a node refused it, is looked for on the chain and handed over
+again (`resume`); what the lanes call final is judged by its receipt (`judge`); what the chain took back is
+opened again (`reopen`); and the lanes are mended (`mend`). Every step may be killed, repeated, and done by
+many: a command's purpose is one transaction, its status moves by statements that name where it starts from.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from tollbook.books.settlement import commands, due
+from tollbook.books.settlement.due import Confirmed, Due
+from tollbook.books.settlement.looks import Lookout, Sight, read_receipts
+from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
+from tollbook.core import clock
+from tollbook.core.chains import Chain, Receipt, find_network
+from tollbook.core.database import Database, WriteTx
+from tollbook.core.errors import Refusal
+from tollbook.core.lanes import Lanes, Transaction, transactions
+from tollbook.core.lanes.node import Node
+from tollbook.core.services import rest
+
+SENT_AT_ONCE_MAX = 100
+RESUMED_AT_ONCE_MAX = 100
+JUDGED_AT_ONCE_MAX = 200
+REOPENED_AT_ONCE_MAX = 500
+OPEN_MAX = 200  # transactions of an account that wait for blocks: nodes keep few more of one
+HELD = timedelta(seconds=60)  # longer than the lanes take to submit: so long it is in one worker's hands
+SUBMIT_SECONDS_MAX = 10.0  # who took longer to get there leaves it to whoever holds it next
+WATCHED = timedelta(seconds=60)  # then one that waits for its block is looked at again
+WAIT_SECONDS_MAX = 30.0
+WATCHES_MAX = 2_000
+ATTEMPTS_MAX = 30  # of what is surely not sent, with pauses up to the longest: half an hour
+REVERTS_MAX = 6
+PAUSE_MIN, PAUSE_MAX = timedelta(seconds=1), timedelta(seconds=60)
+REHEARSED = timedelta(minutes=5)  # in a dry run, until it is rehearsed again
+IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
+MEND_SECONDS = 2.0
+LOST_SECONDS = 5.0
+STUCK_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long is waited for what: shorter in tests."""
+
+    idle_seconds: float = IDLE_SECONDS
+    mend_seconds: float = MEND_SECONDS
+    lost_seconds: float = LOST_SECONDS
+    stuck_seconds: float = STUCK_SECONDS
+    pause_min: timedelta = PAUSE_MIN
+    held: timedelta = HELD
+
+
+@dataclass(slots=True)
+class Desk:
+    """One network's desk. Close nothing of it: see `open_desk`."""
+
+    database: Database
+    network: str
+    lanes: Lanes
+    node: Node
+    purse: Purse
+    lookout: Lookout
+    pace: Pace
+    dry_run: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    _watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+
+    # Sending -----------------------------------------------------------------------------------------------
+
+    async def send(self) -> int:
+        """Begin what is validated and can be paid now, and hand it to the lanes; how many were looked at.
+
+        Raises ChainUnreachable, DatabaseUnreachable: what was begun by then is for `resume`.
+        """
+        now = clock.now()
+        async with self.database.read() as tx:
+            open_count = await due.count_open(tx, self.network, self.lanes.addresses)
+            room = min(SENT_AT_ONCE_MAX, OPEN_MAX * len(self.lanes.addresses) - open_count)
+            dues = await due.find(tx, "validated", self.network, now, room) if room > 0 else []
+        dues = [one for one in dues if not one.is_over(now)]
+        if not dues:
+            return 0
+        sights = await self.lookout.look(dues, {}, now)
+        choices = await self._choose([one for one in dues if one.command_id not in sights])
+        chosen = {one.transfer.command_id: one for one in choices}
+        began_at = time.monotonic()
+        async with self.database.write() as tx:
+            still = await due.lock(tx, dues)
+            begun = [one for one in still if await self._begin(tx, one, chosen.get(one.command_id), now)]
+        await self._submit([chosen[one.command_id] for one in begun], began_at)
+        return len(dues)
+
+    async def _choose(self, dues: Sequence[Due]) -> list[Choice]:
+        async with self.database.read() as tx:
+            bound = await due.find_bound(tx, self.network, self.lanes.addresses)
+        return await self.purse.choose([one.transfer for one in dues], bound)
+
+    async def _begin(self, tx: WriteTx, one: Due, choice: Choice | None, now: datetime) -> bool:
+        """Whether it is to be handed to the lanes: from the commit on, they may have it.
+
+        Without a choice it was paid before, and these books had forgotten it: `resume` goes on with it.
+        """
+        refusal = choice.refusal if choice else None
+        if self.dry_run:
+            says = _say_dry(choice)
+            await commands.postpone(tx, one.command_id, says, next_attempt_at=now + REHEARSED, now=now)
+        elif isinstance(refusal, TransferReverts) and one.attempts >= REVERTS_MAX:
+            await commands.refuse(tx, one.command_id, refusal.sentence, now=now)
+        elif refusal is not None:
+            await self._postpone(tx, one, refusal, now)
+        else:
+            until = now + self.pace.held if choice else now
+            return await commands.begin(tx, one.command_id, next_attempt_at=until, now=now) and bool(choice)
+        return False
+
+    async def _submit(self, choices: Sequence[Choice], began_at: float) -> None:
+        """Hand them to the lanes, all at once, and write down what became of each."""
+        if time.monotonic() - began_at > SUBMIT_SECONDS_MAX:
+            return  # this process stood still: they may be in other hands by now
+        answers = await asyncio.gather(
+            *(self.lanes.submit(one.transfer.make_call(one.sender)) for one in choices),
+            return_exceptions=True,
+        )
+        now = clock.now()
+        async with self.database.write() as tx:
+            for choice, answer in sorted(
+                zip(choices, answers, strict=True), key=lambda pair: pair[0].transfer.command_id
+            ):
+                await self._note(tx, choice, answer, now)
+        for answer in answers:
+            if isinstance(answer, Transaction):
+                self._watch(answer.transaction_id)
+
+    async def _note(
+        self, tx: WriteTx, choice: Choice, answer: Transaction | BaseException, now: datetime
+    ) -> None:
+        one = await due.get(tx, choice.transfer.command_id)
+        if (one.status, one.round) != ("executed", choice.transfer.round):
+            return
+        if isinstance(answer, Transaction):
+            await self._note_sent(tx, one, answer, now)
+        elif isinstance(answer, Refusal):  # surely not sent, or open: whoever looks next finds out
+            await self._postpone(tx, one, answer, now)
+        else:
+            raise answer
+
+    async def _note_sent(self, tx: WriteTx, one: Due, sent: Transaction, now: datetime) -> None:
+        await commands.note_sent(
+            tx,
+            one.command_id,
+            tx_hash=sent.hash,
+            transaction_id=sent.transaction_id,
+            next_attempt_at=now + WATCHED,
+            now=now,
+        )
+
+    async def _postpone(self, tx: WriteTx, one: Due, refusal: Refusal, now: datetime) -> None:
+        pause = min(self.pace.pause_min * 2 ** min(one.attempts, 10), PAUSE_MAX)
+        await commands.postpone(tx, one.command_id, refusal.sentence, next_attempt_at=now + pause, now=now)
+
+    def _watch(self, transaction_id: int) -> None:
+        """Have the lanes ask for its block, and be told; many are asked for together. Bounded: see `mend`."""
+        if len(self._watches) < WATCHES_MAX:
+            task = asyncio.create_task(self._wait(transaction_id))
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
+
+    async def _wait(self, transaction_id: int) -> None:
+        try:
+            mined = await self.lanes.wait(transaction_id, seconds_max=WAIT_SECONDS_MAX)
+        except Refusal:
+            return  # the sweeps find it
+        if mined.confirmed_at is not None:
+            self.news.set()
+
+    # Going on with what was begun --------------------------------------------------------------------------
+
+    async def resume(self) -> int:
+        """Go on with what was begun and left alone for a while; how many there were.
+
+        Raises ChainUnreachable, DatabaseUnreachable.
+        """
+        now = clock.now()
+        async with self.database.read() as tx:
+            dues = await due.find(tx, "executed", self.network, now, RESUMED_AT_ONCE_MAX)
+        if not dues:
+            return 0
+        began_at = time.monotonic()
+        async with self.database.write() as tx:
+            dues = await due.claim(tx, dues, until=now + self.pace.held, now=now)
+        async with self.database.read() as tx:
+            found = await transactions.find(tx, purposes=[one.transfer.purpose for one in dues])
+        known = {one.purpose: one for one in found}
+        unsent: list[Due] = []
+        for one in dues:
+            transaction = known.get(one.transfer.purpose)
+            if transaction is None or transaction.status in ("dropped", "reserved"):
+                unsent.append(one)
+            else:
+                await self._adopt(one, transaction, now)
+        await self._send_again(unsent, known, began_at, now)
+        return len(dues)
+
+    async def _adopt(self, one: Due, transaction: Transaction, now: datetime) -> None:
+        """It has a transaction: by the hash that it has now, which a higher fee may have changed."""
+        async with self.database.write() as tx:
+            if await due.lock(tx, [one]):
+                await self._note_sent(tx, one, transaction, now)
+        if transaction.status in ("signed", "sent"):
+            self._watch(transaction.transaction_id)
+        self.news.set()
+
+    async def _send_again(
+        self, dues: Sequence[Due], known: Mapping[str, Transaction], began_at: float, now: datetime
+    ) -> None:
+        """They have none that lives. Nothing is sent anew before the chain was looked at."""
+        if not dues:
+            return
+        sights = await self.lookout.look(dues, known, now)
+        left: list[Due] = []
+        for one in dues:
+            if one.command_id in sights:
+                await self._note_sight(one, sights[one.command_id], now)
+            elif one.attempts >= ATTEMPTS_MAX or one.is_over(now):
+                await self._give_up(one)
+            else:
+                left.append(one)
+        choices = await self._choose_again(left)
+        async with self.database.write() as tx:
+            for choice in choices:
+                if choice.refusal is not None:
+                    await self._note(tx, choice, choice.refusal, now)
+        await self._submit([one for one in choices if one.refusal is None], began_at)
+
+    async def _choose_again(self, dues: Sequence[Due]) -> list[Choice]:
+        """As `_choose`, where what they want themselves does not count as on its way."""
+        async with self.database.read() as tx:
+            bound = await due.find_bound(
+                tx, self.network, self.lanes.addresses, besides=[one.command_id for one in dues]
+            )
+        return await self.purse.choose([one.transfer for one in dues], bound)
+
+    async def _note_sight(self, one: Due, sight: Sight, now: datetime) -> None:
+        """A transaction pays it that the lanes do not know: these books were restored, or a node lied."""
+        logger.warning("%s is paid by %s, which was not sent for sure", one.command_id, sight.hash)
+        if sight.hash is not None and sight.is_final:
+            async with self.database.write() as tx:
+                if await due.lock(tx, [one]):
+                    await commands.settle(tx, one.command_id, tx_hash=sight.hash, now=now)
+
+    async def _give_up(self, one: Due) -> None:
+        """Nothing of it was sent, and nothing will be."""
+        why = "its time was over" if one.attempts < ATTEMPTS_MAX else f"it was tried {one.attempts} times"
+        async with self.database.write() as tx:
+            if await due.lock(tx, [one]):
+                last = await due.get_error(tx, one.command_id)
+                error = f"Nothing was sent, and {why}. The last time: {last or 'nothing was said'}"
+                await commands.fail(tx, one.command_id, error, now=clock.now())
+
+    # Judging -----------------------------------------------------------------------------------------------
+
+    async def judge(self) -> int:
+        """Settle what the chain shows, fail what it shows to have failed; how many of either.
+
+        Raises ChainUnreachable, DatabaseUnreachable.
+        """
+        async with self.database.read() as tx:
+            confirmed = await due.find_confirmed(tx, self.network, JUDGED_AT_ONCE_MAX)
+        if not confirmed:
+            return 0
+        receipts = await read_receipts(self.node, [one.hash for one in confirmed])
+        count = 0
+        for one, receipt in zip(confirmed, receipts, strict=True):
+            # A node that lags, or another block than the final one: look again later.
+            if receipt is not None and receipt.block_hash == one.block_hash:
+                count += await self._judge(one, receipt)
+        return count
+
+    async def _judge(self, one: Confirmed, receipt: Receipt) -> bool:
+        shown = one.due.transfer.is_shown(receipt, one.sender)
+        now, command_id = clock.now(), one.due.command_id
+        async with self.database.write() as tx:
+            if not await due.lock(tx, [one.due]) or not await due.is_final(tx, one):
+                return False
+            if shown:
+                return await commands.settle(tx, command_id, tx_hash=one.hash, now=now)
+            why = (
+                f"{one.hash} succeeded, and shows no transfer of {one.due.amount_minor} minor units to "
+                f"{one.due.payee}. See what it moved before it is tried again."
+                if receipt.succeeded
+                else f"{one.hash} was reverted: nothing was paid. See why, and try again."
+            )
+            return await commands.fail(tx, command_id, why, now=now)
+
+    async def reopen(self) -> int:
+        """Open what was settled and was taken back by the chain; how many there were.
+
+        The lanes know whether it may come back: until then it is not sent anew.
+        """
+        now = clock.now()
+        async with self.database.read() as tx:
+            lost = await due.find_taken_back(tx, self.network, REOPENED_AT_ONCE_MAX)
+        for one in lost:
+            await reopen_one(self.database, one, now)
+        return len(lost)
+
+    async def mend(self) -> int:
+        """Have the lanes look after what is not final; 0, so that there is a pause. Raises as they do."""
+        mended = await self.lanes.mend()
+        if mended.confirmed or mended.mined:
+            self.news.set()
+        return 0
+
+    # All of it ---------------------------------------------------------------------------------------------
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Do all of it until `stop` is set. What fails is logged, and tried again after a pause."""
+        pace = self.pace
+        turns: list[tuple[Callable[[], Awaitable[int]], float]] = [
+            (self.send, pace.idle_seconds),
+            (self.judge, pace.idle_seconds),
+            (self.resume, pace.idle_seconds),
+            (self.mend, pace.mend_seconds),
+            (self.reopen, pace.mend_seconds),
+        ]
+        if self.dry_run:
+            del turns[2:]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for turn, idle_seconds in turns:
+                    wake = self.news if turn == self.judge else None
+                    group.create_task(repeat(turn, stop, idle_seconds, f"{self.network}", wake=wake))
+        finally:
+            for task in self._watches:
+                task.cancel()
+            await asyncio.gather(*self._watches, return_exceptions=True)
+
+
+def _say_dry(choice: Choice | None) -> str:
+    if choice is None:
+        return "Dry run: it was paid before, and these books had forgotten it."
+    if choice.refusal is not None:
+        return f"Dry run: {choice.refusal.sentence}"
+    return f"Dry run: it would be sent from {choice.sender}."
+
+
+async def reopen_one(database: Database, one: Due, now: datetime) -> None:
+    """Open a settled command again."""
+    async with database.write() as tx:
+        why = f"{one.tx_hash} was final, and a reorganisation took it back: it is paid again."
+        if await due.lock(tx, [one]) and await commands.reopen(tx, one.command_id, why, now=now):
+            logger.error("%s: %s", one.command_id, why)
+
+
+async def repeat(
+    turn: Callable[[], Awaitable[int]],
+    stop: asyncio.Event,
+    idle_seconds: float,
+    where: str,
+    *,
+    wake: asyncio.Event | None = None,
+) -> None:
+    """Do it again and again until `stop` is set: at once where there was something, else after a pause."""
+    broken_seconds = idle_seconds
+    while not stop.is_set():
+        pause = idle_seconds
+        try:
+            if wake is not None:
+                wake.clear()
+            if await turn():
+                pause = 0.0
+            broken_seconds = idle_seconds
+        except Exception as failure:  # whatever it was, the work must go on
+            broken_seconds = pause = min(broken_seconds * 2, BROKEN_SECONDS_MAX)
+            name = getattr(turn, "__name__", "turn")
+            if isinstance(failure, Refusal):
+                logger.warning("%s on %s: %s", name, where, failure.sentence)
+            else:
+                logger.exception("%s on %s failed", name, where)
+        await _pause(stop, wake, pause)
+
+
+async def _pause(stop: asyncio.Event, wake: asyncio.Event | None, seconds: float) -> None:
+    if wake is None:
+        await rest(stop, seconds)
+        return
+    waiting = [asyncio.create_task(event.wait()) for event in (stop, wake)]
+    await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+
+
+@asynccontextmanager
+async def open_desk(
+    database: Database,
+    network: str,
+    url: str,
+    private_keys: Sequence[str],
+    *,
+    pace: Pace | None = None,
+    confirmations: int | None = None,
+    dry_run: bool = False,
+) -> AsyncGenerator[Desk]:
+    """Yield a network's desk: its CAIP-2 id, its node, and the operator's keys.
+
+    Raises SigningKeyUnusable, UnknownNetwork.
+    """
+    pace = pace or Pace()
+    depth = confirmations or find_network(network).confirmations
+    node = Node(network, url)
+    lanes = Lanes(
+        database,
+        {network: url},
+        private_keys,
+        confirmations={network: depth},
+        lost_seconds=pace.lost_seconds,
+        stuck_seconds=pace.stuck_seconds,
+    )
+    try:
+        async with lanes, Chain(network, url) as chain:
+            lookout = Lookout(chain, node, lanes.addresses, depth)
+            purse = Purse(node, lanes.addresses)
+            yield Desk(database, network, lanes, node, purse, lookout, pace, dry_run)
+    finally:
+        await node.aclose()

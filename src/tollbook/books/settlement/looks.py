@@ -1,0 +1,183 @@
+"""Looking first: what a chain shows that the operator's accounts have paid, before anything is paid anew.
+
+Books that were restored have forgotten what they paid last, and a node may have taken what it said it
+refused. Every token transfer carries its command's mark, so that it is known again. Read once, and then only
+what is new. The network's own coin carries no mark: of that, only the lanes know.
+"""
+
+import logging
+from bisect import bisect_right, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from tollbook.books.settlement.due import Due
+from tollbook.books.settlement.transfers import MARK_BYTES
+from tollbook.core.chain_logs import Event, find_block_before, find_events, pad
+from tollbook.core.chains import TRANSFER_TOPIC, Chain, Receipt, read_receipt
+from tollbook.core.errors import Refusal
+from tollbook.core.lanes import Transaction
+from tollbook.core.lanes.node import Ask, Node
+
+SAMPLES_MAX = 1_000
+CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
+FOUND_MAX = 100_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A transaction that may have paid a command, and who sent it."""
+
+    hash: str
+    sender: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a look showed of a command: the transaction that paid it, and whether no block may change that.
+
+    `hash` is None where one waits that may yet pay it.
+    """
+
+    hash: str | None
+    is_final: bool
+
+
+async def read_receipts(node: Node, hashes: Sequence[str]) -> list[Receipt | None]:
+    """The receipts; None where the node has none, or talks nonsense of one. Raises ChainUnreachable."""
+    said = await node.ask_all([Ask("eth_getTransactionReceipt", (one,)) for one in hashes])
+    return [_read_receipt(node, one, answer.result) for one, answer in zip(hashes, said, strict=True)]
+
+
+def _read_receipt(node: Node, wanted: str, answer: Any) -> Receipt | None:
+    if answer is None:
+        return None
+    try:
+        receipt = read_receipt(answer)
+    except (KeyError, TypeError, ValueError, AttributeError, Refusal):
+        receipt = None
+    if receipt is None or receipt.transaction_hash != wanted:
+        logger.warning("the node of %s has a nonsensical receipt of %s", node.network, wanted)
+        return None
+    return receipt
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was read of one token: every block from `first` to `position`."""
+
+    first: int
+    position: int
+
+
+@dataclass(slots=True)
+class Lookout:
+    """Reads what the accounts `senders` moved on one network, `depth` blocks of which may still change."""
+
+    chain: Chain
+    node: Node
+    senders: Sequence[str]
+    depth: int
+    newest: int = 0
+    _samples: list[tuple[datetime, int]] = field(default_factory=list[tuple[datetime, int]])
+    _readings: dict[str, _Reading] = field(default_factory=dict[str, _Reading])
+    _read: dict[str, int] = field(default_factory=dict[str, int])  # hashes in blocks that may still change
+    _found: dict[bytes, Trace] = field(default_factory=dict[bytes, Trace])
+
+    async def look(
+        self, dues: Sequence[Due], dropped: Mapping[str, Transaction], now: datetime
+    ) -> dict[str, Sight]:
+        """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
+
+        `dropped` are the lanes' own transactions, by purpose, which a node said it did not take.
+        Raises ChainUnreachable, ChainRefused.
+        """
+        await self._read_news(dues, now)
+        traces = {due.command_id: self._trace(due, dropped) for due in dues}
+        hashes = list({trace.hash for one in traces.values() for trace in one})
+        receipts = dict(zip(hashes, await read_receipts(self.node, hashes), strict=True))
+        waiting = await self._find_waiting([one for one, receipt in receipts.items() if receipt is None])
+        sights: dict[str, Sight] = {}
+        for due in dues:
+            for trace in traces[due.command_id]:
+                receipt = receipts[trace.hash]
+                if receipt is not None and due.transfer.is_shown(receipt, trace.sender):
+                    is_final = self.newest - receipt.block_number + 1 >= self.depth
+                    sights[due.command_id] = Sight(trace.hash, is_final)
+                elif trace.hash in waiting:
+                    sights.setdefault(due.command_id, Sight(None, is_final=False))
+        return sights
+
+    def _trace(self, due: Due, dropped: Mapping[str, Transaction]) -> list[Trace]:
+        own = dropped.get(due.transfer.purpose)
+        traces = [] if own is None else [Trace(one, own.sender) for one in own.hashes]
+        marked = self._found.get(due.transfer.mark) if due.asset is not None else None
+        return traces if marked is None else [*traces, marked]
+
+    async def _find_waiting(self, hashes: Sequence[str]) -> set[str]:
+        """Those without receipts that the node has all the same."""
+        said = await self.node.ask_all([Ask("eth_getTransactionByHash", (one,)) for one in hashes])
+        if any(answer.error for answer in said):
+            raise self.node.complain("it does not say which transactions it has")
+        known = {one for one, answer in zip(hashes, said, strict=True) if answer.result is not None}
+        if known.issuperset(hashes):
+            return known
+        marked = {trace.hash for trace in self._found.values()}
+        if not marked.isdisjoint(set(hashes) - known):  # their blocks are no more: read all of it again
+            self._readings, self._read, self._found = {}, {}, {}
+            raise self.node.complain("a transfer that it showed is gone")
+        return known
+
+    async def _read_news(self, dues: Sequence[Due], now: datetime) -> None:
+        if len(self._found) > FOUND_MAX:  # read again what still matters
+            self._readings, self._read, self._found = {}, {}, {}
+        self.newest = await self.chain.get_block_number()
+        insort(self._samples, (now, self.newest))
+        del self._samples[:-SAMPLES_MAX]
+        oldest: dict[str, datetime] = {}
+        for due in dues:
+            if due.asset is not None:
+                oldest[due.asset] = min(oldest.get(due.asset, now), due.received_at)
+        for asset, since in oldest.items():
+            await self._catch_up(asset, since)
+
+    async def _catch_up(self, asset: str, since: datetime) -> None:
+        reading = self._readings.get(asset)
+        start = await self._find_block(since)
+        if reading is None:
+            reading = self._readings[asset] = _Reading(start, start - 1)
+        if start < reading.first:
+            await self._read_blocks(asset, start, reading.first - 1)
+            reading.first = start
+        await self._read_blocks(asset, reading.position + 1, self.newest)
+        reading.position = max(reading.position, self.newest - self.depth)
+        self._read = {one: block for one, block in self._read.items() if block > self.newest - self.depth}
+
+    async def _find_block(self, since: datetime) -> int:
+        """A block that is surely not after the moment."""
+        place = bisect_right(self._samples, since, key=lambda sample: sample[0])
+        if place:
+            return self._samples[place - 1][1]
+        block = await find_block_before(self.chain, since - CLOCKS_APART_MAX, self.newest)
+        insort(self._samples, (since, block))
+        return block
+
+    async def _read_blocks(self, asset: str, first: int, last: int) -> None:
+        topics = [TRANSFER_TOPIC, [pad(sender) for sender in self.senders]]
+        events = await find_events(self.chain, [asset], topics, first, last)
+        news = {event.transaction_hash: event for event in events if event.transaction_hash not in self._read}
+        said = await self.node.ask_all([Ask("eth_getTransactionByHash", (one,)) for one in news])
+        for event, answer in zip(news.values(), said, strict=True):
+            self._note(event, answer.result)
+
+    def _note(self, event: Event, answer: Any) -> None:
+        try:
+            data = bytes.fromhex(cast(str, answer["input"]).removeprefix("0x"))
+            sender = str(answer["from"]).lower()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.chain.complain("eth_getTransactionByHash", error)
+        self._read[event.transaction_hash] = event.block_number
+        self._found[data[-MARK_BYTES:]] = Trace(event.transaction_hash, sender)
