@@ -20,6 +20,7 @@ from tollbook.migrate.statements import Statement
 from tollbook.migrate.traffic import Guard
 
 UNSAFE_NEW_ENUM_VALUE = "55P04"
+OUTSIDE_ONLY = "25001"  # a program sent what cannot run inside a transaction
 COMMITS_ITSELF = "2D000"  # a DO block or a procedure with a COMMIT in it, inside a transaction
 CUTS_MAX = 3  # a file as it stands, cut behind new values of enums, with its DO and CALL outside
 
@@ -109,6 +110,8 @@ def carry_out(
                 after_new_values = True
             elif state == COMMITS_ITSELF and apart != statements:
                 statements = apart
+            elif state == OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
+                walk.committing = True
             else:
                 raise
     raise AssertionError("each cut is made once")
@@ -144,6 +147,7 @@ class _Walk:
         self.done = progress.statements if progress else 0
         self.resumed_at = self.done if progress else -1
         self.begun = progress is not None  # whether it is on record
+        self.committing = False  # whether a program may commit what it has done
         self.opened = False  # whether the session has the script's settings
 
     def go(self, cut: Sequence[Segment], finish: Callable[[Outcome, int], T]) -> T:
@@ -212,6 +216,7 @@ class _Walk:
             self.course.pid,
             f"{opening} {begin} {role}",
             count + 1 + bool(role),
+            committing=self.committing,
         )
 
     def _run_and_keep(self, segment: Segment) -> None:

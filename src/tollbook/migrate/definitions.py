@@ -24,7 +24,7 @@ WITH foreigners AS MATERIALIZED (
     SELECT a.*, r.full_name, quote_ident(a.attname) AS name, r.relkind,
         format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attcollation <> t.typcollation
             AND a.attcollation <> 0 THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END AS type,
-        pg_get_expr(d.adbin, d.adrelid) AS expression
+        pg_get_expr(d.adbin, d.adrelid) AS expression, t.typstorage
     FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -58,6 +58,20 @@ WITH foreigners AS MATERIALIZED (
     WHERE nspacl IS NOT NULL
     UNION ALL SELECT 'TYPE', full_name, full_name, typowner, typacl, acldefault('T', typowner), oid, 0, ''
     FROM types WHERE typacl IS NOT NULL
+), defaults AS MATERIALIZED (
+    SELECT d.*, concat_ws(' ', CASE WHEN x.others THEN x.role END, s.name, lower(x.word)) AS scope, x.word,
+        x.others, concat_ws(' ', CASE WHEN x.others THEN 'FOR ROLE ' || x.role END, 'IN SCHEMA ' || s.name) AS
+        for_whom,
+        CASE WHEN s.oid IS NULL THEN acldefault(CASE defaclobjtype WHEN 'S' THEN 's' ELSE defaclobjtype END,
+            defaclrole) END AS usual
+    FROM pg_default_acl d LEFT JOIN spaces s ON s.oid = d.defaclnamespace,
+    -- Those of the role that owns the engine's own tables are the files', by whatever name it goes here.
+    LATERAL (SELECT defaclrole::regrole::text AS role, defaclrole::regrole::text <> coalesce((SELECT
+            nspowner::regrole::text FROM pg_namespace WHERE nspname = 'tollbook_migrate'),
+            quote_ident(current_user)) AS others,
+        CASE defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' WHEN 'T'
+            THEN 'TYPES' WHEN 'n' THEN 'SCHEMAS' ELSE 'LARGE OBJECTS' END AS word) x
+    WHERE s.oid IS NOT NULL OR d.defaclnamespace = 0
 )
 """
 
@@ -111,7 +125,8 @@ UNION ALL SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END,
         array_to_string(reloptions, ', ')), relowner::regrole::text
 FROM relations WHERE relkind IN ('v', 'm')
 UNION ALL SELECT 'index', r.full_name,
-    pg_get_indexdef(r.oid) || CASE WHEN i.indisvalid THEN '' ELSE ' (invalid)' END,
+    pg_get_indexdef(r.oid) || CASE WHEN i.indisvalid THEN '' WHEN r.relkind = 'I'
+        THEN ' (not yet on every partition)' ELSE ' (invalid)' END,
     CASE r.relkind WHEN 'I' THEN replace(pg_get_indexdef(r.oid), ' ON ONLY ', ' ON ')
         ELSE pg_get_indexdef(r.oid) END,
     'DROP INDEX ' || r.full_name, t.full_name, 'pg_class', r.oid, 0,
@@ -119,15 +134,18 @@ UNION ALL SELECT 'index', r.full_name,
 FROM relations r JOIN pg_index i ON i.indexrelid = r.oid JOIN relations t ON t.oid = i.indrelid
 WHERE NOT r.relispartition
   AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = r.oid AND k.contype IN ('p', 'u', 'x'))
-UNION ALL SELECT 'constraint', r.full_name || '.' || quote_ident(k.conname), pg_get_constraintdef(k.oid),
+UNION ALL SELECT 'constraint', r.full_name || '.' || quote_ident(k.conname), pg_get_constraintdef(k.oid)
+    || CASE WHEN off.enable IS NULL THEN '' ELSE ' (disabled)' END,
     format('ALTER TABLE %s ADD CONSTRAINT %I %s', r.full_name, k.conname, pg_get_constraintdef(k.oid)),
     format('ALTER TABLE %s DROP CONSTRAINT %I', r.full_name, k.conname), r.full_name, 'pg_constraint',
         k.oid, 0,
     jsonb_build_object('name', quote_ident(k.conname), 'type', k.contype, 'valid', k.convalidated,
         'generated', k.conname ~ ('^' || left(regexp_replace(r.relname, '([^[:alnum:]_])', '\\\\\\1',
             'g'), 20)
-            || '.*(_pkey|_key|_fkey|_check|_excl)[0-9]*$')), NULL
+            || '.*(_pkey|_key|_fkey|_check|_excl)[0-9]*$'), 'enable', off.enable), NULL
 FROM relations r JOIN pg_constraint k ON k.conrelid = r.oid
+CROSS JOIN LATERAL (SELECT string_agg(format('ALTER TABLE %s ENABLE TRIGGER %I', tgrelid::regclass, tgname),
+    '; ') AS enable FROM pg_trigger WHERE tgconstraint = k.oid AND tgenabled = 'D') off
 WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND k.conparentid = 0 AND k.conislocal
 UNION ALL SELECT 'sequence', r.full_name,
     format('as %s start %s increment %s range %s to %s cache %s%s', q.seqtypid::regtype, q.seqstart,
@@ -139,7 +157,8 @@ UNION ALL SELECT 'sequence', r.full_name,
     jsonb_build_object('change',
         format('ALTER SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s '
         'CACHE %s%s', r.full_name, q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax,
-        q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END)), NULL
+        q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END),
+        'owner', r.relowner::regrole::text), NULL
 FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid
 WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass
     AND d.deptype = 'i')
@@ -228,7 +247,7 @@ UNION ALL SELECT 'grant', format('%s%s %s to %s', lower(word), part, of, receive
     format('GRANT %s ON %s %s TO %s%s', listed, word, of, receiver, CASE WHEN g.is_grantable
         THEN ' WITH GRANT OPTION' ELSE '' END),
     format('REVOKE %s ON %s %s FROM %s', listed, word, of, receiver),
-    parent, 'grant', r.oid, sub, NULL, NULL
+    parent, 'grant', r.oid, sub, jsonb_build_object('to', receiver), NULL
 FROM rights r, LATERAL (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS
     receiver,
         a.is_grantable, string_agg(a.privilege_type || r.part, ', ' ORDER BY a.privilege_type) AS listed,
@@ -260,25 +279,93 @@ FROM (SELECT 'pg_collation'::regclass AS classid, oid FROM pg_collation
     UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict
     UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper
     UNION ALL SELECT 'pg_foreign_server'::regclass, oid FROM pg_foreign_server
-    UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication
     UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language) o,
 LATERAL pg_identify_object(o.classid, o.oid, 0) i
 WHERE o.oid >= 16384
   AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = o.classid AND f.objid = o.oid)
+UNION ALL SELECT 'publication', quote_ident(pubname), concat_ws(' ', CASE WHEN puballtables THEN
+    'all tables' END, (SELECT string_agg(prrelid::regclass::text, ', ' ORDER BY prrelid::regclass::text)
+        FROM pg_publication_rel WHERE prpubid = p.oid),
+    'schemas ' || (SELECT string_agg(pnnspid::regnamespace::text, ', ' ORDER BY pnnspid::regnamespace::text)
+        FROM pg_publication_namespace WHERE pnpubid = p.oid),
+    CASE WHEN pubinsert THEN 'insert' END, CASE WHEN pubupdate THEN 'update' END,
+    CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END,
+    CASE WHEN pubviaroot THEN 'via root' END), NULL, NULL, NULL, 'pg_publication', oid, 0, NULL, NULL
+FROM pg_publication p
+UNION ALL SELECT 'parameters', 'index ' || r.full_name, o.given, format('ALTER INDEX %s SET (%s)',
+    r.full_name, o.given), format('ALTER INDEX %s RESET (%s)', r.full_name, o.names), t.full_name,
+    'parameters', r.oid, 0,
+    jsonb_build_object('of', t.full_name || '.' || quote_ident(k.conname)), NULL
+FROM relations r JOIN pg_constraint k ON k.conindid = r.oid AND k.contype IN ('p', 'u', 'x')
+JOIN relations t ON t.oid = k.conrelid, LATERAL (SELECT string_agg(o, ', ') AS given,
+    string_agg(split_part(o, '=', 1), ', ') AS names FROM unnest(r.reloptions) o) o
+WHERE o.given IS NOT NULL AND NOT r.relispartition
+UNION ALL SELECT 'parameters', 'toast of ' || r.full_name, o.given, format('ALTER TABLE %s SET (%s)',
+    r.full_name, o.given), format('ALTER TABLE %s RESET (%s)', r.full_name, o.names), r.full_name,
+    'parameters', x.oid, 0, NULL, NULL
+FROM relations r JOIN pg_class x ON x.oid = r.reltoastrelid, LATERAL (SELECT string_agg('toast.' || o, ', ')
+    AS given, string_agg('toast.' || split_part(o, '=', 1), ', ') AS names FROM unnest(x.reloptions) o) o
+WHERE o.given IS NOT NULL AND r.relkind <> 'm'
+UNION ALL SELECT 'parameters', 'column ' || c.full_name || '.' || c.name, s.given,
+    format('ALTER TABLE %s %s', c.full_name, s.given), format('ALTER TABLE %s %s', c.full_name, s.taken),
+    c.full_name, 'parameters', c.attrelid, c.attnum,
+    jsonb_build_object('of', c.full_name || '.' || c.name), NULL
+FROM columns c, LATERAL (SELECT string_agg(format('ALTER %s %s', c.name, x.given), ', ') AS given,
+    string_agg(format('ALTER %s %s', c.name, x.taken), ', ') AS taken FROM (
+    SELECT 'SET STORAGE ' || w.given AS given, 'SET STORAGE ' || w.taken AS taken FROM (SELECT
+        CASE c.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
+            ELSE 'EXTENDED' END AS given,
+        CASE c.typstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN'
+            ELSE 'EXTENDED' END AS taken) w WHERE w.given <> w.taken
+    UNION ALL SELECT 'SET COMPRESSION ' || CASE c.attcompression WHEN 'l' THEN 'lz4' ELSE 'pglz' END,
+        'SET COMPRESSION default' WHERE c.attcompression <> ''
+    UNION ALL SELECT format('SET STATISTICS %s', c.attstattarget), 'SET STATISTICS -1'
+        WHERE c.attstattarget >= 0
+    UNION ALL SELECT format('SET (%s)', array_to_string(c.attoptions, ', ')), format('RESET (%s)', (SELECT
+        string_agg(split_part(o, '=', 1), ', ') FROM unnest(c.attoptions) o)) WHERE c.attoptions IS NOT NULL
+    ) x) s
+WHERE s.given IS NOT NULL AND c.relkind IN ('r', 'p')
+UNION ALL SELECT 'default privileges', format('%s to %s', d.scope, g.receiver), g.listed || g.may,
+    format('ALTER DEFAULT PRIVILEGES %s GRANT %s ON %s TO %s%s', d.for_whom, g.listed, d.word, g.receiver,
+        g.may),
+    format('ALTER DEFAULT PRIVILEGES %s REVOKE %s ON %s FROM %s', d.for_whom, g.listed, d.word, g.receiver),
+    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others), NULL
+FROM defaults d, LATERAL (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS
+        receiver, string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type) AS listed,
+        CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS may
+    FROM aclexplode(d.defaclacl) a
+    WHERE a.grantee <> d.defaclrole AND NOT EXISTS (SELECT FROM aclexplode(d.usual) u
+        WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type)
+    GROUP BY a.grantee, a.is_grantable) g
+UNION ALL SELECT 'default privileges', format('%s withheld from PUBLIC', d.scope), u.privilege_type,
+    format('ALTER DEFAULT PRIVILEGES %s REVOKE %s ON %s FROM PUBLIC', d.for_whom, u.privilege_type, d.word),
+    format('ALTER DEFAULT PRIVILEGES %s GRANT %s ON %s TO PUBLIC', d.for_whom, u.privilege_type, d.word),
+    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others), NULL
+FROM defaults d, aclexplode(d.usual) u
+WHERE u.grantee = 0 AND NOT EXISTS (SELECT FROM aclexplode(d.defaclacl) a
+    WHERE a.grantee = 0 AND a.privilege_type = u.privilege_type)
 UNION ALL SELECT 'comment', w.word || ' ' || i.identity, d.description,
     format('COMMENT ON %s %s IS %L', w.word, i.identity, d.description),
     format('COMMENT ON %s %s IS NULL', w.word, i.identity),
-    coalesce(r.full_name, k.full_name, t.full_name, u.full_name), 'comment', d.objoid, d.objsubid, NULL, NULL
+    coalesce(r.full_name, k.full_name, t.full_name, u.full_name, n.name), 'comment', d.objoid, d.objsubid,
+    jsonb_build_object('of', k.full_name || '.' || quote_ident(k.name)), NULL
 FROM pg_description d
 LEFT JOIN relations r ON d.classoid = 'pg_class'::regclass AND r.oid = d.objoid
-LEFT JOIN LATERAL (SELECT x.full_name FROM pg_constraint c JOIN relations x ON x.oid = c.conrelid
-    WHERE d.classoid = 'pg_constraint'::regclass AND c.oid = d.objoid) k ON true
+LEFT JOIN LATERAL (SELECT x.full_name, p.name FROM (
+        SELECT conrelid, conname FROM pg_constraint WHERE d.classoid = 'pg_constraint'::regclass
+            AND oid = d.objoid
+        UNION ALL SELECT tgrelid, tgname FROM pg_trigger WHERE d.classoid = 'pg_trigger'::regclass
+            AND oid = d.objoid
+        UNION ALL SELECT polrelid, polname FROM pg_policy WHERE d.classoid = 'pg_policy'::regclass
+            AND oid = d.objoid) p (oid, name)
+    JOIN relations x ON x.oid = p.oid) k ON true
+LEFT JOIN spaces n ON d.classoid = 'pg_namespace'::regclass AND n.oid = d.objoid AND n.name <> 'public'
 LEFT JOIN types t ON d.classoid = 'pg_type'::regclass AND t.oid = d.objoid
 LEFT JOIN routines u ON d.classoid = 'pg_proc'::regclass AND u.oid = d.objoid,
 LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i,
 LATERAL (SELECT upper(CASE WHEN i.type LIKE '% column' THEN 'column'
     WHEN i.type IN ('table constraint', 'domain constraint') THEN 'constraint' ELSE i.type END) AS word) w
-WHERE coalesce(r.oid, t.oid, u.oid) IS NOT NULL OR k.full_name IS NOT NULL
+WHERE coalesce(r.oid, t.oid, u.oid, n.oid) IS NOT NULL OR k.full_name IS NOT NULL
 ) AS objects
 """
 )

@@ -1,5 +1,6 @@
 """Where a live database differs from what its applied migrations make, and the SQL to reconcile it."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from tollbook.migrate.catalog import Catalog, Object
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder, Migration
 from tollbook.migrate.history import Applied
-from tollbook.migrate.objects import KINDS_SHOWN, Count
+from tollbook.migrate.objects import KINDS_SHOWN, Count, Promise
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.reconcile import Side, reconcile
 from tollbook.migrate.replay import NotReplayable, Stage
@@ -25,6 +26,15 @@ UNSOUND = {
     "constraint": ("NOT VALID", "is not validated"),
     "trigger": ("(disabled)", "is disabled"),
     "column": ("(not valid)", "has a NOT NULL that is not validated"),
+}
+
+OWNED = {
+    "schema": "SCHEMA",
+    "type": "TYPE",
+    "table": "TABLE",
+    "view": "VIEW",
+    "materialized view": "MATERIALIZED VIEW",
+    "function": "ROUTINE",
 }
 
 
@@ -87,8 +97,9 @@ def compare(
 ) -> Drift:
     """Do the same in an open session and on a throw-away server that is there."""
     applied = order(migrations, standing)
-    path = _read_path(conn)
-    target = stage.make(path=path)
+    made = {one.name for each in standing.applied for one in each.promised if one.kind == "schema"}
+    path, there = _read_path(conn)
+    target = stage.make(path=path, schemas=[schema for schema in there if schema not in made])
     admit(stage, applied, conn)
     replay.play(target, applied, stage.listen)
     stage.listen(Event("comparing", "Comparing the catalogs."))
@@ -126,9 +137,16 @@ def admit(stage: Stage, migrations: Sequence[Migration], conn: Connection | None
     stage.admit(sorted(named - made))
 
 
-def _read_path(conn: Connection) -> str:
-    row = conn.execute("SELECT current_setting('search_path')").fetchone()
-    return str(row[0]) if row and row[0] else "public"
+def _read_path(conn: Connection) -> tuple[str, list[str]]:
+    """Return the search path, with the user's own schema by name, and its schemas that are there."""
+    row = conn.execute(
+        """SELECT CASE WHEN to_regnamespace(quote_ident(current_user)) IS NULL THEN p.path
+                ELSE replace(p.path, '"$user"', quote_ident(current_user)) END,
+            current_schemas(false)::text[]
+        FROM (SELECT current_setting('search_path') AS path) AS p"""
+    ).fetchone()
+    assert row is not None
+    return str(row[0]), list(row[1])
 
 
 def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tuple[Side, Side, list[str]]:
@@ -138,6 +156,10 @@ def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tu
     notes += _drop_partitions(have, want)
     _match_names(have, want)
     _reprint(have, want, there)
+    _drop_rights_of_owners(have, want)
+    for key in [key for key, one in have.items() if one.facts.get("others") and key not in want]:
+        del have[key]  # what the things will be given that roles make whom the files do not speak of
+    _add_owners(have, want, there.info.user)
     return Side(have, live.needs), Side(want, wanted.needs), notes
 
 
@@ -145,23 +167,35 @@ def _drop_others(have: Catalog, want: Catalog, elsewhere: Sequence[Applied]) -> 
     """Leave out the tables in which tools keep their histories, and what other folders' migrations made."""
     tools = {keeper.table for keeper in foreign.KEEPERS}
     schemas = {table.partition(".")[0] for table in tools if "." in table}
-    others = {str(promise) for one in elsewhere for promise in one.promised}
-    others |= {
-        promise.name or "" for one in elsewhere for promise in one.promised if promise.kind == "schema"
-    }
+    others = {_strip(_name(promise)) for one in elsewhere for promise in one.promised}
     names = {
         one.name
         for key, one in have.items()
         if key not in want
         and (
-            one.name in others or one.name.partition(".")[2] in tools or one.name.partition(".")[0] in schemas
+            _strip(one.name) in others
+            or one.name.partition(".")[2] in tools
+            or one.name.partition(".")[0] in schemas
         )
     }
+    owned = [one for one in have.values() if one.kind == "sequence owner"]
+    names |= {one.name for one in owned if one.definition.rpartition(".")[0] in names}
     for key, one in [*have.items()]:
         if key not in want and (one.name in names or one.parent in names):
             del have[key]
     told = [f"{len(elsewhere)} migrations of other folders are applied; what they made is left out."]
     return told if elsewhere else []
+
+
+def _name(promise: Promise) -> str:
+    if promise.kind == "trigger":
+        return f"{promise.schema}.{promise.on}.{promise.name}"
+    return str(promise)
+
+
+def _strip(name: str) -> str:
+    """Return a name without its quotes and arguments, which a promise writes otherwise than the catalog."""
+    return name.partition("(")[0].replace('"', "")
 
 
 def _drop_partitions(have: Catalog, want: Catalog) -> list[str]:
@@ -201,8 +235,21 @@ def _match_names(have: Catalog, want: Catalog) -> None:
             None,
         )
         if twin is not None:
+            _drop_parts(have, want, twin.name, one.name)
             del have[twin.key]
             del want[one.key]
+
+
+def _drop_parts(have: Catalog, want: Catalog, name: str, wanted: str) -> None:
+    """Leave out comments and parameters that are the same but for the name of their constraint."""
+    parts = [
+        [one for one in side.values() if one.facts.get("of") == of]
+        for side, of in ((have, name), (want, wanted))
+    ]
+    for one, other in itertools.product(*parts):
+        if (one.kind, one.definition) == (other.kind, other.definition):
+            del have[one.key]
+            del want[other.key]
 
 
 def _reprint(have: Catalog, want: Catalog, there: Connection) -> None:
@@ -213,6 +260,37 @@ def _reprint(have: Catalog, want: Catalog, there: Connection) -> None:
             text = _print_anew(there, one.facts["query"])
             same = text == other.facts["query"] and one.facts["options"] == other.facts["options"]
             have[key] = replace(one, definition=other.definition) if same else one
+
+
+def _drop_rights_of_owners(have: Catalog, want: Catalog) -> None:
+    """Leave out rights of an owner's own: who owns a thing is another there, and has them all."""
+    for side, other in ((have, want), (want, have)):
+        owners = {one.name: one.facts.get("owner", one.owner) for one in other.values()}
+        owners = {name: {owner} for name, owner in owners.items() if owner}
+        anybody = set[str]().union(*owners.values())
+        names = {one.name for one in side.values()}
+        for key, one in [*side.items()]:
+            # The sequence of an identity column is no object of its own.
+            others = anybody if one.parent not in names else set[str]()
+            if one.kind == "grant" and one.facts.get("to") in owners.get(one.parent or "", others):
+                del side[key]
+
+
+def _add_owners(have: Catalog, want: Catalog, ours: str) -> None:
+    """Compare owners that the files give. Who owns the rest is whoever ran them, which may be anybody."""
+    given = [one for one in want.values() if one.owner not in (None, ours) and one.kind in OWNED]
+    for one in given:
+        if not (one.owner or "").startswith("pg_"):
+            for side in (have, want):
+                if found := side.get(one.key):
+                    owner = _make_owner(found)
+                    side[owner.key] = owner
+
+
+def _make_owner(one: Object) -> Object:
+    text = f"ALTER {OWNED[one.kind]} {one.name} OWNER TO {one.owner}"
+    place = ("owner", *one.place[1:])
+    return Object("owner", f"{one.kind} {one.name}", one.owner or "", text, None, one.name, place)
 
 
 def _print_anew(there: Connection, query: str) -> str | None:

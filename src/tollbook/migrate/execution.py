@@ -116,7 +116,14 @@ class Outcome:
 
 
 def perform(
-    conn: Connection, prepared: Prepared, segment: Segment, pid: int, opening: str, opening_count: int
+    conn: Connection,
+    prepared: Prepared,
+    segment: Segment,
+    pid: int,
+    opening: str,
+    opening_count: int,
+    *,
+    committing: bool = False,
 ) -> Outcome:
     """Run a segment in the transaction that `opening` begins, leaving it uncommitted.
 
@@ -136,19 +143,20 @@ def perform(
         opening_count,
         after + write(conn, questions),
     )
-    results = _run_program(conn, sql) if prepared.migration.up.program else run(conn, sql)
+    program = prepared.migration.up.program
+    results = _run_program(conn, sql, committing=committing) if program else run(conn, sql)
     said = results[len(results) - len(questions) - 1]
     check_pid(int(said.get_value(0, 0) or b"0"), pid)
     path = tuple(json.loads(said.get_value(0, 1) or b"[]"))
     return Outcome(path, gather(load(conn, results[len(results) - len(questions) :])))
 
 
-def _run_program(conn: Connection, sql: Sql) -> list[PGresult]:
+def _run_program(conn: Connection, sql: Sql, *, committing: bool) -> list[PGresult]:
     """Run what is no SQL between what stands before and after it. Raises StatementFailed."""
     assert sql.script.program is not None
     command(conn, sql.before)
     try:
-        sql.script.program(conn)
+        sql.script.program(conn, committing)
     except Exception as error:  # it is a program of the user's: anything may be raised
         cause = getattr(error, "orig", None) or error
         state = cause.sqlstate if isinstance(cause, psycopg.Error) else None

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.files import Migration
-from tollbook.migrate.formats import flyway, graphile
+from tollbook.migrate.formats import drizzle, flyway, graphile
 from tollbook.migrate.session import Connection
 
 
@@ -66,7 +66,7 @@ def _has(conn: Connection, keeper: Keeper) -> bool:
 
 
 def _number(migration: Migration) -> str:
-    return re.sub(r"\D", "", migration.version.partition("_")[0]).lstrip("0") or "0"
+    return _digits(migration).lstrip("0") or "0"
 
 
 def _digits(migration: Migration) -> str:
@@ -275,6 +275,60 @@ def _write_nothing(conn: Connection, migrations: Sequence[Migration]) -> None:
     )
 
 
+def _find_time(migration: Migration) -> str:
+    path = migration.up.path.parent
+    return str(drizzle.read_times(path).get(migration.label)) if drizzle.recognise(path) else ""
+
+
+def _read_drizzle(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT created_at::text, hash FROM drizzle.__drizzle_migrations ORDER BY created_at")
+    return [Kept(time, hash_) for time, hash_ in rows]
+
+
+def _write_drizzle(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO drizzle.__drizzle_migrations (hash, created_at) VALUES (%(hash)s, %(time)s)",
+            {"hash": _digest("sha256")(one)[0], "time": int(_find_time(one))},
+        )
+
+
+def _read_supabase(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version FROM supabase_migrations.schema_migrations ORDER BY version")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_supabase(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            """INSERT INTO supabase_migrations.schema_migrations (version, name)
+            VALUES (%(version)s, %(name)s)""",
+            {"version": _digits(one), "name": one.label.partition("_")[2]},
+        )
+
+
+def _read_sql_migrate(conn: Connection) -> list[Kept]:
+    return [Kept(row[0]) for row in conn.execute("SELECT id FROM gorp_migrations ORDER BY id")]
+
+
+def _write_sql_migrate(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO gorp_migrations (id, applied_at) VALUES (%(id)s, now())", {"id": one.up.path.name}
+        )
+
+
+def _read_node(conn: Connection) -> list[Kept]:
+    return [Kept(row[0]) for row in conn.execute("SELECT name FROM pgmigrations ORDER BY id")]
+
+
+def _write_node(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO pgmigrations (name, run_on) VALUES (%(name)s, now())", {"name": one.up.path.stem}
+        )
+
+
 def _columns(*names: str) -> frozenset[str]:
     return frozenset(names)
 
@@ -332,6 +386,22 @@ KEEPERS: tuple[Keeper, ...] = (
     Keeper(
         "Diesel", "__diesel_schema_migrations", _columns("version", "run_on"),
         _read_diesel, _dateless, _none, _write_diesel,
+    ),
+    Keeper(
+        "Drizzle", "drizzle.__drizzle_migrations", _columns("hash", "created_at"),
+        _read_drizzle, _find_time, _digest("sha256"), _write_drizzle,
+    ),
+    Keeper(
+        "Supabase", "supabase_migrations.schema_migrations", _columns("version", "name"),
+        _read_supabase, _digits, _none, _write_supabase,
+    ),
+    Keeper(
+        "sql-migrate", "gorp_migrations", _columns("id", "applied_at"),
+        _read_sql_migrate, lambda one: one.up.path.name, _none, _write_sql_migrate,
+    ),
+    Keeper(
+        "node-pg-migrate", "pgmigrations", _columns("name", "run_on"),
+        _read_node, lambda one: one.up.path.stem, _none, _write_node,
     ),
     Keeper(
         "Sqitch", "sqitch.changes", _columns("change_id", "change"),

@@ -26,7 +26,10 @@ RANKS = (
     "trigger",
     "event trigger",
     "policy",
+    "owner",
+    "default privileges",
     "grant",
+    "parameters",
     "comment",
 )
 REPLACED = (  # dropped and made again where they differ: no data is in them
@@ -41,9 +44,22 @@ REPLACED = (  # dropped and made again where they differ: no data is in them
     "event trigger",
     "policy",
     "grant",
+    "default privileges",
+    "parameters",
     "function",
 )
 FOLLOWERS = tuple(kind for kind in REPLACED if kind not in ("index", "domain constraint", "grant"))
+WHOLES = (
+    "schema",
+    "type",
+    "sequence",
+    "function",
+    "table",
+    "column",
+    "constraint",
+    "view",
+    "materialized view",
+)
 BY_HAND = "-- By hand: "
 
 Needs = Mapping[Place, set[Place]]
@@ -84,7 +100,9 @@ def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ..
     made = [
         key
         for key in wanted.objects
-        if key not in live.objects or key in replaced or wanted.objects[key].parent in gone
+        if key not in live.objects
+        or key in replaced
+        or not gone.isdisjoint(_list_wholes(wanted.objects[key]))
     ]
     remade = {key for key in replaced if key not in wanted.objects}
     remade |= {key for key, one in live.objects.items() if one.parent in gone and key not in wanted.objects}
@@ -196,7 +214,9 @@ def _names(options: Iterable[str]) -> set[str]:
 
 
 def _change_constraint(have: Object, want: Object, work: _Work) -> None:
-    if have.definition == f"{want.definition} NOT VALID":
+    if have.definition == f"{want.definition} (disabled)":
+        work.altered.append(f"{have.facts['enable']};")
+    elif have.definition == f"{want.definition} NOT VALID":
         work.altered.append(f"ALTER TABLE {want.parent} VALIDATE CONSTRAINT {want.facts['name']};")
     else:
         work.replaced.add(want.key)
@@ -214,6 +234,10 @@ def _change_function(have: Object, want: Object, work: _Work) -> None:
         work.altered.append(f"{want.make};")
     else:
         work.replaced.add(want.key)
+
+
+def _change_publication(have: Object, want: Object, work: _Work) -> None:
+    work.left.append(f"{BY_HAND}publication {want.name}: {have.definition} → {want.definition}")
 
 
 def _change_sequence(have: Object, want: Object, work: _Work) -> None:
@@ -260,6 +284,7 @@ CHANGES: Mapping[str, Callable[[Object, Object, _Work], None]] = {
     "function": _change_function,
     "sequence": _change_sequence,
     "type": _change_type,
+    "publication": _change_publication,
 }
 
 
@@ -293,11 +318,10 @@ def _order(keys: set[Key], side: Side) -> list[Key]:
     """Return the objects so that each comes after what it needs; what needs itself in a ring, by its rank."""
     objects = side.objects
     by_place = {objects[key].place: key for key in keys}
-    tables = {key[1]: key for key in keys if key[0] in ("table", "view", "materialized view")}
+    wholes = {key[1]: key for key in keys if key[0] in WHOLES}
     before: dict[Key, set[Key]] = {key: set() for key in keys}
     for key in keys:
-        if parent := tables.get(objects[key].parent or ""):
-            before[key].add(parent)
+        before[key] |= {wholes[name] for name in _list_wholes(objects[key]) if name in wholes}
     for place, needed in side.needs.items():
         key = by_place.get(place) or _whole(place, by_place)
         for one in needed:
@@ -305,6 +329,11 @@ def _order(keys: set[Key], side: Side) -> list[Key]:
             if key is not None and other is not None and key != other:
                 before[key].add(other)
     return _sort(before)
+
+
+def _list_wholes(one: Object) -> list[str]:
+    """Return the names of what an object is a part of, and goes with."""
+    return [name for name in (one.parent, one.facts.get("of")) if name]
 
 
 def _whole(place: Place, by_place: Mapping[Place, Key]) -> Key | None:

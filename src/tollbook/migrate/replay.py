@@ -11,9 +11,9 @@ from pglast.enums import RoleSpecType
 from psycopg import sql
 
 from tollbook.embedded.errors import EmbeddedServerFailed
-from tollbook.migrate import history, preflight, statements
+from tollbook.migrate import backfill, history, preflight, statements
 from tollbook.migrate import shadow as shadows
-from tollbook.migrate.course import Course, carry_out
+from tollbook.migrate.course import Course, carry_out, carry_out_and_keep
 from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
@@ -39,15 +39,17 @@ class Stage:
     listen: Listener
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
-    def make(self, *, path: str = PATH_DEFAULT, template: str | None = None) -> str:
-        """Return the address of a new database; `template` is the address of one to copy."""
+    def make(
+        self, *, path: str = PATH_DEFAULT, schemas: Sequence[str] = (), template: str | None = None
+    ) -> str:
+        """Return the address of a new database with these schemas; `template` is that of one to copy."""
         name = f"stage_{next(self._numbers)}"
         like = _name(template) if template else "template0"
         with connected(self.admin_url) as conn:
             conn.execute(_compose("CREATE DATABASE {} TEMPLATE {}", name, like))
         url = self.admin_url.replace(f"/{_name(self.admin_url)}?", f"/{name}?", 1)
         if path != PATH_DEFAULT:
-            _set_path(url, name, path)
+            _set_path(url, name, path, schemas)
         return url
 
     def admit(self, roles: Sequence[str]) -> None:
@@ -67,15 +69,11 @@ def _name(url: str) -> str:
     return url.split("?")[0].rpartition("/")[2]
 
 
-def _set_path(url: str, name: str, path: str) -> None:
+def _set_path(url: str, name: str, path: str, schemas: Sequence[str]) -> None:
     with connected(url) as conn:
-        conn.execute(
-            f"{_compose('ALTER DATABASE {} SET search_path', name).as_string(conn)} = {path}".encode()
-        )
-    with connected(url) as conn:  # what the target's path names was made by whoever set the path
-        row = conn.execute("SELECT current_setting('search_path')").fetchone()
-        wanted = (one.strip().strip('"') for one in (row[0] if row else "").split(","))
-        for schema in (one for one in wanted if one and one != "$user" and not one.startswith("pg_")):
+        conn.execute("SELECT set_config('search_path', %(path)s, false)", {"path": path})
+        conn.execute(_compose("ALTER DATABASE {} SET search_path FROM CURRENT", name))
+        for schema in schemas:
             conn.execute(_compose("CREATE SCHEMA IF NOT EXISTS {}", schema))
 
 
@@ -142,6 +140,8 @@ def _carry(course: Course, one: Prepared, direction: str) -> None:
     migration, conn = one.migration, course.conn
 
     def finish(outcome: Outcome, done: int) -> None:
+        if one.backfill:
+            history.end_backfill(conn, migration)
         if done:
             history.forget_progress(conn, migration.folder, migration.version)
         if direction == "up" and not migration.repeatable:
@@ -151,8 +151,12 @@ def _carry(course: Course, one: Prepared, direction: str) -> None:
             _forget(conn, migration)
         conn.execute("COMMIT")
 
+    progress = None
     try:
-        carry_out(course, one, None, direction, finish)
+        if one.backfill:
+            progress = carry_out_and_keep(course, one, None)
+            backfill.run(course, migration, one.backfill)
+        carry_out(course, one, progress, direction, finish)
     except MigrateError as error:
         raise NotReplayable(
             f"{migration.id} cannot be carried out on a throw-away server ({direction}): {error.sentence}",

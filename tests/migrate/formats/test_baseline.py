@@ -14,11 +14,13 @@ from .test_formats import (
     ALEMBIC,
     DBMATE,
     DIESEL,
+    DRIZZLE,
     FLYWAY,
     GOLANG,
     GOOSE,
     PRISMA,
     SQITCH,
+    SQL_MIGRATE,
     SQLX,
     Files,
     lay,
@@ -99,6 +101,34 @@ def _sqitch(folder: Path) -> str:
         committed_at timestamptz DEFAULT now()); INSERT INTO sqitch.changes VALUES ('abc', 'init')"""
 
 
+def _drizzle(folder: Path) -> str:
+    checksum = _sum("sha256", folder, "0000_calm_hulk.sql")
+    return f"""CREATE SCHEMA drizzle; CREATE TABLE drizzle.__drizzle_migrations (id serial PRIMARY KEY,
+        hash text NOT NULL, created_at bigint);
+        INSERT INTO drizzle.__drizzle_migrations (hash, created_at) VALUES ('{checksum}', 1700000000000)"""
+
+
+def _sql_migrate(folder: Path) -> str:
+    return """CREATE TABLE gorp_migrations (id text PRIMARY KEY, applied_at timestamptz);
+        INSERT INTO gorp_migrations VALUES ('20240102_init.sql', now())"""
+
+
+def _supabase(folder: Path) -> str:
+    return """CREATE SCHEMA supabase_migrations; CREATE TABLE supabase_migrations.schema_migrations (
+        version text PRIMARY KEY, statements text[], name text);
+        INSERT INTO supabase_migrations.schema_migrations VALUES ('20240102120000', '{}', 'init')"""
+
+
+def _node(folder: Path) -> str:
+    return """CREATE TABLE pgmigrations (id serial PRIMARY KEY, name varchar(255) NOT NULL,
+        run_on timestamp NOT NULL);
+        INSERT INTO pgmigrations (name, run_on) VALUES ('20240102120000_init', now())"""
+
+
+PLAIN = {
+    "20240102120000_init.sql": "CREATE TABLE a (i int);",
+    "20240103120000_j.sql": "ALTER TABLE a ADD j int",
+}
 TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "SQLx": (SQLX, _sqlx),
     "Prisma": (PRISMA, _prisma),
@@ -110,6 +140,10 @@ TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "Diesel": (DIESEL, _diesel),
     "Alembic": (ALEMBIC, _alembic),
     "Sqitch": (SQITCH, _sqitch),
+    "Drizzle": (DRIZZLE, _drizzle),
+    "sql-migrate": (SQL_MIGRATE, _sql_migrate),
+    "Supabase": (PLAIN, _supabase),
+    "node-pg-migrate": (PLAIN, _node),
 }
 
 

@@ -86,6 +86,45 @@ SQITCH: Files = {
 }
 
 
+DRIZZLE: Files = {
+    "0000_calm_hulk.sql": TABLE + "--> statement-breakpoint\nCREATE INDEX a_i ON a USING btree (i);",
+    "0001_b_merged_later.sql": "ALTER TABLE a RENAME k TO j;",
+    "0001_a_left_behind.sql": "DROP TABLE a;",
+    "0001_first_of_its_number.sql": "ALTER TABLE a ADD k int;",
+    "meta/_journal.json": (
+        '{"version": "7", "dialect": "postgresql", "entries": ['
+        '{"idx": 0, "when": 1700000000000, "tag": "0000_calm_hulk", "breakpoints": true},'
+        '{"idx": 1, "when": 1700000000001, "tag": "0001_first_of_its_number", "breakpoints": true},'
+        '{"idx": 2, "when": 1700000000002, "tag": "0001_b_merged_later", "breakpoints": true}]}'
+    ),
+}
+SQL_MIGRATE: Files = {
+    "20240102_init.sql": f"-- +migrate Up\n{TABLE}\n-- +migrate Down\nDROP TABLE a;\n",
+    "20240103_more.sql": (
+        "-- +migrate Up notransaction\n-- +migrate StatementBegin\n"
+        "DO $$ BEGIN ALTER TABLE a ADD j int; END $$\n"
+        "-- +migrate StatementEnd\nCREATE INDEX CONCURRENTLY a_j ON a (j);\n"
+        "-- +migrate Down\nALTER TABLE a DROP j;\n"
+    ),
+}
+TERN: Files = {
+    "001_init.sql": f"{TABLE}\n---- create above / drop below ----\n\nDROP TABLE a;\n",
+    "002_more.sql": "ALTER TABLE a ADD j int;\n",
+}
+POSTGRATOR: Files = {
+    "001.do.init.sql": TABLE,
+    "001.undo.init.sql": "DROP TABLE a;",
+    "002.do.sql": "ALTER TABLE a ADD j int;",
+    "002.undo.sql": "ALTER TABLE a DROP j;",
+}
+JOINED: Files = {
+    "20240102_01-init-up.sql": TABLE,
+    "20240102_01-init-down.sql": "DROP TABLE a;",
+    "20240102_02_scale_up.sql": "ALTER TABLE a ADD j int;",
+    "20240102_02_scale_up_down.sql": "ALTER TABLE a DROP j;",
+}
+
+
 ALEMBIC: Files = {
     "alembic.ini": "[alembic]\nscript_location = %(here)s/db\n",
     "db/env.py": "raise RuntimeError('the engine does not run this')\n",
@@ -134,9 +173,15 @@ FOLDERS: dict[str, tuple[str, Files]] = {
     "goose": ("goose", GOOSE),
     "Flyway": ("flyway", FLYWAY),
     "Sqitch": ("sqitch", SQITCH),
+    "Drizzle": ("drizzle", DRIZZLE),
+    "sql-migrate": ("goose", SQL_MIGRATE),
+    "tern": ("native", TERN),
+    "Postgrator": ("native", POSTGRATOR),
+    "up and down in the name": ("native", JOINED),
     "graphile-migrate": ("graphile", make_graphile()),
 }
-REVERSIBLE = ("Alembic", "SQLx", "golang-migrate", "Diesel", "dbmate", "goose", "Sqitch")
+REVERSIBLE = ("Alembic", "SQLx", "golang-migrate", "Diesel", "dbmate", "goose", "Sqitch", "sql-migrate")
+ALSO_REVERSIBLE = ("Postgrator", "up and down in the name")
 
 
 def lay(folder: Path, files: Files) -> None:
@@ -163,7 +208,7 @@ def test_a_folder_is_recognised_and_applied_unchanged(
     assert apply().exit_code == 0
 
 
-@pytest.mark.parametrize("tool", REVERSIBLE, indirect=True)
+@pytest.mark.parametrize("tool", REVERSIBLE + ALSO_REVERSIBLE, indirect=True)
 def test_its_way_back_is_found(tool: str, folder: Path, apply: Apply, run: Any, ask: Any) -> None:
     apply()
     result = run("revert", "--auto", "--skip-backup", "--steps", "9")
@@ -219,8 +264,7 @@ def test_a_reworked_change_of_sqitch_keeps_its_first_script(folder: Path) -> Non
     ("files", "word"),
     [
         (DBMATE | {"20240104120000_c.sql": "SELECT 1;\n-- migrate:up\nSELECT 1;"}, "before `-- migrate:up`"),
-        (GOOSE | {"00003_x.go": "package x"}, "program in Go"),
-        (GOOSE | {"00003_x.sql": "-- +goose Up\n-- +goose ENVSUB ON\nSELECT 1;"}, "ENVSUB ON"),
+        (GOOSE | {"00003_x.sql": "-- +goose Up -- x\n-- +goose Up\nSELECT 1;"}, "no annotation"),
         (PRISMA | {"migration_lock.toml": 'provider = "mysql"'}, "not for PostgreSQL"),
         (PRISMA | {"20240104120000_c/other.sql": ""}, "no migration.sql"),
         (FLYWAY | {"V1.2.0__again.sql": "SELECT 1"}, "same version"),
@@ -238,6 +282,30 @@ def test_what_cannot_be_run_as_its_tool_would_is_refused_by_name(
     lay(folder, files)
     with pytest.raises(FolderRefused, match=word):
         formats.read([Folder("shop", folder)])
+
+
+@pytest.mark.parametrize(
+    ("names", "versions"),
+    [
+        (["00.05.00_02_b.sql", "00.05.00_10_c.sql", "00.05.00_01_a.sql"], ["0.5.0.1", "0.5.0.2", "0.5.0.10"]),
+        (["20240102_130000_b.sql", "20240102_090000_a.sql"], ["20240102.90000", "20240102.130000"]),
+        (["2024-01-02-2-b.sql", "2024-01-02-1-a.sql"], ["20240102.1", "20240102.2"]),
+        (["0001_2024_report.sql", "0002_scale_up.sql"], ["1", "2"]),
+    ],
+)
+def test_a_number_within_a_day_or_a_release_is_part_of_the_version(
+    folder: Path, names: list[str], versions: list[str]
+) -> None:
+    lay(folder, dict.fromkeys(names, "SELECT 1"))
+    assert [one.version for one in formats.read([Folder("shop", folder)])] == versions
+
+
+def test_a_program_between_the_files_is_not_left_out_in_silence(folder: Path, apply: Apply) -> None:
+    lay(
+        folder,
+        {"001_a.sql": TABLE, "002_b.py": "", "003_c.sql": "SELECT 1", "003_c.py": "", "004_test.sql": ""},
+    )
+    assert "002_b.py" in apply().output
 
 
 def test_an_error_has_its_place_in_a_file_of_several_parts(folder: Path, apply: Apply) -> None:

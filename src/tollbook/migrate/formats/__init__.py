@@ -5,13 +5,25 @@ from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, WrongUsage
 from tollbook.migrate.files import FOLDER_NAME, Folder, Migration
-from tollbook.migrate.formats import alembic, dbmate, diesel, flyway, goose, graphile, native, prisma, sqitch
+from tollbook.migrate.formats import (
+    alembic,
+    dbmate,
+    diesel,
+    drizzle,
+    flyway,
+    goose,
+    graphile,
+    native,
+    prisma,
+    sqitch,
+)
 
 # In this order a folder is asked what it is: the most particular first.
 FORMATS = {
     "alembic": alembic,
     "sqitch": sqitch,
     "graphile": graphile,
+    "drizzle": drizzle,
     "prisma": prisma,
     "diesel": diesel,
     "flyway": flyway,

@@ -1,63 +1,163 @@
-"""Alembic: revisions in Python, rendered to SQL by its own library, or run by it where they ask questions.
+"""Alembic: revisions in Python, found by its own library; what they do is in revisions.py.
 
-env.py is not run: it says how an application connects, which here is the engine's to say.
+env.py says how an application connects, which here is the engine's to say: it is only asked what it gives
+`context.configure`, for the names that the application's naming convention gives to constraints.
 """
 
-import hashlib
-import io
-import logging
+import configparser
+import os
+import re
 import sys
-from collections.abc import Callable
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tollbook.migrate.errors import FolderRefused, Place
-from tollbook.migrate.files import Folder, Migration, Script, read_script
+from tollbook.migrate.files import Folder, Migration
+from tollbook.migrate.formats import revisions
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from alembic.script import Script as Revision
     from alembic.script import ScriptDirectory
 
 INSTALL = "Alembic's folders need its library: pip install 'tollbook[alembic]'."
+SETTINGS = "alembic.ini"
+PROJECT = "pyproject.toml"
+ABOVE_MAX = 4  # so many folders above it, an application's root is looked for
+MARKS = re.compile(r"(?m)^(?:revision, *)?down_revision\b[^=\n]*=")
+OURS = ("postgresql", "postgres", "pg")
 
 
 def recognise(path: Path) -> bool:
-    """Whether an alembic.ini lies here, or an env.py beside versions."""
-    return (path / "alembic.ini").is_file() or ((path / "env.py").is_file() and (path / "versions").is_dir())
+    """Whether settings of Alembic lie here, an env.py beside versions, or revisions themselves."""
+    env, project = path / "env.py", path / PROJECT
+    return (
+        (path / SETTINGS).is_file()
+        or (env.is_file() and ((path / "versions").is_dir() or "alembic" in env.read_text(errors="replace")))
+        or (project.is_file() and "[tool.alembic]" in project.read_text(errors="replace"))
+        or _holds_revisions(path)
+    )
+
+
+def _holds_revisions(path: Path) -> bool:
+    named = (one for one in sorted(path.glob("*.py")) if not one.name.startswith("__"))
+    first = next(named, None)
+    return first is not None and MARKS.search(first.read_text(errors="replace")) is not None
 
 
 def read(folder: Folder) -> list[Migration]:
     """Return the revisions, each after those it builds on. Raises FolderRefused."""
-    directory = _open(folder.path)
+    config, directory = _open(folder.path.resolve())
     try:
-        revisions = list(directory.walk_revisions())
+        with revisions.quiet():
+            found = list(directory.walk_revisions())
     except Exception as error:  # a revision is a program: importing it may raise anything
-        raise FolderRefused(f"Alembic cannot read this folder: {error}", Place(str(folder.path))) from error
-    return [_make(folder, revision) for revision in reversed(revisions)]
+        raise _explain(folder.path, error) from error
+    below = sorted({one.parent for one in Path(directory.dir).rglob("*.py")}) if not found else []
+    if hidden := next(filter(_holds_revisions, below), None):
+        raise FolderRefused(
+            "Alembic finds no revisions; these lie here. Give this folder by --dir.", Place(str(hidden))
+        )
+    environment = revisions.read_environment(config, directory)
+    return [_make(folder, environment, revision) for revision in reversed(found)]
 
 
-def _open(path: Path) -> "ScriptDirectory":
+def _explain(path: Path, error: Exception) -> FolderRefused:
+    frames = [one.filename for one in traceback.extract_tb(error.__traceback__)]
+    inside = [name for name in frames if name.startswith(str(path.resolve()))]
+    place = Place(inside[-1] if inside else str(path))
+    if isinstance(error, ModuleNotFoundError):
+        text = (
+            f"This needs the module {error.name}, which is not there. Install the application that the "
+            "folder belongs to beside tollbook, or run this where it lies (PYTHONPATH)."
+        )
+        return FolderRefused(text, place)
+    return FolderRefused(f"Alembic cannot read this folder: {error}", place)
+
+
+def _open(path: Path) -> "tuple[Config, ScriptDirectory]":
     try:
-        from alembic.config import Config
         from alembic.script import ScriptDirectory
-        from alembic.util import CommandError
     except ImportError:
         raise FolderRefused(INSTALL, Place(str(path))) from None
-    settings = path / "alembic.ini"
-    config = Config(str(settings)) if settings.is_file() else Config()
-    if not settings.is_file():
-        config.set_main_option("script_location", str(path).replace("%", "%%"))
     # Revisions import the application they belong to, which lies where alembic.ini does, or above.
-    for place in (path, path.parent):
-        if str(place.resolve()) not in sys.path:
-            sys.path.append(str(place.resolve()))
+    for place in map(str, (path, *path.parents[:ABOVE_MAX])):
+        if place not in sys.path:
+            sys.path.append(place)
     try:
-        return ScriptDirectory.from_config(config)
-    except CommandError as error:
-        raise FolderRefused(f"Alembic cannot read this folder: {error}", Place(str(path))) from error
+        config = _configure(path)
+        return config, ScriptDirectory.from_config(config)
+    except Exception as error:
+        raise _explain(path, error) from error
 
 
-def _make(folder: Folder, revision: "Revision") -> Migration:
+def _configure(path: Path) -> "Config":
+    """Return the folder's settings, with every place in them found from the folder, not from where we are."""
+    from alembic.config import Config
+
+    if not any((path / name).is_file() for name in (SETTINGS, PROJECT, "env.py")) and _holds_revisions(path):
+        return _place(Config(), path.parent if (path.parent / "env.py").is_file() else path, [path])
+    for above in (path, *path.parents[:ABOVE_MAX]):
+        config = _read_settings(above)
+        location = config and _find_scripts(above, config)
+        if config and location and (above == path or location == path):
+            return _place(config, location, _find_versions(above, location, config))
+    return _place(Config(), path, _find_versions(path, path, Config()))
+
+
+def _read_settings(path: Path) -> "Config | None":
+    from alembic.config import Config
+
+    settings, project = path / SETTINGS, path / PROJECT
+    if not settings.is_file() and not (
+        project.is_file() and "[tool.alembic]" in project.read_text(errors="replace")
+    ):
+        return None
+    return Config(
+        str(settings) if settings.is_file() else None, toml_file=str(project) if project.is_file() else None
+    )
+
+
+def _find_scripts(path: Path, config: "Config") -> Path | None:
+    """Return where env.py lies: where the settings say, seen from them or from a root above them, or here."""
+    try:
+        said = config.get_alembic_option("script_location")
+    except configparser.InterpolationError:
+        said = None
+    found = _resolve(path, said) if said else None
+    if found or (path / "env.py").is_file():
+        return found or path
+    return next((one.parent for one in sorted(path.glob("*/env.py"))), None)
+
+
+def _resolve(path: Path, said: str) -> Path | None:
+    """Return a folder of the settings: PACKAGE:FOLDER, or a path relative to nobody knows what."""
+    relative = said if os.path.isabs(said) else said.replace(":", "/")
+    places = (above / relative for above in (path, *path.parents[:ABOVE_MAX]))
+    return next((one.resolve() for one in places if one.is_dir()), None)
+
+
+def _find_versions(path: Path, location: Path, config: "Config") -> list[Path]:
+    with revisions.quiet():
+        said = config.get_version_locations_list() or []
+    found = [one for one in (_resolve(path, text) for text in said) if one]
+    if found or any((location / "versions").glob("*.py")):
+        return found
+    below = sorted((location / "versions").glob("*/"))
+    # Some keep the revisions of several kinds of servers side by side.
+    return [one for one in below if one.name in OURS] or below
+
+
+def _place(config: "Config", location: Path, versions: list[Path]) -> "Config":
+    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    if versions:
+        config.set_main_option("version_locations", os.pathsep.join(map(str, versions)).replace("%", "%%"))
+    return config
+
+
+def _make(folder: Folder, environment: revisions.Environment, revision: "Revision") -> Migration:
     path = Path(revision.path)
     after = revision.down_revision or ()
     needs = revision.dependencies or ()
@@ -65,73 +165,8 @@ def _make(folder: Folder, revision: "Revision") -> Migration:
         folder.name,
         revision.revision,
         path.stem,
-        _render(path, revision, "upgrade"),
-        _render(path, revision, "downgrade"),
+        revisions.render(environment, revision, "upgrade"),
+        revisions.render(environment, revision, "downgrade"),
         after=tuple([after] if isinstance(after, str) else after)
         + tuple([needs] if isinstance(needs, str) else needs),
     )
-
-
-def _render(path: Path, revision: "Revision", direction: str) -> Script:
-    """Return a direction as SQL; where it cannot be told without a database, as a program."""
-    from alembic.migration import MigrationContext
-    from alembic.operations import Operations
-
-    source = read_script(path)
-    function: Callable[[], None] = getattr(revision.module, direction, _nothing)
-    buffer = io.StringIO()
-    context = MigrationContext.configure(
-        dialect_name="postgresql", opts={"as_sql": True, "literal_binds": True, "output_buffer": buffer}
-    )
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # The checksum is of the program: what is rendered may change with the library.
-    checksum = hashlib.sha256(source.text.encode()).hexdigest()
-    try:
-        with Operations.context(context):
-            function()
-    except Exception:  # it asked the database, which is not there to answer while it is rendered
-        return Script(path, "", checksum, source.options, program=lambda conn: _run(conn, function))
-    return Script(path, buffer.getvalue(), checksum, source.options)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _run(conn: Any, function: Callable[[], None]) -> None:
-    """Run a direction on the engine's own session, inside its open transaction."""
-    import sqlalchemy
-    from alembic.migration import MigrationContext
-    from alembic.operations import Operations
-    from sqlalchemy.pool import StaticPool
-
-    engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: _Lent(conn), poolclass=StaticPool, use_native_hstore=False
-    )
-    with engine.connect() as connection:
-        context = MigrationContext.configure(connection)
-        with Operations.context(context):
-            function()
-
-
-class _Lent:
-    """The engine's session as SQLAlchemy sees it: it may run statements, and neither commit nor end it."""
-
-    def __init__(self, conn: Any) -> None:
-        self.__dict__["_conn"] = conn
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._conn, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "autocommit":
-            setattr(self._conn, name, value)
-
-    def commit(self) -> None:
-        """Leave that to the engine."""
-
-    def rollback(self) -> None:
-        """Leave that to the engine."""
-
-    def close(self) -> None:
-        """Leave that to the engine."""

@@ -1,6 +1,7 @@
 """Numbered files: NNNN_name.up.sql, .down.sql, .check.sql and .backfill.sql, or NNNN_name.sql alone.
 
-So are our own folders, and those of golang-migrate, SQLx and all who just number their files, by date too.
+So are our own folders, and those of golang-migrate, SQLx and all who just number their files, by date too;
+of those who write NNNN_name_up.sql or NNNN-name-down.sql, and of Postgrator: NNNN.do.name.sql.
 """
 
 import re
@@ -8,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place, WrongUsage
-from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
+from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_foreign, read_script, sort
 from tollbook.migrate.formats import sections
 
-DATE = r"[0-9]{4}(?P<dash>[-_])[0-9]{2}(?P=dash)[0-9]{2}(?:[-_T]?[0-9]{4,6}(?![0-9]))?"
-NUMBER = r"[0-9]+(?:\.[0-9]+)*(?=[-_. ]|$)|[0-9]+"
+END = r"(?=[-_. ]|$)"
+CLOCK = rf"[-_T]?[0-9]{{4,6}}(?![0-9])|[-_][0-9]+{END}"
+DATE = rf"[0-9]{{4}}(?P<dash>[-_])[0-9]{{2}}(?P=dash)[0-9]{{2}}(?:{CLOCK})?"
+DAY = rf"(?:19|20)[0-9]{{6}}[-_][0-9]{{1,9}}{END}"  # and a number or a time of the day
+DOTTED = rf"[0-9]+(?:\.[0-9]+)+_[0-9]+{END}"  # a release, and a number in it
+NUMBER = rf"{DAY}|{DOTTED}|[0-9]+(?:\.[0-9]+)*{END}|[0-9]+"
 DIALECTS = "postgres|postgresql|cockroach|cockroachdb|mysql|mariadb|mssql|sqlserver|sqlite|sqlite3|all"
 PARTS = "up|down|check|backfill|undo|rollback"
 # Some write V0001.name.up.sql; without .up or .down such a name is Flyway's, or nobody's.
@@ -31,6 +36,8 @@ MARK = re.compile(
             r"--[ \t-]*(?P<pg>up|down)[ \t]+migration",  # node-pg-migrate
             r"-+[ \t]*create above[ \t]*/[ \t]*(?P<tern>drop) below[ \t-]*",
             r"--[ \t]*//[ \t]*@(?P<mybatis>undo)",
+            r"--[ \t]*rambler[ \t]+(?P<rambler>up|down)",
+            r"--[ \t]*=+[ \t]*(?P<shmig>up|down)[ \t]*=+",
             r"(?:#|--)[ \t-]*!(?P<play>ups|downs)",
             r"--[ \t]*migrate:(?P<dbmate>up|down)\b.*",  # where most files of the folder have none
             r"--[ \t]*\+[a-z]+[ \t]+(?P<goose>up|down)",
@@ -39,8 +46,14 @@ MARK = re.compile(
     + r")[ \t]*$"
 )
 BACK = {"down", "downs", "drop", "undo"}
+POSTGRATOR = re.compile(r"([0-9]+)\.(do|undo)((?:\..*)?)\.sql", re.IGNORECASE)
+JOINED = re.compile(r"(.*)([-_])(up|down)\.sql", re.IGNORECASE)
+PROGRAM = re.compile(
+    r"(?P<version>[0-9]{3,}).*(?<!_test)\.(?P<ending>go|js|mjs|cjs|php|pl|py|rb|sh|ts)(?<!\.d\.ts)"
+)
+LANGUAGES = {"go": "Go", "php": "PHP", "pl": "Perl", "py": "Python", "rb": "Ruby", "sh": "shell"}
 FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
-SAME = {"undo": "down", "rollback": "down"}
+SAME = {"undo": "down", "rollback": "down", "do": "up"}
 VERSION_DIGITS_MAX = 40  # a timestamp has 14
 NEW_VERSION_DIGITS = 4
 
@@ -64,8 +77,10 @@ def read(folder: Folder) -> list[Migration]:
 def _read_numbered(folder: Folder) -> list[Migration]:
     """A version's files are one migration, whatever they are called: up and down may differ in name."""
     found: dict[str, dict[tuple[str, str], dict[str, Path]]] = {}
-    for path in list_sql(folder.path):
-        match = FILE_NAME.fullmatch(path.name)
+    paths = list_sql(folder.path)
+    names = {path.name for path in paths}
+    for path in paths:
+        match = FILE_NAME.fullmatch(_spell(path.name, names))
         if match is None or len(match["version"]) > VERSION_DIGITS_MAX:
             if FORGOTTEN.fullmatch(path.name) or match is not None:
                 raise FolderRefused(
@@ -79,7 +94,37 @@ def _read_numbered(folder: Folder) -> list[Migration]:
         dialects = files.setdefault((match["label"], SAME.get(part, part)), {})
         _add(dialects, (match["dialect"] or "").lower(), path)
     several = any(one in dialects for files in found.values() for dialects in files.values() for one in OURS)
-    return sort([one for key in found for one in _pair(folder.name, key, found[key], several=several)])
+    programs = _read_programs(folder, set(found)) if found else []
+    return sort(
+        [*programs, *(one for key in found for one in _pair(folder.name, key, found[key], several=several))]
+    )
+
+
+def _spell(name: str, names: set[str]) -> str:
+    """Return a file's name as we write it, where another tool puts up and down elsewhere in it."""
+    if match := POSTGRATOR.fullmatch(name):
+        number, part, rest = match.groups()
+        return f"{number}{rest.replace('.', '_', 1)}.{SAME[part.lower()]}.sql"
+    match = JOINED.fullmatch(name)
+    if match is None:
+        return name
+    label, dash, part = match.groups()
+    # Without the other half it is a word of the name, as in 0005_scale_up.sql.
+    halves = {"up": (f"{label}{dash}down.sql",), "down": (f"{label}{dash}up.sql", f"{label}.sql")}
+    return f"{label}.{part}.sql" if names & {*halves.get(part, ())} else name
+
+
+def _read_programs(folder: Folder, versions: set[str]) -> list[Migration]:
+    """Return the numbered programs that lie between the SQL files: refused by name when they are pending."""
+    found: list[Migration] = []
+    for path in sorted(folder.path.iterdir()):
+        match = PROGRAM.fullmatch(path.name)
+        version = parse_version(match["version"]) if match else ""
+        if match and version not in versions:
+            language = LANGUAGES.get(match["ending"], "JavaScript")
+            script = read_foreign(path, language, "the tool it was written for")
+            found.append(Migration(folder.name, version, path.stem, script))
+    return found
 
 
 def _add(files: dict[str, Path], key: str, path: Path) -> None:
@@ -118,6 +163,12 @@ def _pair(
 def _refuse_unnumbered(path: Path) -> None:
     """Refuse a folder whose SQL would never run: better than nothing to do. An empty one may be filled."""
     first = next((one for one in sorted(path.rglob("*.[sS][qQ][lL]")) if not one.name.startswith(".")), None)
+    program = next((one for one in sorted(path.iterdir()) if PROGRAM.fullmatch(one.name)), None)
+    if program:
+        raise FolderRefused(
+            "The migrations of this folder are programs, which only the tool they were written for can run.",
+            Place(str(program)),
+        )
     if first is None:
         return
     raise FolderRefused(
@@ -128,10 +179,14 @@ def _refuse_unnumbered(path: Path) -> None:
 
 
 def parse_version(text: str) -> str:
-    """Return a number or date as the history keeps it: 0001 is 1, 2024-05-01 is 20240501."""
+    """Return a number or date as the history keeps it: 0001 is 1, 2024-05-01 is 20240501.
+
+    20240501_02 is 20240501.2.
+    """
     if re.fullmatch(DATE, text):
-        return re.sub(r"\D", "", text)
-    return ".".join(str(int(part)) for part in text.split("."))
+        day, rest = (re.sub(r"\D", "", part) for part in (text[:10], text[10:]))
+        return f"{day}{rest}" if len(rest) in (0, 4, 6) else f"{day}.{int(rest)}"
+    return ".".join(str(int(part)) for part in re.split(r"[-_.]", text))
 
 
 def _read_migration(folder: str, version: str, label: str, files: dict[str, Path]) -> Migration:

@@ -11,6 +11,7 @@ from tollbook.migrate.formats import sections
 PLAN = "sqitch.plan"
 ENGINE = re.compile(r"(?m)^\s*engine\s*=\s*(\w+)")
 TOP = re.compile(r"(?m)^\s*top_dir\s*=\s*(\S+)")
+FILE = re.compile(r"(?m)^\s*plan_file\s*=\s*(\S+)")
 # name, [dependencies], time, person: all that is read here is the name, and for a tag its own
 CHANGE = re.compile(r"(?P<tag>@)?(?P<name>[^\s\[]+)(?:\s|$)")
 ENDING = re.compile(r"(?mi)^\s*(?:BEGIN|ROLLBACK|START\s+TRANSACTION)\s*;[ \t]*$")
@@ -18,23 +19,32 @@ ENDING = re.compile(r"(?mi)^\s*(?:BEGIN|ROLLBACK|START\s+TRANSACTION)\s*;[ \t]*$
 
 def recognise(path: Path) -> bool:
     """Whether a plan of Sqitch lies here, or where the configuration here says."""
-    return (_find(path) / PLAN).is_file()
+    return _find(path)[1] is not None
 
 
-def _find(path: Path) -> Path:
+def _find(path: Path) -> tuple[Path, Path | None]:
+    """Return the folder of the scripts, and the plan: as the settings say, or any file that is one."""
     settings = path / "sqitch.conf"
-    top = TOP.search(settings.read_text()) if settings.is_file() else None
-    return path / top[1] if top else path
+    text = settings.read_text() if settings.is_file() else ""
+    top, file = TOP.search(text), FILE.search(text)
+    root = path / top[1] if top else path
+    named = path / file[1] if file else root / PLAN
+    plans = (
+        one for one in sorted(root.glob("*.plan")) if "%syntax-version" in one.read_text(errors="replace")
+    )
+    return root, named if named.is_file() else next(plans, None)
 
 
 def read(folder: Folder) -> list[Migration]:
     """Return the plan's changes in its order. Raises FolderRefused."""
-    root = _find(folder.path)
+    root, plan = _find(folder.path)
+    if plan is None:
+        raise FolderRefused(f"There is no {PLAN} here.", Place(str(folder.path)))
     settings = folder.path / "sqitch.conf"
     engine = ENGINE.search(settings.read_text()) if settings.is_file() else None
     if engine and engine[1] not in ("pg", "cockroach", "yugabyte"):
         raise FolderRefused(f"This plan is for {engine[1]}, not for PostgreSQL.", Place(str(settings)))
-    return [_pair(folder, root, label, file) for label, file in _read_plan(root / PLAN)]
+    return [_pair(folder, root, label, file) for label, file in _read_plan(plan)]
 
 
 def _read_plan(path: Path) -> list[tuple[str, str]]:

@@ -1,0 +1,138 @@
+"""Alembic's revisions do here what Alembic makes them do: rendered where that is the same, else run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from tollbook.migrate import Folder, formats
+from tollbook.migrate.errors import FolderRefused
+
+Apply = Callable[..., Result]
+
+HEAD = "import sqlalchemy as sa\nfrom alembic import context, op\nrevision, down_revision = {}, {}\n"
+ENV = (
+    "import sqlalchemy as sa\nfrom alembic import context\nfrom logging.config import fileConfig\n"
+    "fileConfig(context.config.config_file_name)\nprint('not for our output')\n"
+    "names = sa.MetaData(naming_convention={'uq': 'uq_%(table_name)s_%(column_0_name)s'})\n"
+    "if context.is_offline_mode():\n    context.configure(url='x', target_metadata=names)\n"
+    "raise SystemExit('it would migrate now')\n"
+)
+
+
+def lay(folder: Path, *bodies: str, env: str = "", settings: str = "", versions: str = "db/versions") -> None:
+    (folder / versions).mkdir(parents=True)
+    (folder / "alembic.ini").write_text(settings or "[alembic]\nscript_location = db\n")
+    (folder / "db").mkdir(exist_ok=True)
+    (folder / "db/env.py").write_text(env)
+    before = "None"
+    for number, body in enumerate(bodies, 1):
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        head = HEAD.format(repr(f"r{number}"), before)
+        (folder / versions / f"r{number}_x.py").write_text(f"{head}def upgrade():\n{lines}")
+        before = repr(f"r{number}")
+
+
+TABLE = "op.create_table('t', sa.Column('i', sa.Integer()), sa.Column('s', sa.Text()))"
+SAID = "sa.table('t', sa.column('i', sa.Integer), sa.column('s', sa.Text))"
+HOLDS: dict[str, tuple[str, str]] = {
+    "a sign of percent": ("op.execute(\"INSERT INTO t VALUES (1, 'a%b')\")", "SELECT s = 'a%b' FROM t"),
+    "a tab": ("op.execute(\"INSERT INTO t VALUES (1, 'a\\tb')\")", "SELECT s = e'a\\tb' FROM t"),
+    "a comment at its end": (
+        "op.execute('INSERT INTO t VALUES (1) -- one')\nop.execute('INSERT INTO t VALUES (2)')",
+        "SELECT count(*) = 2 FROM t",
+    ),
+    "parameters": (
+        "op.get_bind().execute(sa.text('INSERT INTO t VALUES (:i, :s)'), {'i': 1, 's': 'a'})",
+        "SELECT s = 'a' FROM t",
+    ),
+    "rows": (f"op.get_bind().execute({SAID}.insert(), [dict(i=1, s='a')])", "SELECT s = 'a' FROM t"),
+    "a default of Python's": (
+        "named = sa.Table('t', sa.MetaData(), sa.Column('i'), sa.Column('s', sa.Text, default='a'))\n"
+        "op.execute(named.insert().values(i=1))",
+        "SELECT s = 'a' FROM t",
+    ),
+    "a type that may be there": (
+        "op.execute(\"CREATE TYPE e AS ENUM ('a')\")\n"
+        "sa.Enum('a', name='e').create(op.get_bind(), checkfirst=True)",
+        "SELECT to_regtype('e') IS NOT NULL",
+    ),
+    "a type of a table that is there already": (
+        "one = sa.Enum('a', name='e')\nop.create_table('u', sa.Column('e', one))\n"
+        "op.create_table('v', sa.Column('e', one))",
+        "SELECT to_regclass('v') IS NOT NULL",
+    ),
+    "another way when it is rendered": (
+        "if not context.is_offline_mode():\n    op.execute('CREATE TABLE u ()')",
+        "SELECT to_regclass('u') IS NOT NULL",
+    ),
+    "a block outside a transaction, and a question": (
+        "op.get_bind().execute(sa.text('SELECT 1')).scalar()\nwith op.get_context().autocommit_block():\n"
+        "    op.execute('CREATE TABLE u ()')",
+        "SELECT to_regclass('u') IS NOT NULL",
+    ),
+    "an index without a lock, after a question": (
+        "op.get_bind().execute(sa.text('SELECT 1')).scalar()\nwith op.get_context().autocommit_block():\n"
+        "    op.create_index('t_i', 't', ['i'], postgresql_concurrently=True)",
+        "SELECT to_regclass('t_i') IS NOT NULL",
+    ),
+    "the application's names of constraints": (
+        "op.create_unique_constraint(None, 't', ['i'])\nop.drop_constraint('uq_t_i', 't')",
+        "SELECT count(*) = 0 FROM pg_constraint WHERE conrelid = 't'::regclass",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_a_revision_does_what_alembic_makes_it_do(name: str, folder: Path, apply: Apply, ask: Any) -> None:
+    body, holds = HOLDS[name]
+    lay(folder, TABLE, body, env=ENV)
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert "not for our output" not in result.stdout
+    assert ask(holds) is True
+
+
+def test_a_type_of_an_earlier_revision_is_not_made_again(folder: Path, apply: Apply, ask: Any) -> None:
+    table = "op.create_table('{}', sa.Column('e', sa.Enum('a', name='e')))"
+    asks = "op.get_bind().execute(sa.text('SELECT 1')).scalar()\n" + table.replace("'e'))", "'f'))")
+    lay(folder, *(text.format(name) for text, name in zip((table, table, asks, asks), "abcd", strict=True)))
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('d') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("inside", "settings", "versions"),
+    [
+        ("", "[alembic]\nscript_location = %(here)s/db\n", "db/versions"),
+        ("", "[alembic]\nscript_location = application/db\n", "db/versions"),
+        ("", "[alembic]\nscript_location = application:db\n", "db/versions"),
+        ("", "[alembic]\nfile_template = x\n", "db/versions"),
+        ("", "[alembic]\nscript_location = {here}\n", "db/versions"),
+        ("", "[alembic]\nscript_location = db\nversion_locations = db/here\n", "db/here"),
+        ("db", "[alembic]\nscript_location = db\nversion_locations = db/here\n", "db/here"),
+        ("db", "", "db/versions"),
+        ("db/versions", "", "db/versions"),
+        ("", "", "db/versions/postgresql"),
+    ],
+)
+def test_revisions_are_found_wherever_they_are_looked_for(
+    inside: str, settings: str, versions: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "application"
+    root.mkdir()
+    lay(root, TABLE, env="import alembic", settings=settings, versions=versions)
+    assert formats.recognise(root / inside) == "alembic"
+    assert [one.version for one in formats.read([Folder("x", root / inside)])] == ["r1"]
+
+
+def test_an_application_that_is_not_there_is_named_with_the_revision(tmp_path: Path) -> None:
+    lay(tmp_path, TABLE, "import not_there_at_all")
+    path = tmp_path / "db/versions/r2_x.py"
+    path.write_text("import not_there_at_all\n" + path.read_text())
+    with pytest.raises(FolderRefused, match="needs the module not_there_at_all") as caught:
+        formats.read([Folder("x", tmp_path)])
+    assert caught.value.place is not None
+    assert caught.value.place.path == str(path)
