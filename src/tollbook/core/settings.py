@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -17,3 +17,5 @@ class Settings(BaseSettings):
     data_dir: Path = Path("~/.local/share/tollbook")
     storage: Literal["disk", "memory"] = "disk"
     database_url: str | None = Field(default=None, validation_alias="DATABASE_URL", repr=False)
+    secret_key: SecretStr | None = None
+    secret_key_file: Path | None = None

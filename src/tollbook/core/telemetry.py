@@ -36,7 +36,7 @@ REFUSALS = Counter(
 )
 LATENCY = Histogram(
     "tollbook_latency_seconds",
-    "How long a step took: admit, record, verify, settle, http.",
+    "How long a step took: admit, record, verify, settle, http, webhook, webhook-lag.",
     ("step",),
     buckets=LATENCY_BUCKETS,
     registry=REGISTRY,
@@ -45,6 +45,12 @@ HTTP_REQUESTS = Counter(
     "tollbook_http_requests",
     "Requests answered, by route and status.",
     ("method", "route", "status"),
+    registry=REGISTRY,
+)
+WEBHOOKS = Counter(
+    "tollbook_webhook_attempts",
+    "POSTs of webhooks by what became of them: delivered, failed.",
+    ("outcome",),
     registry=REGISTRY,
 )
 LOST = Counter(

@@ -1,0 +1,301 @@
+"""The sender: claims queues that are due, posts what is in them, and writes down what came of it in batches.
+
+Each endpoint has a window of its own, which opens while it answers and closes to one when it fails. So
+whoever is slow or dead holds up nobody else, in this process or another.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from tollbook.core import clock, ids, telemetry
+from tollbook.core.database import Database
+from tollbook.core.errors import DatabaseUnreachable
+from tollbook.core.journal import Entry, Fact, Position
+from tollbook.core.webhooks import deliveries, endpoints, rules
+from tollbook.core.webhooks.deliveries import LEASE, Attempt, Claim, Due, Result, Return
+from tollbook.core.webhooks.endpoints import Verdict
+from tollbook.core.webhooks.errors import SecretUnreadable
+from tollbook.core.webhooks.sending import GONE, SECONDS_MAX, Outcome, Post, read_retry_after
+from tollbook.core.webhooks.signing import Webhook, open_secret, sign
+
+WINDOW_FIRST = 4
+WINDOW_MAX = 32  # POSTs to one endpoint at once, from one process
+WINDOWS_KEPT_MAX = 2_000
+REST_SECONDS_FIRST = 0.5
+REST_SECONDS_MAX = 30.0  # a failing endpoint is asked at least so often, where it has queues that are due
+SIGNERS_KEPT_MAX = 4_000
+STOP_SECONDS_MAX = 3.0
+AGAIN_SECONDS = 0.5  # where the database is away
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Window:
+    """What this process knows of an endpoint: how much it takes at once, and whether it rests."""
+
+    size: int = WINDOW_FIRST
+    held: int = 0  # claimed queues
+    sending: int = 0
+    failures: int = 0  # in a row
+    rests_until: datetime | None = None
+    waiting: deque["Lane"] = field(default_factory=deque["Lane"])
+
+    def room(self, now: datetime) -> int:
+        """How many queues more to claim: twice what is sent at once, so that none waits for the database."""
+        if self.rests_until is not None and now < self.rests_until:
+            return 0
+        return max(0, (2 * self.size if self.failures == 0 else 1) - self.held)
+
+    def took(self) -> None:
+        """It answered: twice as many from now on."""
+        self.size, self.failures, self.rests_until = min(self.size * 2, WINDOW_MAX), 0, None
+
+    def failed(self, now: datetime) -> None:
+        """It did not: one at a time, after a rest that grows."""
+        seconds = min(REST_SECONDS_FIRST * 2 ** min(self.failures, 10), REST_SECONDS_MAX)
+        self.size, self.failures, self.rests_until = 1, self.failures + 1, now + timedelta(seconds=seconds)
+
+
+@dataclass(slots=True)
+class Lane:
+    """A claimed queue, being worked on."""
+
+    claim: Claim
+    due: Sequence[Due]
+    leased_until: datetime
+
+
+class Sender:
+    """Sends what is due. `clock` and `dice` are handed in where time and chance are tried."""
+
+    def __init__(
+        self,
+        database: Database,
+        post: Post,
+        key: bytes,
+        *,
+        now: Callable[[], datetime] = clock.now,
+        dice: Callable[[], float] = random.random,
+    ) -> None:
+        self._database, self._post, self._key = database, post, key
+        self._now, self._dice = now, dice
+        self._claim_id = ids.make()
+        self._windows: dict[str, Window] = {}
+        self._signers: dict[tuple[str, str], Webhook] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._done: list[Return] = []
+        self._verdicts: dict[str, Verdict] = {}
+        self._stopping = False
+        self.news = asyncio.Event()  # something may be due, or an endpoint has room again
+        self._written = asyncio.Event()
+
+    async def send_due(self) -> int:
+        """Claim and send what is due now, once, and write it down; how many queues that were."""
+        count = await self.claim()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        await self.write_down()
+        return count
+
+    async def claim(self) -> int:
+        """Claim queues that are due and set out; how many."""
+        now = self._now()
+        self._forget_idle()
+        rooms = {name: window.room(now) for name, window in self._windows.items()}
+        claims = await deliveries.claim(self._database, self._claim_id, rooms, room=2 * WINDOW_FIRST, now=now)
+        if not claims:
+            return 0
+        due: dict[tuple[str, str], list[Due]] = {}
+        for one in await deliveries.load(self._database, claims):
+            due.setdefault((one.subscription_id, one.queue), []).append(one)
+        for claim in claims:
+            lane = Lane(claim, due.get((claim.subscription_id, claim.subject), []), now + LEASE)
+            self._set_out(lane)
+        return len(claims)
+
+    def _forget_idle(self) -> None:
+        if len(self._windows) > WINDOWS_KEPT_MAX:
+            self._windows = {name: window for name, window in self._windows.items() if window.held}
+
+    def _set_out(self, lane: Lane) -> None:
+        window = self._windows.setdefault(lane.claim.subscription_id, Window())
+        window.held += 1
+        window.waiting.append(lane)
+        self._fill(window)
+
+    def _fill(self, window: Window) -> None:
+        while window.waiting and window.sending < window.size:
+            window.sending += 1
+            task = asyncio.create_task(self._work(window, window.waiting.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, window: Window, lane: Lane) -> None:
+        results: list[Result] = []
+        try:
+            await self._send_lane(window, lane, results)
+        finally:
+            self._give_back(lane, results)
+            window.sending -= 1
+            window.held -= 1
+            self._fill(window)
+            if window.held <= window.size:
+                self.news.set()
+
+    async def _send_lane(self, window: Window, lane: Lane, results: list[Result]) -> None:
+        """Its deliveries, one after the other; the first that fails ends it."""
+        for due in lane.due:
+            now = self._now()
+            resting = window.rests_until is not None and now < window.rests_until
+            if self._stopping or resting or not _has_time(lane, now):
+                return
+            outcome = await self._attempt(lane.claim, due)
+            results.append(self._judge(lane.claim, due, outcome, window, now))
+            if not outcome.taken:
+                return
+
+    async def _attempt(self, claim: Claim, due: Due) -> Outcome:
+        if not due.found:
+            return Outcome(0, error="the fact is in the journal no more")
+        try:
+            signers = [self._open(sealed, claim.subscription_id) for sealed in _list_secrets(claim)]
+        except SecretUnreadable as unreadable:
+            return Outcome(0, error=str(unreadable))
+        body = rules.write_body(due.event_type, due.recorded_at, rules.describe(_read_entry(due)))
+        headers = sign(signers, due.message_id, body, now=self._now())
+        return await self._post.send(claim.url, body.encode(), headers)
+
+    def _open(self, sealed: str, subscription_id: str) -> Webhook:
+        known = self._signers.get((subscription_id, sealed))
+        if known is None:
+            if len(self._signers) >= SIGNERS_KEPT_MAX:
+                self._signers.clear()
+            known = open_secret(sealed, subscription_id, self._key)
+            self._signers[subscription_id, sealed] = known
+        return known
+
+    def _judge(self, claim: Claim, due: Due, outcome: Outcome, window: Window, now: datetime) -> Result:
+        """What one attempt means for its delivery, and for its endpoint."""
+        made = Attempt(
+            due.attempts + 1, now, outcome.status_code, outcome.latency_ms, outcome.error, outcome.answer
+        )
+        verdict = self._verdicts.setdefault(claim.subscription_id, Verdict())
+        telemetry.WEBHOOKS.labels("delivered" if outcome.taken else "failed").inc()
+        telemetry.LATENCY.labels("webhook").observe(outcome.latency_ms / 1000)
+        if outcome.taken:
+            window.took()
+            verdict.took()
+            lag = (self._now() - due.recorded_at).total_seconds()
+            telemetry.LATENCY.labels("webhook-lag").observe(max(lag, 0))
+            return Result(claim.subscription_id, due.delivery_id, made, "delivered", due.tries, None, None)
+        window.failed(now)
+        verdict.failed(
+            now,
+            error=outcome.error or "",
+            gone=outcome.status_code == GONE,
+            hold_off=read_retry_after(outcome.retry_after, now=now),
+        )
+        since = due.retrying_since or now
+        next_try = (
+            rules.find_next_try(due.tries + 1, since, now=now, jitter=self._dice()) if due.found else None
+        )
+        status = "pending" if next_try is not None or outcome.status_code == GONE else "failed"
+        if status == "pending" and next_try is None:
+            next_try = now
+        return Result(claim.subscription_id, due.delivery_id, made, status, due.tries + 1, since, next_try)
+
+    def _give_back(self, lane: Lane, results: list[Result]) -> None:
+        """Look at it again when its last one is to be tried again, or else at once."""
+        last = results[-1].next_attempt_at if results else None
+        name = lane.claim
+        self._done.append(Return(name.subscription_id, name.subject, last or self._now(), results))
+        self._written.set()
+
+    async def write_down(self) -> None:
+        """Write down all that has been done since the last time, in one transaction."""
+        done, verdicts = self._done, self._verdicts
+        self._done, self._verdicts = [], {}
+        if not done:
+            return
+        try:
+            async with self._database.write() as tx:
+                # What a crash of PostgreSQL takes of this is told once more.
+                await tx.execute("SET LOCAL synchronous_commit = off")
+                await deliveries.give_back(tx, self._claim_id, done)
+                await endpoints.write_verdicts(tx, verdicts, now=self._now())
+        except BaseException:
+            self._done, self._verdicts = done + self._done, endpoints.join(verdicts, self._verdicts)
+            raise
+
+    async def run(self, stop: asyncio.Event, *, poll_seconds: float) -> None:
+        """Send until `stop` is set; then end what is under way, within STOP_SECONDS_MAX."""
+        writing = asyncio.create_task(self._keep_writing())
+        try:
+            while not stop.is_set() and not writing.done():
+                self.news.clear()
+                with suppress(DatabaseUnreachable):
+                    await self.claim()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.news.wait(), poll_seconds)
+        finally:
+            await self._end(writing)
+        if writing.done() and not writing.cancelled():
+            writing.result()
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            try:
+                await self.write_down()
+            except DatabaseUnreachable:
+                self._written.set()
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _end(self, writing: asyncio.Task[None]) -> None:
+        self._stopping = True
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=STOP_SECONDS_MAX)
+        for task in set(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for window in self._windows.values():
+            for lane in window.waiting:
+                self._give_back(lane, [])
+        if not writing.done():
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        with suppress(DatabaseUnreachable):
+            await self.write_down()
+
+
+def _has_time(lane: Lane, now: datetime) -> bool:
+    """Whether an attempt begun now ends before another process may take the queue."""
+    return now + timedelta(seconds=2 * SECONDS_MAX) < lane.leased_until
+
+
+def _list_secrets(claim: Claim) -> list[str]:
+    return [claim.secret] if claim.previous_secret is None else [claim.secret, claim.previous_secret]
+
+
+def _read_entry(due: Due) -> Entry:
+    book, _, kind = due.event_type.partition(".")
+    fact = Fact(
+        book,
+        kind,
+        due.subject or "",
+        due.network,
+        due.asset,
+        None if due.amount is None else int(due.amount),
+        due.from_party,
+        due.to_party,
+        due.details or {},
+    )
+    return Entry(Position(), due.recorded_at, fact)
