@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from importlib import metadata
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -147,6 +146,8 @@ class Interruption:
 @cache
 def engine_version() -> str:
     """Return this engine's version, as the history keeps it."""
+    from importlib import metadata  # slow, and mostly nothing is written down
+
     try:
         return metadata.version("tollbook")
     except metadata.PackageNotFoundError:

@@ -94,8 +94,8 @@ SELECT 'relation', n.nspname::text, c.relname::text,
     CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'f' THEN 'table'
         WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
         WHEN 'c' THEN 'type' ELSE 'index' END,
-    i.indisvalid IS NOT FALSE OR c.relkind = 'I'
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid
+    c.relkind <> 'i' OR (SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = c.oid)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = ANY(%(names)s) AND c.relpersistence <> 't'"""
 # The indexes of a table that are no constraint's, newest first.
 INDEXES = """
