@@ -1,12 +1,19 @@
 """Old history made one file; databases before, after and in the middle of it."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+
+from tollbook.migrate import formats
+from tollbook.migrate import squash as squashing
+from tollbook.migrate.errors import FolderRefused
+from tollbook.migrate.files import Folder
 
 Run = Callable[..., Result]
 
@@ -14,11 +21,18 @@ Run = Callable[..., Result]
 @pytest.fixture
 def shop(write: Any) -> None:
     write("0001_a", up="CREATE TABLE a (i serial PRIMARY KEY, n text)", down="DROP TABLE a")
-    write("0002_b", up="INSERT INTO a (n) VALUES ('x'), ('y'); ALTER TABLE a DROP n, ADD m int DEFAULT 3")
+    write(
+        "0002_b",
+        up="INSERT INTO a (n) VALUES ('x'), ('y'); ALTER TABLE a DROP n, ADD m int DEFAULT 3, ADD k int",
+        backfill="-- tollbook: table=a key=i\nUPDATE a SET k = i + 5 WHERE i BETWEEN :first AND :last",
+    )
     write(
         "0003_c",
-        up="CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM a'",
-        down="DROP FUNCTION f",
+        up="""CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM a';
+            ALTER TABLE a ALTER k SET NOT NULL, ALTER k SET DEFAULT 0;
+            ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO PUBLIC""",
+        down="""ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM PUBLIC;
+            ALTER TABLE a ALTER k DROP NOT NULL, ALTER k DROP DEFAULT; DROP FUNCTION f""",
     )
     write("0004_d", up="CREATE VIEW v AS SELECT i, m FROM a", down="DROP VIEW v")
 
@@ -39,9 +53,10 @@ def test_a_new_database_has_the_same_by_the_new_road(
         "0004_d.down.sql",
         "0004_d.up.sql",
     ]
-    assert len(list((folder / "squashed").iterdir())) == 5
+    assert len(list((folder / "squashed").iterdir())) == 6
     assert apply().exit_code == 0
     assert ask("INSERT INTO a DEFAULT VALUES RETURNING i") == 3
+    assert ask("SELECT sum(k) FROM a") == 13
     assert run("status").exit_code == 0
     assert run("drift").exit_code == 0
 
@@ -104,3 +119,50 @@ def test_a_folder_of_another_tool_is_left_alone(run: Run, folder: Path) -> None:
     assert result.exit_code == 1
     assert "dbmate" in result.output
     assert len(list(folder.iterdir())) == 2
+
+
+def test_killed_at_any_step_no_file_is_lost_and_the_next_run_ends_it(
+    shop: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(path for path in folder.iterdir() if path.name[:4] <= "0003")
+    texts = {path.name: path.read_bytes() for path in files}
+    new, archive = folder / "0003_squashed.up.sql", folder / "squashed"
+    text = "-- tollbook: replaces=1..3\nSELECT 1;\n"
+    place = Folder("shop", folder)
+    for step in range(100):
+        left = iter(range(step))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _, left=left: next(left))
+            try:
+                squashing.put_in_place(new, text, files)
+            except StopIteration:
+                pass
+            else:
+                break
+        for name, content in texts.items():
+            assert content in {path.read_bytes() for path in folder.rglob(name)}
+        with suppress(FolderRefused):  # two have one number then, and nothing is applied
+            versions = [one.label for one in formats.read([place])]
+            assert versions[-2] == ("0003_squashed" if len(versions) == 2 else "0003_c")
+        if squashing.finish(place) is None and not new.exists():
+            assert all(path.exists() for path in files)
+            squashing.put_in_place(new, text, files)
+        assert {path.name: path.read_bytes() for path in archive.glob("*.sql")} == texts
+        assert [path.name[:6] for path in sorted(folder.glob("*.sql"))] == ["0003_s", "0004_d", "0004_d"]
+        new.unlink()
+        for path in files:
+            (archive / path.name).rename(path)
+    assert step > len(files)
+
+
+def test_a_squashed_file_that_is_edited_is_told_also_where_it_never_ran(
+    shop: None, run: Run, apply: Run, folder: Path
+) -> None:
+    assert apply().exit_code == 0
+    squash(run)
+    path = folder / "0003_squashed.up.sql"
+    path.write_text(path.read_text() + "CREATE TABLE more (i int);\n")
+    assert "1 edited" in run("status").output
+    result = apply()
+    assert result.exit_code == 1
+    assert "0003_squashed was edited after it was squashed" in result.output

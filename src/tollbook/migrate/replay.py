@@ -1,13 +1,14 @@
 """Migrations carried out on a throw-away server, to see what they really make."""
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from pglast import ast, visitors
-from pglast.enums import RoleSpecType
+from pglast.enums import ObjectType, RoleSpecType
 from psycopg import sql
 
 from tollbook.embedded.errors import EmbeddedServerFailed
@@ -60,6 +61,13 @@ class Stage:
                 if not role.startswith("pg_"):
                     conn.execute(_compose("CREATE ROLE {}", role))
 
+    def house(self, databases: Iterable[str]) -> None:
+        """Make the databases that are not there yet, empty: a file may grant or set something on its own."""
+        with connected(self.admin_url) as conn:
+            there = {name for (name,) in conn.execute("SELECT datname::text FROM pg_database")}
+            for name in sorted({*databases} - there):
+                conn.execute(_compose("CREATE DATABASE {} TEMPLATE template0", name))
+
 
 def _compose(text: str, *names: str) -> sql.Composed:
     return sql.SQL(text).format(*(sql.Identifier(name) for name in names))  # pyright: ignore[reportArgumentType]
@@ -106,6 +114,30 @@ def find_roles(migrations: Sequence[Migration]) -> tuple[set[str], set[str]]:
         for statement in statements.read(script).statements:
             finder(statement.tree)
     return named, made
+
+
+def find_databases(migrations: Sequence[Migration]) -> set[str]:
+    """Return the databases whose rights, settings or remarks the files change by name."""
+    trees = [
+        one.tree
+        for migration in migrations
+        for part in (migration.up, migration.down)
+        if part
+        for one in statements.read(part).statements
+    ]
+    named = {name for tree in trees for name in _name_databases(tree)}
+    return named - {tree.dbname for tree in trees if isinstance(tree, ast.CreatedbStmt)}
+
+
+def _name_databases(tree: Any) -> Iterable[str]:
+    if isinstance(tree, ast.GrantStmt) and tree.objtype == ObjectType.OBJECT_DATABASE:
+        return [one.sval for one in tree.objects or ()]
+    if isinstance(tree, ast.AlterDatabaseSetStmt | ast.AlterDatabaseStmt):
+        return [tree.dbname or ""]
+    if isinstance(tree, ast.CommentStmt | ast.AlterOwnerStmt):
+        kind = tree.objtype if isinstance(tree, ast.CommentStmt) else tree.objectType
+        return [tree.object.sval] if kind == ObjectType.OBJECT_DATABASE else []  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    return []
 
 
 def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:

@@ -15,6 +15,7 @@ from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.events import Listener, ignore
 from tollbook.migrate.files import Folder
 from tollbook.migrate.pg_tools import find_tool
+from tollbook.migrate.session import read_url
 
 DUMP_SECONDS_MAX = 600
 DIFF_LINES_MAX = 200
@@ -83,11 +84,14 @@ def run_dump(url: str, *what: str) -> str:
     ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=DUMP_SECONDS_MAX)
     if ran.returncode:
         raise MigrateError(f"pg_dump failed: {ran.stderr.strip()}")
-    return clean(ran.stdout)
+    return clean(ran.stdout, read_url(url)["user"])
 
 
-def clean(text: str) -> str:
-    """Return a dump's statements alone, each as it stands, with an empty line between them."""
+def clean(text: str, user: str) -> str:
+    """Return a dump's statements alone, each as it stands, with an empty line between them.
+
+    user: who made all of it; what it gives by default, whoever loads the file is to give.
+    """
     # Only psql reads these two; the key in them is another each time.
     text = re.sub(r"^\\(un)?restrict .*$", "", text, flags=re.MULTILINE)
     raw = text.encode()
@@ -100,7 +104,10 @@ def clean(text: str) -> str:
         functions = functions or isinstance(tree, ast.CreateFunctionStmt)
         start = one.stmt_location or 0
         end = start + one.stmt_len if one.stmt_len else len(raw)
-        kept.append(_strip(raw[start:end].decode()))
+        statement = _strip(raw[start:end].decode())
+        if isinstance(tree, ast.AlterDefaultPrivilegesStmt):
+            statement = statement.replace(f" FOR ROLE {user}", "", 1)
+        kept.append(statement)
     return (BODIES if functions else "") + "".join(f"\n{statement};\n" for statement in kept)
 
 
