@@ -90,14 +90,14 @@ def test_roles_and_search_path_are_the_databases(
     with psycopg.connect(migrate_server.url(name, user="postgres"), autocommit=True) as connection:
         connection.execute("DROP ROLE IF EXISTS reader")
         connection.execute("CREATE ROLE reader")
-        connection.execute("CREATE SCHEMA app AUTHORIZATION tollbook")
-        connection.execute(f"ALTER DATABASE {name} SET search_path = app")  # pyright: ignore
-    write("0001_a", up="CREATE TABLE a (i int); GRANT SELECT ON a TO reader")
+        connection.execute("CREATE SCHEMA tollbook AUTHORIZATION tollbook")
+        connection.execute(f"""ALTER DATABASE {name} SET search_path = "$user", app""")  # pyright: ignore
+    write("0001_a", up="CREATE SCHEMA app; CREATE TABLE a (i int); GRANT SELECT ON a TO reader, tollbook")
     assert apply().exit_code == 0
     result = run("drift")
     assert result.exit_code == 0, result.output
     ask("REVOKE ALL ON a FROM reader; SELECT 1")
-    assert "missing  grant table app.a to reader" in run("drift").output
+    assert "missing  grant table tollbook.a to reader" in run("drift").output
     ask("DROP TABLE a; SELECT 1")
     with psycopg.connect(migrate_server.url("postgres", user="postgres"), autocommit=True) as connection:
         connection.execute("DROP ROLE reader")
@@ -112,7 +112,12 @@ def test_what_differs_honestly_is_no_drift(write: Any, apply: Run, run: Run, ask
     )
     assert apply().exit_code == 0
     other = tmp_path / "other"
-    write("0001_o", at=other, up="CREATE SCHEMA o; CREATE TABLE o.t (i int); CREATE INDEX t_i ON o.t (i)")
+    write(
+        "0001_o",
+        at=other,
+        up="""CREATE SCHEMA o; CREATE TABLE o.t (i serial); CREATE INDEX t_i ON o.t (i);
+        CREATE FUNCTION o.f(n int) RETURNS int LANGUAGE sql AS 'SELECT 1'""",
+    )
     assert apply(folders=(str(other),)).exit_code == 0
     ask("""CREATE TABLE a_2 PARTITION OF a FOR VALUES FROM ('2021-01-01') TO ('2022-01-01'); DROP TABLE a_1;
         ALTER TABLE a RENAME CONSTRAINT a_i_check TO a_i_check1;

@@ -25,6 +25,8 @@ CREATE TYPE shop.pair AS (a int, b text);
 CREATE DOMAIN shop.positive AS int DEFAULT 1 NOT NULL CONSTRAINT above CHECK (VALUE > 0);
 CREATE SEQUENCE shop.numbers START 10;
 CREATE FUNCTION shop.twice(n int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 2 * n';
+CREATE FUNCTION shop.cheer(m shop.mood) RETURNS text LANGUAGE sql AS 'SELECT ''be '' || m';
+REVOKE EXECUTE ON FUNCTION shop.cheer FROM PUBLIC; COMMENT ON FUNCTION shop.cheer IS 'loud';
 CREATE FUNCTION shop.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TABLE shop.people (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL UNIQUE, age shop.positive,
@@ -47,6 +49,13 @@ CREATE TABLE shop.events_old PARTITION OF shop.events FOR VALUES FROM ('2020-01-
 GRANT SELECT ON shop.orders TO tollbook; GRANT UPDATE (total) ON shop.orders TO tollbook;
 REVOKE EXECUTE ON FUNCTION shop.twice(int) FROM PUBLIC;
 COMMENT ON TABLE shop.orders IS 'what was bought'; COMMENT ON COLUMN shop.orders.total IS 'in euros';
+COMMENT ON SCHEMA shop IS 'all of it'; COMMENT ON TRIGGER orders_touch ON shop.orders IS 'touched';
+COMMENT ON CONSTRAINT orders_total_check ON shop.orders IS 'no debts';
+ALTER TABLE shop.people OWNER TO tollbook; ALTER FUNCTION shop.cheer OWNER TO tollbook;
+ALTER INDEX shop.people_pkey SET (fillfactor=80); ALTER TABLE shop.people SET (toast.autovacuum_enabled=off);
+ALTER TABLE shop.people ALTER name SET STORAGE EXTERNAL, ALTER name SET STATISTICS 500;
+ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO tollbook;
+ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 COMMENT ON VIEW shop.totals IS 'by person'; COMMENT ON FUNCTION shop.twice(int) IS 'n + n';
 """
 # What hands do to a database at night. Where one of them takes away what another needs, that one fails.
@@ -113,11 +122,33 @@ GRANT EXECUTE ON FUNCTION shop.twice(int) TO PUBLIC
 COMMENT ON TABLE shop.orders IS 'other words'
 COMMENT ON COLUMN shop.orders.total IS NULL
 COMMENT ON TABLE shop.people IS 'who'
+COMMENT ON SCHEMA shop IS NULL
+COMMENT ON POLICY own ON shop.orders IS 'mine'
+ALTER TABLE shop.people OWNER TO postgres
+ALTER FUNCTION shop.cheer OWNER TO postgres
+ALTER TABLE shop.orders OWNER TO tollbook
+ALTER TABLE shop.orders DISABLE TRIGGER ALL
+ALTER TABLE shop.people DISABLE TRIGGER ALL
+ALTER INDEX shop.people_pkey RESET (fillfactor)
+ALTER INDEX shop.people_pkey SET (fillfactor=70)
+ALTER INDEX shop.people_name_key SET (fillfactor=50)
+ALTER TABLE shop.people RESET (toast.autovacuum_enabled)
+ALTER TABLE shop.people ALTER name SET STORAGE MAIN
+ALTER TABLE shop.people ALTER name SET STATISTICS -1, ALTER name SET (n_distinct=5)
+ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT DELETE ON TABLES TO tollbook WITH GRANT OPTION
+ALTER DEFAULT PRIVILEGES IN SCHEMA shop REVOKE SELECT ON TABLES FROM tollbook
+ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC
+ALTER DEFAULT PRIVILEGES FOR ROLE tollbook GRANT SELECT ON TABLES TO PUBLIC
 """.strip().splitlines()
 NOTHING = Standing((), (), (), (), (), ())
 # Columns that were dropped come back as the last, and values of an enum or a type stay: SQL cannot mend it.
 LASTING = ("column order", "type")
-HONEST = tuple(deed for deed in DEEDS if "events_new" in deed or "check7" in deed)
+HONEST = tuple(
+    deed
+    for deed in DEEDS
+    for said in ("events_new", "check7", "orders OWNER", "FOR ROLE tollbook")
+    if said in deed
+)
 LEFT = "-- Not in the files; look before you take the dashes away:"
 
 
@@ -205,3 +236,22 @@ def test_each_deed_is_seen_and_mended(pair: Pair, deed: str) -> None:
         assert bool(drift.find(live.objects, want.objects)) != (deed in HONEST)
         assert [one for one in pair.mend() if one.what != "extra"] == []
         assert pair.mend(drops=True) == []
+
+
+@pytest.mark.parametrize("path", ['""', '"$user", "a, b", public'])
+def test_a_stage_takes_any_search_path(stage: Stage, path: str) -> None:
+    with connected(stage.make(path=path, schemas=["a, b"])) as conn:
+        row = conn.execute("SELECT current_setting('search_path'), current_schemas(false)::text[]").fetchone()
+    assert row == (path, [] if path == '""' else ["a, b", "public"])
+
+
+def test_a_publication_that_publishes_otherwise_is_told(pair: Pair) -> None:
+    with pair.live.transaction(force_rollback=True):
+        pair.live.execute("CREATE PUBLICATION news FOR TABLE shop.orders")
+        before = catalog.read(pair.live)
+        pair.live.execute("ALTER PUBLICATION news ADD TABLE shop.people")
+        after = catalog.read(pair.live)
+        assert [one.name for one in drift.find(after, before)] == ["news"]
+        assert any(
+            "-- By hand: publication news" in line for line in reconcile(Side(after, {}), Side(before, {}))
+        )

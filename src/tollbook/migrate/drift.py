@@ -130,11 +130,13 @@ def order(migrations: Sequence[Migration], standing: Standing) -> list[Migration
 
 
 def admit(stage: Stage, migrations: Sequence[Migration], conn: Connection | None = None) -> None:
-    """Make on the stage the roles that the files name, and those of the live server."""
+    """Make on the stage the roles and databases that the files name, and the roles of the live server."""
     named, made = replay.find_roles(migrations)
     if conn is not None:
         named |= {name for (name,) in conn.execute("SELECT rolname::text FROM pg_roles")}
     stage.admit(sorted(named - made))
+    if databases := replay.find_databases(migrations):
+        stage.house(databases)
 
 
 def _read_path(conn: Connection) -> tuple[str, list[str]]:
