@@ -87,3 +87,40 @@ def test_a_function_replaced_by_a_later_migration_is_put_back_not_missed(
     result = revert()
     assert result.exit_code == 0, result.output
     assert ask("SELECT f()") == 1
+
+
+def test_what_stopped_half_way_is_finished_before_another_is_taken_back(
+    three: None, write: Any, apply: Run, revert: Run, ask: Any
+) -> None:
+    write("0004_u", up="CREATE TABLE u (); COMMIT; SELECT 1/0", down="SELECT 1")
+    assert apply().exit_code == 1
+    result = revert()
+    assert result.exit_code == 1
+    assert "0004_u" in result.output
+    assert left(ask) == "t1 t2 t3"
+
+
+def test_after_half_a_way_back_nothing_is_applied_on_top(
+    three: None, write: Any, apply: Run, revert: Run, run: Run, ask: Any
+) -> None:
+    write("0003_t", down="DROP TABLE t3; COMMIT; SELECT 1/0")
+    assert revert().exit_code == 1
+    write("0004_u", up="CREATE TABLE u ()")
+    result = apply()
+    assert result.exit_code == 1
+    assert "0003_t" in result.output
+    assert "revert" in result.output
+    assert "taken back in part" in " ".join(run("status").output.split())
+    write("0003_t", down="DROP TABLE t3; COMMIT; SELECT 1")
+    assert revert().exit_code == 0
+    assert left(ask) == "t1 t2"
+
+
+def test_a_way_back_from_the_history_keeps_its_header(
+    write: Any, folder: Any, apply: Run, revert: Run, ask: Any
+) -> None:
+    write("0001_t", up="CREATE TABLE t1 (i int)", down="-- tollbook: role=nobody_at_all\nDROP TABLE t1")
+    assert apply().exit_code == 0
+    for file in folder.glob("0001_t.*"):
+        file.unlink()
+    assert 'role "nobody_at_all" does not exist' in " ".join(revert().output.split())

@@ -82,3 +82,20 @@ def test_status_of_an_empty_database_makes_nothing(write: Any, run: Run, ask: An
     write("0001_a", up="SELECT 1")
     assert run("status").exit_code == 3
     assert ask("SELECT to_regnamespace('tollbook_migrate')") is None
+
+
+def test_an_index_that_waits_for_its_partitions_is_no_fault(
+    write: Any, apply: Run, run: Run, ask: Any
+) -> None:
+    write(
+        "0001_p",
+        up="CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE TABLE p1 PARTITION OF p DEFAULT;"
+        "CREATE INDEX p_i ON ONLY p (i);",
+    )
+    assert apply().exit_code == 0
+    assert run("verify", "--quick").exit_code == 0
+    assert run("drift").exit_code == 0
+    ask("CREATE INDEX p1_i ON p1 (i); ALTER INDEX p_i ATTACH PARTITION p1_i; SELECT 1")
+    drifted = run("drift").output
+    assert "p_i" in drifted
+    assert "failed" not in drifted

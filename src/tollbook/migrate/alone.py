@@ -18,13 +18,16 @@ def is_concurrent(statement: Statement) -> bool:
     return (statement.alone or "").endswith("CONCURRENTLY")
 
 
-def is_done(conn: Connection, statement: Statement) -> bool:
-    """Whether a statement that was under way when a run was killed has come to its end all the same."""
+def is_done(conn: Connection, statement: Statement, since: str) -> bool:
+    """Whether a statement that was under way when a run was killed has come to its end all the same.
+
+    since: the transaction that noted, just before it, that it begins.
+    """
     tree = statement.tree
     if isinstance(tree, ast.IndexStmt) and tree.idxname:
         return _find_index(conn, tree, valid=True) is not None
     if isinstance(tree, ast.IndexStmt):
-        return _find_newer(conn, _name(tree.relation))
+        return _find_newer(conn, _name(tree.relation), since)
     if isinstance(tree, ast.AlterTableStmt):
         return _find_partition(conn, tree) is None
     if isinstance(tree, ast.CreatedbStmt | ast.DropdbStmt):
@@ -61,15 +64,15 @@ def _find_database(conn: Connection, name: Any) -> bool:
     return conn.execute(query, {"name": name}).fetchone() is not None
 
 
-def _find_newer(conn: Connection, table: str) -> bool:
+def _find_newer(conn: Connection, table: str, since: str) -> bool:
     """Whether the table has got a valid index since the progress was put on record, just before the build.
 
     The name is PostgreSQL's own choice, so it is known by its age alone.
     """
     row = conn.execute(
-        """SELECT EXISTS (SELECT FROM pg_index i CROSS JOIN tollbook_migrate.progress p
-        WHERE i.indrelid = to_regclass(%(table)s) AND i.indisvalid AND age(i.xmin) < age(p.xmin))""",
-        {"table": table},
+        """SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = to_regclass(%(table)s) AND indisvalid
+          AND age(xmin) < age(%(since)s::text::xid))""",
+        {"table": table, "since": since},
     ).fetchone()
     return bool(row and row[0])
 
@@ -111,9 +114,11 @@ def _find_left(conn: Connection, relation: str | None, ending: str) -> list[str]
     rows = conn.execute(
         """SELECT i.indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE NOT i.indisvalid AND c.relname ~ %(ending)s AND c.relkind = 'i'
-          AND (%(relation)s::text IS NULL
-            OR to_regclass(%(relation)s) IN (i.indrelid, i.indexrelid)
-            OR i.indrelid = (SELECT indrelid FROM pg_index WHERE indexrelid = to_regclass(%(relation)s)))
+          AND (%(relation)s::text IS NULL OR i.indrelid IN (
+            SELECT coalesce(x.indrelid, t.oid)
+            FROM (SELECT to_regclass(%(relation)s)::oid
+                UNION SELECT relid FROM pg_partition_tree(to_regclass(%(relation)s))) AS t (oid)
+            LEFT JOIN pg_index x ON x.indexrelid = t.oid))
           AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
         LIMIT %(most)s""",
         {"relation": relation, "ending": ending, "most": LEFT_MAX},

@@ -82,6 +82,7 @@ def apply(
         progress = history.read_progress(conn)
         begun = {*progress, *history.read_backfills(conn)} if interrupted else set[tuple[str, str]]()
         half_way = [one.id for one in pending if (one.folder, one.version) in begun]
+        half_way += [one.name for one in standing.applied if (one.folder, one.version) in begun]
         tell_interrupted(interrupted, [one.id for one in pending], listen, half_way)
         ready = check(conn, standing, pending, progress)
         if backup and ready:
@@ -129,6 +130,11 @@ def check(
 ) -> "list[Prepared]":
     """Run every pre-flight check. Returns the migrations ready to run; raises PreflightRefused."""
     problems = preflight.check_history(standing)
+    problems += [
+        Problem(f"{one.name} is taken back in part.", "Finish that first: tollbook migrate revert.")
+        for one in standing.applied
+        if (begun := progress.get((one.folder, one.version))) and begun.direction == "down"
+    ]
     ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
     if pending and not history.exists(conn):
@@ -200,6 +206,8 @@ def tell_interrupted(
         began = f"The {one.command} that began at {one.started_at:%Y-%m-%d %H:%M:%S} was interrupted"
         if one.at is None:
             text = f"{began} after its last migration was committed; nothing is missing."
+        elif one.at in half_way and one.command == "revert":
+            text = f"{began}: {one.at} is taken back in part; `revert` goes on behind that."
         elif one.at in half_way:
             text = f"{began}: {one.at} had committed a part; it goes on behind that."
         elif one.command == "apply" and one.at in next_ones:
@@ -221,7 +229,8 @@ class recorded:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self.conn.broken and not self.conn.closed:
-            self.conn.execute("RESET ALL")  # the last file may have made this session read-only
+            # The last file may have left the session read-only, or acting as a role that sees none of ours.
+            self.conn.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
             history.end(self.conn, [self.run], "done" if error is None else "failed")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from pglast import ast
@@ -19,10 +19,9 @@ from tollbook.migrate.session import Connection
 from tollbook.migrate.statements import Statement
 from tollbook.migrate.traffic import Guard
 
-UNSAFE_NEW_ENUM_VALUE = "55P04"
 OUTSIDE_ONLY = "25001"  # a program sent what cannot run inside a transaction
-COMMITS_ITSELF = "2D000"  # a DO block or a procedure with a COMMIT in it, inside a transaction
-CUTS_MAX = 3  # a file as it stands, cut behind new values of enums, with its DO and CALL outside
+# What names the role that a session acts as: taken anew in each transaction, as each ends as the engine.
+ROLES = ("role", "session_authorization")
 
 T = TypeVar("T")
 
@@ -63,6 +62,46 @@ def name_role(options: Options) -> str:
     return "SET LOCAL ROLE {};".format('"' + options.role.replace('"', '""') + '"')
 
 
+def name_roles(one: Prepared, done: int) -> list[str]:
+    """Return the statements that take the role of a script after `done` statements of its own."""
+    header = name_role(one.migration.up.options)
+    return [*([header] if header else []), *_find_set(one, done, roles=True)]
+
+
+def name_opening(one: Prepared, done: int, settings: str) -> tuple[str, int]:
+    """Return what gives a session what a script expects after `done` statements, and the number of it."""
+    again = _find_set(one, done, roles=False)
+    return f"{RESET} {settings} {' '.join(again)}", RESET_COUNT + settings.count(";") + len(again)
+
+
+def _find_set(one: Prepared, done: int, *, roles: bool) -> list[str]:
+    """Return what the first `done` statements set for longer than their transaction."""
+    return [
+        f"{one.reading.text[statement.index : statement.end]}\n;"
+        for statement in one.reading.statements[:done]
+        if _sets(statement.tree) and (getattr(statement.tree, "name", None) in ROLES) == roles
+    ]
+
+
+def _sets(tree: Any) -> bool:
+    """Whether a statement sets something for longer than its transaction: SET, SELECT set_config(…, false)."""
+    if isinstance(tree, ast.VariableSetStmt):
+        return not tree.is_local and tree.name != "TRANSACTION"
+    if not isinstance(tree, ast.SelectStmt) or tree.fromClause or not tree.targetList:
+        return False
+    calls: list[Any] = [target.val for target in tree.targetList]
+    return all(
+        isinstance(call, ast.FuncCall)
+        and [part.sval for part in call.funcname or ()][-1] == "set_config"
+        and _is_false((call.args or (None,))[-1])
+        for call in calls
+    )
+
+
+def _is_false(argument: Any) -> bool:
+    return isinstance(getattr(argument, "val", None), ast.Boolean) and not argument.val.boolval
+
+
 def check_progress(one: Prepared, progress: Progress, direction: str) -> list[Problem]:
     """Name what keeps a script from going on where it stopped: its first statements have changed."""
     done = one.reading.statements[: progress.statements]
@@ -95,26 +134,17 @@ def carry_out(
     It is given what its transaction came to, and how many statements were committed before its transaction.
     Raises StatementFailed, LockHeld, SessionNotOurs.
     """
-    options = one.migration.up.options
     walk = _Walk(course, one, progress, direction)
-    statements, after_new_values = one.reading.statements, False
-    for _ in range(CUTS_MAX):
-        cut = segments.split(statements, options, after_new_values=after_new_values)
+    cuts = segments.Cuts(one.reading.statements, one.migration.up.options)
+    while True:
         try:
-            return walk.go(cut, finish)
+            return walk.go(cuts.split(), finish)
         except StatementFailed as error:
             state = read_sqlstate(error)
-            apart = segments.set_apart(statements)
-            if state == UNSAFE_NEW_ENUM_VALUE and any(segments.adds_value(one) for one in statements):
-                # A new value of an enum can be used only when it is committed: so the file is cut behind it.
-                after_new_values = True
-            elif state == COMMITS_ITSELF and apart != statements:
-                statements = apart
-            elif state == OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
+            if state == OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
                 walk.committing = True
-            else:
+            elif not cuts.refine(state):
                 raise
-    raise AssertionError("each cut is made once")
 
 
 def carry_out_and_keep(course: Course, one: Prepared, progress: Progress | None) -> Progress | None:
@@ -198,24 +228,19 @@ class _Walk:
         if self.opened:
             return "", 0
         settings = self.course.name_settings(self.one.migration.up.options)
-        again = [
-            self.one.reading.text[statement.index : statement.end] + ";"
-            for statement in self.one.reading.statements[: self.done]
-            if isinstance(statement.tree, ast.VariableSetStmt) and not statement.tree.is_local
-        ]
-        return f"{RESET} {settings} {' '.join(again)}", RESET_COUNT + settings.count(";") + len(again)
+        return name_opening(self.one, self.done, settings)
 
     def _run(self, segment: Segment) -> Outcome:
         opening, count = self._open()
-        role = name_role(self.one.migration.up.options)
+        roles = name_roles(self.one, self.done)
         begin = f"{segment.modes};" if segment.modes else BEGIN
         return execution.perform(
             self.course.conn,
             self.one,
             segment,
             self.course.pid,
-            f"{opening} {begin} {role}",
-            count + 1 + bool(role),
+            f"{opening} {begin} {' '.join(roles)}",
+            count + 1 + len(roles),
             committing=self.committing,
         )
 
@@ -231,6 +256,11 @@ class _Walk:
         history.keep_progress(self.course.conn, self.course.run, progress)
         self.begun = True
 
+    def _find_age(self) -> str | None:
+        """Return the transaction that noted the progress this run goes on from."""
+        migration = self.one.migration
+        return history.find_age(self.course.conn, migration.folder, migration.version)
+
     def _forget(self) -> None:
         """Nothing was committed, so nothing is begun."""
         self.course.conn.execute(RESET_ROLE.encode())
@@ -239,18 +269,16 @@ class _Walk:
 
     def _run_alone(self, segment: Segment) -> None:
         conn, statement = self.course.conn, segment.statements[0]
-        role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
-        conn.execute(f"{self._open()[0]} ".encode())
+        conn.execute(f"{RESET_ROLE} {self._open()[0]}".encode())
         self.opened = True
         if not self.begun:  # so that the next run knows, should this one be killed while it runs
             self._keep(segment.first)
-        if role:
-            conn.execute(role.encode())
+        since = self._find_age() if segment.first == self.resumed_at else None
+        conn.execute(" ".join(name_roles(self.one, self.done)).replace("SET LOCAL", "SET").encode())
         for name in alone.clear(conn, statement):
             text = f"Dropped the invalid index {name}, left by a build that broke off."
             self.course.listen(Event("note", text))
-        resumed = segment.first == self.resumed_at
-        if not alone.finish(conn, statement) and not (resumed and alone.is_done(conn, statement)):
+        if not alone.finish(conn, statement) and not (since and alone.is_done(conn, statement, since)):
             self.course.listen(Event("alone", f"{statement.alone} runs outside a transaction."))
             self._send_alone(statement)
         conn.execute(RESET_ROLE.encode())
@@ -269,10 +297,11 @@ class _Walk:
                 self._forget()
             if not segments.may_commit(statement):
                 raise
+            # Without its code: whatever was in its way, it is not tried again by itself.
             raise StatementFailed(
                 f"{error.sentence} What {statement.alone} committed itself stays: see that it can run again.",
                 error.place,
-                **error.details,
+                **error.details | {"sqlstate": None},
             ) from error
         if patient:
             conn.execute(name_settings(self.course.lock_timeout_seconds).encode())

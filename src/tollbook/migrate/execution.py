@@ -83,11 +83,11 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     index = number - sql.before_count
     place: Place | None = Place(str(sql.script.path))
     sentence = diag.message_primary or str(error)
-    if 0 <= index < len(sql.statements):
-        start = sql.statements[index].index
-        shift = sql.start - len(sql.before) - 1
-        exact = int(diag.statement_position) + shift if diag.statement_position else -1
-        place = point(str(sql.script.path), sql.script.text, exact if exact >= 0 else start, caret=exact >= 0)
+    exact = int(diag.statement_position or 0) - len(sql.before) - 1
+    if sql.statements and 0 <= exact < sql.statements[-1].end - sql.start:
+        place = point(str(sql.script.path), sql.script.text, sql.start + exact)
+    elif 0 <= index < len(sql.statements):
+        place = point(str(sql.script.path), sql.script.text, sql.statements[index].index, caret=False)
     elif index >= len(sql.statements):
         sentence = f"{sentence} (when its deferred constraints were checked at the end)"
     parts = [f"{sentence} [{error.sqlstate}]"]
@@ -98,6 +98,8 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
     ]
     if diag.context:
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
+    if error.sqlstate == "42704" and (diag.message_primary or "").startswith("role "):
+        parts.append("Roles are the server's: make it there first (CREATE ROLE)")
     return StatementFailed(
         ". ".join(part.rstrip(".") for part in parts) + "." + ROLLED_BACK,
         place,

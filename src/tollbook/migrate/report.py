@@ -107,8 +107,10 @@ def show_status(status: "Status") -> None:
         state = click.style(f"{line.state:8}", fg=STATES[line.state])
         when = f"{line.applied_at:%Y-%m-%d %H:%M:%S}" if line.applied_at else ""
         took = f"{line.duration_seconds * 1000:.0f} ms" if line.duration_seconds is not None else ""
-        so_far = f"stopped, {line.committed} of its statements committed" if line.committed else ""
-        click.echo(f"  {state} {line.migration:{width}}  {when or line.backfill or so_far}  {took}".rstrip())
+        way = "stopped" if line.state == "pending" else "taken back in part"
+        so_far = f"{way}, {line.committed} of its statements committed" if line.committed else ""
+        shown = f"{so_far if when and so_far else when or line.backfill or so_far}  {took}"
+        click.echo(f"  {state} {line.migration:{width}}  {shown}".rstrip())
     tally = {state: sum(line.state == state for line in status.lines) for state in STATES}
     shown = [f"{number} {state}" for state, number in tally.items() if number]
     click.echo(" · ".join(shown) or "No migrations.")

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from tollbook.migrate import execution, formats, history, objects, preflight, presence, promises, statements
+from tollbook.migrate import (
+    execution,
+    formats,
+    headers,
+    history,
+    objects,
+    preflight,
+    presence,
+    promises,
+    statements,
+)
 from tollbook.migrate.application import (
     LOCK_TIMEOUT_SECONDS,
     TRAFFIC,
@@ -18,7 +28,7 @@ from tollbook.migrate.application import (
     tell_interrupted,
 )
 from tollbook.migrate.course import Course, carry_out, check_progress
-from tollbook.migrate.errors import NoWayBack, VerificationFailed, WrongUsage
+from tollbook.migrate.errors import NoWayBack, Problem, VerificationFailed, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Folder, Migration, Script
@@ -71,13 +81,22 @@ def revert(
         names = {folder.name for folder in folders}
         chosen = choose([one for one in everything if one.folder in names], steps, to)
         interrupted = history.find_interrupted(conn)
-        tell_interrupted(interrupted, (), listen)
+        progress = history.read_progress(conn)
+        half_way = [one.name for one in everything if (one.folder, one.version) in progress]
+        tell_interrupted(interrupted, (), listen, half_way)
         ways = _prepare(chosen, migrations, everything)
         database = name_target(read_url(url))
         if not ways:
             return ApplyResult(database, (), None, tuple(interrupted))
-        progress = history.read_progress(conn)
         problems = preflight.check_server(conn)
+        problems += [
+            Problem(
+                f"{_name(one, migrations)} is applied in part: {one.statements} of its statements.",
+                "Finish that first: correct what is left of its file, apply it, and take it back then.",
+            )
+            for one in progress.values()
+            if one.direction == "up" and one.folder in names
+        ]
         for way in ways:
             if begun := progress.get((way.applied.folder, way.applied.version)):
                 problems += check_progress(way.down, begun, "down")
@@ -99,6 +118,11 @@ def revert(
                 done.append(_revert_one(course, way, progress.get(key)))
                 listen(Event("reverted", way.applied.name, {"step": done[-1]}))
         return ApplyResult(database, tuple(done), saved, tuple(interrupted))
+
+
+def _name(progress: Progress, migrations: dict[tuple[str, str], Migration]) -> str:
+    file = migrations.get((progress.folder, progress.version))
+    return file.id if file else f"{progress.folder}/{progress.version}"
 
 
 def choose(applied: Sequence[Applied], steps: int, to: tuple[str, str] | None) -> list[Applied]:
@@ -153,7 +177,8 @@ def _find_down(applied: Applied, migrations: dict[tuple[str, str], Migration]) -
     if applied.down_sql is None:
         return None
     path = Path(f"{applied.label}.down.sql (as kept in the history)")
-    return Script(path, applied.down_sql, sha256(applied.down_sql.encode()).hexdigest())
+    text = applied.down_sql
+    return Script(path, text, sha256(text.encode()).hexdigest(), headers.read(path, text))
 
 
 def _revert_one(course: Course, way: _Way, progress: Progress | None) -> Step:

@@ -13,6 +13,20 @@ from pglast import ast
 from tollbook.migrate.headers import Options
 from tollbook.migrate.statements import Statement
 
+# A new value of an enum can be used only when it is committed.
+UNSAFE_NEW_ENUM_VALUE = "55P04"
+# By what the server says: which statements may be the cause, and so run outside a transaction. The first is
+# of what commits itself; the second of what cannot be in a transaction where the table is partitioned, or a
+# subscription is enabled, which no file tells.
+SET_APART: dict[str, dict[type, str]] = {
+    "2D000": {ast.DoStmt: "DO", ast.CallStmt: "CALL"},
+    "25001": {
+        ast.ReindexStmt: "REINDEX of a partitioned table",
+        ast.ClusterStmt: "CLUSTER of a partitioned table",
+        ast.AlterSubscriptionStmt: "ALTER SUBSCRIPTION",
+    },
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -72,13 +86,34 @@ def adds_value(statement: Statement) -> bool:
 
 def may_commit(statement: Statement) -> bool:
     """Whether a statement may have a COMMIT of its own in it, which only outside a transaction can run."""
-    return isinstance(statement.tree, ast.DoStmt | ast.CallStmt) and not statement.explicit
+    return isinstance(statement.tree, ast.DoStmt | ast.CallStmt)
 
 
-def set_apart(statements: Sequence[Statement]) -> tuple[Statement, ...]:
-    """Return the statements with those alone that may commit themselves."""
-    names = {ast.DoStmt: "DO", ast.CallStmt: "CALL"}
-    return tuple(replace(one, alone=names[type(one.tree)]) if may_commit(one) else one for one in statements)
+class Cuts:
+    """How a script is cut: coarsely at first, and finer once the server has said why that cannot be."""
+
+    def __init__(self, statements: Sequence[Statement], options: Options) -> None:
+        self.statements = tuple(statements)
+        self.options = options
+        self.after_new_values = False
+
+    def split(self) -> tuple[Segment, ...]:
+        """Return the script's segments."""
+        return split(self.statements, self.options, after_new_values=self.after_new_values)
+
+    def refine(self, sqlstate: str | None) -> bool:
+        """Cut finer after an error. Returns whether there is anything to cut for it, once for each kind."""
+        before = (self.statements, self.after_new_values)
+        if sqlstate == UNSAFE_NEW_ENUM_VALUE:
+            self.after_new_values = any(adds_value(one) for one in self.statements)
+        names = SET_APART.get(sqlstate or "", {})
+        self.statements = tuple(
+            replace(one, alone=names[type(one.tree)])
+            if type(one.tree) in names and not (one.explicit or one.alone)
+            else one
+            for one in self.statements
+        )
+        return before != (self.statements, self.after_new_values)
 
 
 def fingerprint(text: str, statements: Sequence[Statement]) -> str:

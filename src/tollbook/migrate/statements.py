@@ -132,7 +132,9 @@ class _Sorter:
 
     def _steer(self, tree: Any, index: int, end: int) -> None:
         """BEGIN and COMMIT say what belongs together; the engine itself begins and commits."""
-        if tree.kind in OPENING_KINDS and self.modes is None:
+        if tree.kind in OPENING_KINDS and self.modes is not None and not tree.options:
+            pass  # begun already: for the server a warning and no more
+        elif tree.kind in OPENING_KINDS and self.modes is None:
             text = self.plain.text[index:end]
             self.modes = text if tree.options else ""
             self.block += 1 if self.statements and self.statements[-1].block == self.block else 0

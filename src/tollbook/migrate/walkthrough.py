@@ -1,42 +1,43 @@
 """Scripts carried out statement by statement and watched: on a shadow really committed, else all undone."""
 
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
-from pglast import ast
+from pglast import ast, visitors
 from psycopg import sql
 
 from tollbook.migrate import execution, segments, statements
 from tollbook.migrate.backfill_file import Backfill
 from tollbook.migrate.catalog import Change
-from tollbook.migrate.course import UNSAFE_NEW_ENUM_VALUE, name_role, name_settings
+from tollbook.migrate.course import name_opening, name_role, name_roles, name_settings
 from tollbook.migrate.errors import StatementFailed, VerificationFailed
 from tollbook.migrate.exchange import command
-from tollbook.migrate.execution import BEGIN, RESET, RESET_ROLE, Outcome, Prepared, Sql
+from tollbook.migrate.execution import BEGIN, RESET_ROLE, Outcome, Prepared, Sql
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.observation import Observation, Observer, Seen, read_locks, shorten
 from tollbook.migrate.presence import judge
 from tollbook.migrate.retrying import read_sqlstate, roll_back
 from tollbook.migrate.segments import Segment
-from tollbook.migrate.session import Connection
+from tollbook.migrate.session import LEAVE_NOTHING, Connection
 from tollbook.migrate.statements import Statement
 
 HELD_TABLES_MAX = 2_000
 HOLD_SECONDS_MAX = 2.0
 POLL_SECONDS = 0.002
-READING = (
-    ast.SelectStmt,
-    ast.InsertStmt,
-    ast.UpdateStmt,
-    ast.DeleteStmt,
-    ast.MergeStmt,
-    ast.DoStmt,
-    ast.CallStmt,
+ON_ROWS = (ast.SelectStmt, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)
+READING = (*ON_ROWS, ast.DoStmt, ast.CallStmt)
+# Functions whose work a rollback does not undo; of them those that reach out of the server, also of a shadow.
+LASTING = re.compile(
+    r"\b(?P<remote>dblink\w*|lo_export|pg_file_\w+)\s*\(|\b(?P<name>setval|pg_(?:terminate|cancel)_backend"
+    r"|pg_stat_reset\w*|pg_(?:create|drop|copy)_\w*slot|pg_replication_(?:origin|slot)_\w+|pg_reload_conf"
+    r"|pg_switch_wal|pg_logical_emit_message|pg_create_restore_point|pg_advisory_unlock\w*)\s*\(",
+    re.IGNORECASE,
 )
 
 
@@ -94,20 +95,20 @@ class Walk:
         """
         started = time.monotonic()
         script = _Script(self, one, done)
-        try:
-            kept, unproven = script.go(segments.split(one.reading.statements, one.migration.up.options))
-        except StatementFailed as error:
-            new_values = any(segments.adds_value(statement) for statement in one.reading.statements)
-            if read_sqlstate(error) != UNSAFE_NEW_ENUM_VALUE or not (new_values or not self.watch):
-                raise
-            if not self.watch:
-                raise CannotRollBack(
-                    "it uses a new value of an enum, which must be committed first"
-                ) from error
-            script.start_over()
-            kept, unproven = script.go(
-                segments.split(one.reading.statements, one.migration.up.options, after_new_values=True)
-            )
+        cuts = segments.Cuts(one.reading.statements, one.migration.up.options)
+        while True:
+            try:
+                kept, unproven = script.go(cuts.split())
+                break
+            except StatementFailed as error:
+                state = read_sqlstate(error)
+                if state == segments.UNSAFE_NEW_ENUM_VALUE and not self.watch:
+                    raise CannotRollBack(
+                        "it uses a new value of an enum, which must be committed first"
+                    ) from error
+                if not cuts.refine(state):
+                    raise
+                script.start_over()
         seconds = time.monotonic() - started
         return Walked(tuple(script.seen), kept, self.observer.end_file(), seconds, unproven)
 
@@ -122,11 +123,17 @@ class _Script:
         self.begun = self.done = done
         self.seen: list[Observation] = []
         self.opened = False
+        self.first = 0  # the number of its first savepoint
         self.outcome: Outcome | None = None
 
     def start_over(self) -> None:
         """Forget what was rolled back; what was committed stays."""
-        roll_back(self.conn)
+        if self.walk.watch:
+            roll_back(self.conn)
+        else:
+            command(self.conn, f"ROLLBACK TO SAVEPOINT step_{self.first}")
+            self.done = self.begun
+        self.opened = False
         self.seen = [one for one in self.seen if one.number <= self.done]
         self.walk.observer.start_over()
 
@@ -156,22 +163,18 @@ class _Script:
         if self.opened:
             return ""
         self.opened = True
-        again = [
-            self.one.reading.text[statement.index : statement.end] + ";"
-            for statement in self.one.reading.statements[: self.done]
-            if isinstance(statement.tree, ast.VariableSetStmt) and not statement.tree.is_local
-        ]
         settings = name_settings(self.walk.lock_timeout_seconds, self.one.migration.up.options)
-        return f"{RESET} {settings} {' '.join(again)}"
+        return name_opening(self.one, self.done, settings)[0]
 
     def _begin(self, segment: Segment) -> None:
-        role = name_role(self.one.migration.up.options)
+        roles = " ".join(name_roles(self.one, self.done))
         if self.walk.watch:
-            command(self.conn, f"{self._open()} {f'{segment.modes};' if segment.modes else BEGIN} {role}")
+            command(self.conn, f"{self._open()} {f'{segment.modes};' if segment.modes else BEGIN} {roles}")
             self.walk.observer.begin()
         else:
             self.walk.savepoints += 1
-            command(self.conn, f"SAVEPOINT step_{self.walk.savepoints}; {self._open()} {role}")
+            self.first = self.first or self.walk.savepoints
+            command(self.conn, f"SAVEPOINT step_{self.walk.savepoints}; {self._open()} {roles}")
             self.walk.observer.begin(anew=False)
 
     def _run(self, segment: Segment) -> None:
@@ -185,20 +188,15 @@ class _Script:
         for number, statement in enumerate(
             segment.statements[max(self.done - segment.first, 0) :], max(segment.first, self.done)
         ):
-            if why := self._reaches_out(statement):
+            if why := self._find_refusal(statement):
                 self._skip(number, statement, why)
                 continue
             started = time.monotonic()
-            with self._honest(statement):
+            with _indexes_first(self.conn, on=bool(self.walk.watch) and isinstance(statement.tree, READING)):
                 results = execution.run(self.conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
             seconds = time.monotonic() - started
             tag = (results[-1].command_status or b"").decode()
             self._note(number, statement, self._text(statement), tag, seconds, self.walk.observer.look(tag))
-
-    def _honest(self, statement: Statement) -> "_IndexesFirst":
-        return _IndexesFirst(
-            self.conn, on=self.walk.watch is not None and isinstance(statement.tree, READING)
-        )
 
     def _text(self, statement: Statement) -> str:
         return shorten(self.one.reading.text[statement.index : statement.end])
@@ -209,36 +207,28 @@ class _Script:
     def _note(
         self, number: int, statement: Statement | None, text: str, tag: str, seconds: float, seen: Seen
     ) -> None:
+        what = (seen.locks, seen.held, seen.written, seen.scans, seen.rows, seen.changes)
         alone = statement.alone if statement else None
-        self.seen.append(
-            Observation(
-                number + 1,
-                self._line(statement),
-                text,
-                tag,
-                seconds,
-                seen.locks,
-                seen.held,
-                seen.written,
-                seen.scans,
-                seen.rows,
-                seen.changes,
-                alone,
-            )
-        )
+        self.seen.append(Observation(number + 1, self._line(statement), text, tag, seconds, *what, alone))
 
     def _skip(self, number: int, statement: Statement, why: str) -> None:
         line, text = self._line(statement), self._text(statement)
         self.seen.append(Observation(number + 1, line, text, alone=statement.alone, untried=why))
         self.walk.skipped = True
 
-    def _reaches_out(self, statement: Statement) -> str:
-        """Say why a statement is not run on a shadow: it would reach what is no shadow."""
-        tree = statement.tree
-        if not self.walk.watch:
-            return ""
-        if isinstance(tree, ast.CopyStmt) and (tree.filename or tree.is_program):
+    def _find_refusal(self, statement: Statement) -> str:
+        """Say why a statement is not run: it would reach what is no shadow, or outlast a rollback."""
+        tree, shadow = statement.tree, self.walk.watch is not None
+        if isinstance(tree, ast.CopyStmt) and (
+            tree.is_program or (tree.filename and (shadow or not tree.is_from))
+        ):
             return "it uses a file or program of the server's machine"
+        remote, lasting = _find_lasting(statement, self.one.reading.text)
+        if remote:
+            return f"{remote} reaches out of the database"
+        if not shadow:
+            what = "ANALYZE" if isinstance(tree, ast.VacuumStmt) else lasting
+            return f"what {what} does is not rolled back" if what else ""
         if isinstance(
             tree, ast.CreateSubscriptionStmt | ast.AlterSubscriptionStmt | ast.DropSubscriptionStmt
         ):
@@ -251,11 +241,11 @@ class _Script:
         statement = segment.statements[0]
         if self.walk.watch is None:
             self._skip(segment.first, statement, "it cannot be rolled back")
-        elif why := self._reaches_out(statement):
+        elif why := self._find_refusal(statement):
             self._skip(segment.first, statement, why)
         else:
-            role = name_role(self.one.migration.up.options).replace("SET LOCAL", "SET")
-            command(self.conn, f"{self._open()} {role} SELECT 1")
+            roles = " ".join(name_roles(self.one, self.done)).replace("SET LOCAL", "SET")
+            command(self.conn, f"{self._open()} {roles} SELECT 1")
             self.walk.observer.begin(alone=True)
             started = time.monotonic()
             locks = watched(
@@ -292,7 +282,7 @@ class _Script:
         command(self.conn, f"{BEGIN} {role}")
         self.walk.observer.begin()
         started = time.monotonic()
-        with self._honest(reading.statements[0]):
+        with _indexes_first(self.conn, on=True):
             results = execution.run(self.conn, Sql(script, reading, reading.statements))
         seconds = time.monotonic() - started
         tag = (results[-1].command_status or b"").decode()
@@ -319,6 +309,8 @@ class _Script:
     def _finish(self) -> tuple[tuple[Promise, ...], str]:
         """Prove what the script promises inside its last transaction, and commit that on a shadow."""
         empty = Segment(self.done, ())
+        if not self.walk.watch:  # its constraints are checked here, and the next file's not before its end
+            command(self.conn, "SAVEPOINT ended")
         outcome = self.outcome or execution.perform(self.conn, self.one, empty, self.walk.pid, "", 0)
         left_out = [one for one in self.seen if one.untried]
         unproven = ""
@@ -328,8 +320,12 @@ class _Script:
         else:
             kept = execution.prove(self.conn, replace(self.one, check=None), outcome, self.walk.settings)
             unproven = self._check()
-        if self.walk.watch:
-            command(self.conn, "COMMIT")
+        command(
+            self.conn,
+            f"{LEAVE_NOTHING}; COMMIT"
+            if self.walk.watch
+            else f"ROLLBACK TO SAVEPOINT ended; {RESET_ROLE} {LEAVE_NOTHING}",
+        )
         return kept, unproven
 
     def _check(self) -> str:
@@ -346,20 +342,36 @@ class _Script:
         return ""
 
 
-class _IndexesFirst:
+@contextmanager
+def _indexes_first(conn: Connection, *, on: bool) -> Generator[None]:
     """Let a full scan on a shadow, whose tables are small, mean that there is no index to go by."""
+    if on:
+        command(conn, "SET enable_seqscan = off")
+    yield
+    if on:
+        command(conn, "SET enable_seqscan = on")
 
-    def __init__(self, conn: Connection, *, on: bool) -> None:
-        self.conn = conn
-        self.on = on
 
-    def __enter__(self) -> None:
-        if self.on:
-            command(self.conn, "SET enable_seqscan = off")
+def _find_lasting(statement: Statement, text: str) -> tuple[str, str]:
+    """Return the function called here that reaches out of the server, and that which outlasts a rollback.
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self.on and error is None:
-            command(self.conn, "SET enable_seqscan = on")
+    Of a block of code its words are all that is known beforehand.
+    """
+    tree = statement.tree
+    match = LASTING.search(text, statement.index, statement.end)
+    if match is None or not isinstance(tree, (*READING, ast.CreateTableAsStmt, ast.CopyStmt)):
+        return "", ""
+    found = match["remote"] or "", match["name"] or ""
+    if isinstance(tree, ast.DoStmt):
+        return found
+    called: set[str] = set()
+
+    class Finder(visitors.Visitor):
+        def visit_FuncCall(self, ancestors: object, node: Any) -> None:  # noqa: N802
+            called.add(node.funcname[-1].sval)
+
+    Finder()(tree)
+    return found if {name.lower() for name in found} & called else ("", "")
 
 
 def watched(watch: Callable[[], Connection], pid: int, run: Callable[[], Any]) -> set[tuple[int, str]]:
