@@ -23,8 +23,10 @@ from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import Lanes, Transaction, transactions
+from tollbook.core.lanes import Call, Lanes, Transaction, transactions
+from tollbook.core.lanes.mend import FILLER
 from tollbook.core.lanes.node import Node
+from tollbook.core.lanes.transactions import GAS_MIN
 from tollbook.core.services import rest
 
 SENT_AT_ONCE_MAX = 100
@@ -34,7 +36,7 @@ REOPENED_AT_ONCE_MAX = 500
 OPEN_MAX = 200  # transactions of an account that wait for blocks: nodes keep few more of one
 HELD = timedelta(seconds=60)  # longer than the lanes take to submit: so long it is in one worker's hands
 SUBMIT_SECONDS_MAX = 10.0  # who took longer to get there leaves it to whoever holds it next
-WATCHED = timedelta(seconds=60)  # then one that waits for its block is looked at again
+WATCHED = timedelta(seconds=15)  # then one that waits for its block is looked at again
 WAIT_SECONDS_MAX = 30.0
 WATCHES_MAX = 2_000
 ATTEMPTS_MAX = 30  # of what is surely not sent, with pauses up to the longest: half an hour
@@ -219,7 +221,20 @@ class Desk:
                 await self._note_sent(tx, one, transaction, now)
         if transaction.status in ("signed", "sent"):
             self._watch(transaction.transaction_id)
+        if transaction.status == "lost":
+            await self._displace(transaction)
         self.news.set()
+
+    async def _displace(self, lost: Transaction) -> None:
+        """Give the nonce of one that was taken back to a transaction that does nothing.
+
+        Whoever saw it may send it again: only when its nonce is another's for good may it be paid anew.
+        """
+        call = Call(self.network, f"{FILLER}of {lost.hash}", lost.sender, b"", GAS_MIN, sender=lost.sender)
+        try:
+            await self.lanes.submit(call)
+        except Refusal as refusal:
+            logger.warning("nonce %s of %s: %s", lost.nonce, lost.sender, refusal.sentence)
 
     async def _send_again(
         self, dues: Sequence[Due], known: Mapping[str, Transaction], began_at: float, now: datetime
