@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,14 @@ def test_killed_at_any_step_no_file_is_lost_and_the_next_run_ends_it(
     new, archive = folder / "0003_squashed.up.sql", folder / "squashed"
     text = "-- tollbook: replaces=1..3\nSELECT 1;\n"
     place = Folder("shop", folder)
+    step = 0
     for step in range(100):
-        left = iter(range(step))
+
+        def stop(_: int, left: Iterator[int] = iter(range(step))) -> None:  # noqa: B008
+            next(left)
+
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda _, left=left: next(left))
+            patch.setattr(os, "fsync", stop)
             try:
                 squashing.put_in_place(new, text, files)
             except StopIteration:

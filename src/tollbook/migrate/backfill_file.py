@@ -92,7 +92,7 @@ def read(script: Script) -> tuple[Backfill | None, list[Problem]]:
 
 
 def _changes_key(tree: Any, table: str, key: tuple[str, ...]) -> bool:
-    if not isinstance(tree, ast.UpdateStmt):
+    if type(tree) is not ast.UpdateStmt:  # one of other kinds has no target list
         return False
     same = tree.relation.relname == table.rpartition(".")[2].strip('"')
     return same and not {target.name for target in tree.targetList}.isdisjoint(key)
