@@ -71,7 +71,7 @@ FLYWAY: Files = {
     "R__view.sql": "CREATE OR REPLACE VIEW v AS SELECT i, j, k FROM a",
 }
 SQITCH: Files = {
-    "sqitch.conf": "[core]\n\tengine = pg\n",
+    "sqitch.conf": "[core]\n\tengine = pg\n[deploy]\n\tverify = true\n",
     "sqitch.plan": (
         "%syntax-version=1.0.0\n%project=shop\n\ninit 2024-01-02T12:00:00Z A <a@example.com> # First\n"
         "@v1 2024-01-02T13:00:00Z A <a@example.com> # A tag\n\n"
@@ -258,6 +258,15 @@ def test_a_reworked_change_of_sqitch_keeps_its_first_script(folder: Path) -> Non
     )
     lay(folder, SQITCH | {"sqitch.plan": plan, "deploy/init@v1.sql": "SELECT 1"})
     assert [one.label for one in formats.read([Folder("shop", folder)])] == ["init@v1", "more", "init"]
+
+
+def test_what_sqitch_verifies_is_checked_only_where_its_settings_say_so(folder: Path, apply: Apply) -> None:
+    broken = {"verify/init.sql": "BEGIN;\nSELECT made_later();\nROLLBACK;\n"}
+    lay(folder, SQITCH | broken)
+    assert "made_later" in apply().output
+    (folder / "sqitch.conf").unlink()
+    (folder / "sqitch.plan").rename(folder / "shop.plan")
+    assert apply().exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def read_environment(config: "Config", directory: "ScriptDirectory") -> Environm
     asking = EnvironmentContext(config, directory, as_sql=True)
     asking.configure = listen
     try:
-        with asking, quiet():
+        with asking, quiet(), contextlib.redirect_stderr(io.StringIO()):
             directory.run_env()
     except _Told:
         return Environment(config, directory, said)

@@ -14,6 +14,7 @@ TOP = re.compile(r"(?m)^\s*top_dir\s*=\s*(\S+)")
 FILE = re.compile(r"(?m)^\s*plan_file\s*=\s*(\S+)")
 # name, [dependencies], time, person: all that is read here is the name, and for a tag its own
 CHANGE = re.compile(r"(?P<tag>@)?(?P<name>[^\s\[]+)(?:\s|$)")
+VERIFY = re.compile(r"(?mi)^\s*verify\s*=\s*(?:true|yes|on|1)\s*$")
 ENDING = re.compile(r"(?mi)^\s*(?:BEGIN|ROLLBACK|START\s+TRANSACTION)\s*;[ \t]*$")
 
 
@@ -44,7 +45,9 @@ def read(folder: Folder) -> list[Migration]:
     engine = ENGINE.search(settings.read_text()) if settings.is_file() else None
     if engine and engine[1] not in ("pg", "cockroach", "yugabyte"):
         raise FolderRefused(f"This plan is for {engine[1]}, not for PostgreSQL.", Place(str(settings)))
-    return [_pair(folder, root, label, file) for label, file in _read_plan(plan)]
+    # Sqitch runs its verify scripts at a deployment only where it is told to: many need what comes later.
+    verify = bool(VERIFY.search(settings.read_text())) if settings.is_file() else False
+    return [_pair(folder, root, label, file, verify=verify) for label, file in _read_plan(plan)]
 
 
 def _read_plan(path: Path) -> list[tuple[str, str]]:
@@ -71,8 +74,8 @@ def _read_plan(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _pair(folder: Folder, root: Path, label: str, file: str) -> Migration:
-    deploy, revert, verify = (root / part / f"{file}.sql" for part in ("deploy", "revert", "verify"))
+def _pair(folder: Folder, root: Path, label: str, file: str, *, verify: bool) -> Migration:
+    deploy, revert, check = (root / part / f"{file}.sql" for part in ("deploy", "revert", "verify"))
     if not deploy.is_file():
         raise FolderRefused("The plan names this script, which is not there.", Place(str(deploy)))
     return Migration(
@@ -81,7 +84,7 @@ def _pair(folder: Folder, root: Path, label: str, file: str) -> Migration:
         label,
         read_script(deploy),
         read_script(revert) if revert.is_file() else None,
-        _read_check(verify) if verify.is_file() else None,
+        _read_check(check) if verify and check.is_file() else None,
     )
 
 
