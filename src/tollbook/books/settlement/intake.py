@@ -17,7 +17,8 @@ from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.errors import Refusal
 
 ORDERS_MAX = 10_000  # at once
-TWIN_WAIT_MS_MAX = "1000"
+TWIN_WAIT_MS_MAX = 1_000
+TWIN_WAIT_MS_EACH = 10  # where a whole chunk waited in vain and its commands are tried one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class _Kept:
     fingerprint: bytes | None
 
 
-async def take(database: Database, order: Order) -> Received:
+async def take(database: Database, order: Order, *, wait_ms_max: int = TWIN_WAIT_MS_MAX) -> Received:
     """Receive one command. Raises CommandReused, CommandBusy."""
     try:
         async with database.statement() as tx:
-            taken = await _insert(tx, [order])
+            taken = await _insert(tx, [order], wait_ms_max)
         if taken:
             return Received(order.command_id, replayed=False)
         async with database.read() as tx:
@@ -80,7 +81,7 @@ async def take_all(database: Database, orders: Sequence[Order]) -> list[Received
 async def _take_rest(database: Database, orders: Sequence[Order]) -> tuple[set[str], dict[str, bytes | None]]:
     """Insert those that are not here yet: the ids of those, and what is known of the others."""
     async with database.statement() as tx:
-        new = await _insert(tx, orders)
+        new = await _insert(tx, orders, TWIN_WAIT_MS_MAX)
     others = [order.command_id for order in orders if order.command_id not in new]
     async with database.read() as tx:
         return new, await _read_kept(tx, others)
@@ -88,13 +89,13 @@ async def _take_rest(database: Database, orders: Sequence[Order]) -> tuple[set[s
 
 async def _try_one(database: Database, order: Order) -> Received | Refusal:
     try:
-        return await take(database, order)
+        return await take(database, order, wait_ms_max=TWIN_WAIT_MS_EACH)
     except (CommandReused, CommandBusy) as refusal:
         return refusal
 
 
 async def _copy(tx: WriteTx, orders: Sequence[Order]) -> None:
-    await tx.execute("SELECT set_config('lock_timeout', %(wait)s, true)", {"wait": TWIN_WAIT_MS_MAX})
+    await tx.execute("SELECT set_config('lock_timeout', %(wait)s, true)", {"wait": str(TWIN_WAIT_MS_MAX)})
     text = "".join([_write(order) for order in orders])
     async with tx.connection.cursor() as cursor, cursor.copy(
         """
@@ -115,7 +116,7 @@ def _write(order: Order) -> str:
     return "\t".join([*columns, until, rf"\\x{fingerprint.hex()}"]) + "\n"
 
 
-async def _insert(tx: WriteTx, orders: Sequence[Order]) -> set[str]:
+async def _insert(tx: WriteTx, orders: Sequence[Order], wait_ms_max: int) -> set[str]:
     """Insert those whose ids are not here yet; their ids. Raises LockNotAvailable."""
     columns = list(zip(*orders, strict=True))
     rows = await tx.dicts(
@@ -136,7 +137,7 @@ async def _insert(tx: WriteTx, orders: Sequence[Order]) -> set[str]:
         RETURNING command_id
         """,
         {
-            "wait": TWIN_WAIT_MS_MAX,
+            "wait": str(wait_ms_max),
             "command_ids": list(columns[0]),
             "workflow_ids": list(columns[1]),
             "account_refs": list(columns[2]),

@@ -105,7 +105,7 @@ def read(request: CommandRequest) -> Order:
     except Refusal as refusal:
         raise CommandMalformed(refusal.sentence) from None
     except OverflowError:
-        raise CommandMalformed("expires_at is beyond the year 9999.") from None
+        raise CommandMalformed("expires_at is beyond the years that there are, 1 to 9999 in UTC.") from None
     amount = request.amount
     if "." in amount:
         amount = amount.rstrip("0").rstrip(".")

@@ -1,9 +1,8 @@
 -- The settlement book: commands to pay somebody on a chain, and what became of each.
 --
 -- What may follow what is held here, by triggers: whoever changes a status, by whatever statement, takes a
--- legal step, and its row in command_moves and its fact in core.journal are written with it.
-
-CREATE SCHEMA IF NOT EXISTS settlement;
+-- legal step, and its row in command_moves and its fact in core.journal are written with it. The schema is
+-- there already: core's webhooks are in it.
 
 -- One row a command. The reference's nine columns come first and are enough to insert one.
 CREATE TABLE settlement.settlement_commands (
