@@ -176,9 +176,6 @@ class _Writer:
             text = f"{one.migration.id} is a program, not SQL."
             yield Problem(text, "Apply it by `tollbook migrate apply`.", point(str(script.path), "", 0))
         if one.backfill:
-            text = f"{one.migration.id} has a back-fill, which is many transactions."
-            yield Problem(text, "Apply it by `tollbook migrate apply`.", point(str(script.path), "", 0))
-        if one.backfill:
             text = f"{one.migration.id} has a back-fill, which runs in batches between transactions."
             yield Problem(text, "Apply it by `tollbook migrate apply`.")
         for statement in one.reading.statements:

@@ -31,8 +31,8 @@ CREATE FUNCTION pg_temp.tollbook_others(migrations jsonb) RETURNS text LANGUAGE 
     SELECT string_agg(h.folder || '/' || h.name, ', ' ORDER BY h.id) FROM tollbook_migrate.history h
     WHERE h.reverted_at IS NULL
       AND h.folder IN (SELECT m ->> 'folder' FROM jsonb_array_elements(migrations) AS m)
-      AND NOT EXISTS (SELECT FROM jsonb_array_elements(migrations) AS m
-        WHERE m ->> 'folder' = h.folder AND m ->> 'version' = h.version)
+      AND (h.folder, h.version) NOT IN (
+        SELECT m ->> 'folder', m ->> 'version' FROM jsonb_array_elements(migrations) AS m)
 $tollbook$;
 
 -- Why the bundle must not run here; NULL where nothing is in its way.
@@ -94,16 +94,26 @@ BEGIN
         ARRAY(SELECT (m.value ->> 'folder') || '/' || (m.value ->> 'name')
             FROM jsonb_array_elements(bundled) WITH ORDINALITY AS m (value, place) ORDER BY m.place),
         engine, pg_temp.tollbook_session();
+    CREATE TEMPORARY TABLE tollbook_left (place bigint PRIMARY KEY, name text NOT NULL);
+    INSERT INTO pg_temp.tollbook_left
+    SELECT m.place, (m.value ->> 'folder') || '/' || (m.value ->> 'name')
+    FROM jsonb_array_elements(bundled) WITH ORDINALITY AS m (value, place);
 END
 $tollbook$;
 
--- Which migrations of this run are not done yet, in order.
-CREATE FUNCTION pg_temp.tollbook_left(run uuid) RETURNS text[] LANGUAGE sql AS $tollbook$
-    SELECT ARRAY(SELECT p.name FROM tollbook_migrate.runs r, unnest(r.planned) WITH ORDINALITY AS p (name, place)
-        WHERE r.run_id = run AND NOT EXISTS (SELECT FROM tollbook_migrate.history h
-            WHERE h.folder || '/' || h.name = p.name
-              AND run = CASE r.command WHEN 'apply' THEN h.run_id ELSE h.reverted_run_id END)
-        ORDER BY p.place)
+-- Which migration of this run is the next.
+CREATE FUNCTION pg_temp.tollbook_next() RETURNS text LANGUAGE plpgsql AS $tollbook$
+BEGIN
+    PERFORM pg_temp.tollbook_run();
+    RETURN (SELECT l.name FROM pg_temp.tollbook_left l ORDER BY l.place LIMIT 1);
+END
+$tollbook$;
+
+-- Notes, in the transaction of a migration, that it is done.
+CREATE FUNCTION pg_temp.tollbook_done() RETURNS void LANGUAGE plpgsql AS $tollbook$
+BEGIN
+    DELETE FROM pg_temp.tollbook_left l WHERE l.place = (SELECT min(m.place) FROM pg_temp.tollbook_left m);
+END
 $tollbook$;
 
 -- The object of a promise as it is here, with its schema and name, or NULL.
@@ -214,7 +224,7 @@ CREATE FUNCTION pg_temp.tollbook_begin(migration text, promises jsonb, may_remov
 RETURNS void LANGUAGE plpgsql AS $tollbook$
 DECLARE
     path text[] := current_schemas(false);
-    first text := (pg_temp.tollbook_left(pg_temp.tollbook_run()))[1];
+    first text := pg_temp.tollbook_next();
 BEGIN
     IF first IS DISTINCT FROM migration THEN
         RAISE EXCEPTION 'tollbook: % is not run, as % did not succeed', migration, coalesce(first, 'it');
@@ -295,6 +305,7 @@ BEGIN
     VALUES (migration ->> 'folder', migration ->> 'version', migration ->> 'name', migration ->> 'checksum',
         run, clock_timestamp() - transaction_timestamp(), session_user, engine, down,
         current_setting('tollbook.promised')::jsonb, current_setting('tollbook.removed')::jsonb);
+    PERFORM pg_temp.tollbook_done();
     RAISE INFO 'tollbook: applied %/%', migration ->> 'folder', migration ->> 'name';
 END
 $tollbook$;
@@ -332,6 +343,7 @@ BEGIN
     WHERE folder = migration ->> 'folder' AND version = migration ->> 'version';
     UPDATE tollbook_migrate.history SET reverted_at = clock_timestamp(), reverted_run_id = run
     WHERE id = applied.id AND reverted_at IS NULL;
+    PERFORM pg_temp.tollbook_done();
     RAISE INFO 'tollbook: took back %/%', migration ->> 'folder', migration ->> 'name';
 END
 $tollbook$;
@@ -341,7 +353,7 @@ CREATE FUNCTION pg_temp.tollbook_turn(migration jsonb, direction text, statement
 RETURNS void LANGUAGE plpgsql AS $tollbook$
 DECLARE name text := (migration ->> 'folder') || '/' || (migration ->> 'name');
 BEGIN
-    IF name IS DISTINCT FROM (pg_temp.tollbook_left(pg_temp.tollbook_run()))[1] OR statements <> coalesce(
+    IF name IS DISTINCT FROM pg_temp.tollbook_next() OR statements <> coalesce(
         (SELECT p.statements FROM tollbook_migrate.progress p WHERE p.folder = migration ->> 'folder'
          AND p.version = migration ->> 'version' AND p.direction = tollbook_turn.direction), 0)
     THEN
@@ -365,7 +377,7 @@ $tollbook$;
 CREATE FUNCTION pg_temp.tollbook_close() RETURNS void LANGUAGE plpgsql AS $tollbook$
 DECLARE
     run uuid := pg_temp.tollbook_run();
-    remaining text[] := pg_temp.tollbook_left(run);
+    remaining text[] := ARRAY(SELECT l.name FROM pg_temp.tollbook_left l ORDER BY l.place);
 BEGIN
     UPDATE tollbook_migrate.runs SET ended_at = clock_timestamp(),
         outcome = CASE WHEN remaining = '{}' THEN 'done' ELSE 'failed' END
