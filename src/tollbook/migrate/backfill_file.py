@@ -92,10 +92,10 @@ def read(script: Script) -> tuple[Backfill | None, list[Problem]]:
 
 
 def _changes_key(tree: Any, table: str, key: tuple[str, ...]) -> bool:
-    if type(tree) is not ast.UpdateStmt:  # one of other kinds has no target list
+    if not isinstance(tree, ast.UpdateStmt) or tree.relation is None:
         return False
     same = tree.relation.relname == table.rpartition(".")[2].strip('"')
-    return same and not {target.name for target in tree.targetList}.isdisjoint(key)
+    return same and not {target.name for target in tree.targetList or ()}.isdisjoint(key)
 
 
 def _find_marks(text: str) -> list[tuple[int, str]]:
