@@ -25,4 +25,5 @@ pytest_plugins = [
     "fixtures.solana_shop",
     "fixtures.solana_walk",
     "fixtures.stores",
+    "fixtures.webhooks",
 ]

@@ -19,6 +19,8 @@ from tollbook.core.database import Database
 from tollbook.core.http import PROBLEMS, Base, IdempotentRoute, NewId, read_id, require
 from tollbook.core.keys import Key, KeyGrant
 from tollbook.core.paging import LIMIT_DEFAULT, Cursor, Limit, Page, cut, read_cursor
+from tollbook.core.settings import Settings
+from tollbook.core.webhooks import routes as webhooks
 
 # Each book, and a table that is there where its migrations were applied.
 BOOKS = {"payments": "payments.x402_payments", "settlement": "settlement.settlement_commands"}
@@ -37,12 +39,16 @@ class NewKey(BaseModel):
 
 
 def create_api(
-    database_url: str, settings: PaymentsSettings | None = None, books: Collection[str] = tuple(BOOKS)
+    database_url: str,
+    settings: PaymentsSettings | None = None,
+    books: Collection[str] = tuple(BOOKS),
+    core: Settings | None = None,
 ) -> FastAPI:
     """The app on this database, with these books' routes. It opens its connections when it starts and
     closes them when it ends.
 
-    `settings` say what a transaction hash may buy (POST /v1/payments); by default the environment does.
+    `settings` say what a transaction hash may buy (POST /v1/payments), `core` where the secret key is; by
+    default the environment does.
     Raises WrongPaywall where they cannot work; starting it raises DatabaseUnreachable, NotMigrated.
     """
     settings = settings or PaymentsSettings()
@@ -69,6 +75,7 @@ def create_api(
     )
     http.install(app, database, settlement.STREAMS)
     app.include_router(_operations)
+    app.include_router(webhooks.make_router(core or Settings()))
     app.state.tables = ["core.journal", *(BOOKS[book] for book in books)]
     routers = {
         "payments": [payments.make_claims_router(tolls, chains), payments.router],

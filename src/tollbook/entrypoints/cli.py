@@ -34,6 +34,9 @@ class Door(NamedTuple):
 DOORS = {
     "payments": Door("tollbook.books.payments.cli", "payments_group", "What was paid and what it bought."),
     "keys": Door("tollbook.entrypoints.api_keys", "group", "API keys and their scopes."),
+    "webhooks": Door(
+        "tollbook.core.webhooks.cli", "group", "Who is told of what happens, and what became of it."
+    ),
     "tokens": Door("tollbook.books.payments.cli", "tokens_group", "Access tokens: list and revoke them."),
     "migrate": Door("tollbook.entrypoints.migrations", "group", "Plan, apply, verify and revert migrations."),
 }

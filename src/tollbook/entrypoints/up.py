@@ -60,7 +60,7 @@ def start(wish: Wish) -> None:
         stage = _open_stage(stack, wish, teller) if wish.demo else None
         _make_admin_key(wish, url, teller)
         sites = [Site(_make_api(wish, url, stage), listener)]
-        jobs: dict[str, Coroutine[Any, Any, object]] = {"worker": _work(url)}
+        jobs: dict[str, Coroutine[Any, Any, object]] = {"worker": _work(url, wish.settings)}
         teller.say("api", f"API          {wish.say_url(wish.port)}   (/docs /metrics /healthz)")
         if stage is not None and shop_listener is not None:
             sites.append(Site(demo.make_shop(stage, url), shop_listener))
@@ -109,11 +109,11 @@ def _open_shop(wish: Wish, stage: demo.Stage, teller: Teller) -> Coroutine[Any, 
 def _make_api(wish: Wish, url: str, stage: demo.Stage | None) -> Any:
     """Return the API; in a demonstration it also takes transactions of its chain as payments."""
     if stage is None:
-        return api.create_api(url, books=wish.books)
+        return api.create_api(url, books=wish.books, core=wish.settings)
     selling = PaymentsSettings(
         routes=demo.make_routes(), payees=demo.make_payees(stage), rpc_urls={NETWORK: stage.chain.url}
     )
-    return api.create_api(url, selling, wish.books)
+    return api.create_api(url, selling, wish.books, wish.settings)
 
 
 def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:
@@ -136,9 +136,9 @@ def _make_admin_key(wish: Wish, url: str, teller: Teller) -> None:
     )
 
 
-async def _work(url: str) -> None:
+async def _work(url: str, settings: Settings) -> None:
     async with Database(url, application="tollbook worker") as database:
-        await worker.run_worker(database, worker.JOBS, worker.SERVICES, asyncio.Event())
+        await worker.run_worker(database, worker.JOBS, worker.make_services(settings), asyncio.Event())
 
 
 def run_worker(settings: Settings, *, as_json: bool) -> None:
@@ -148,5 +148,5 @@ def run_worker(settings: Settings, *, as_json: bool) -> None:
     teller = Teller(as_json)
     with terminable(), open_database(settings) as url:
         teller.say("working", f"Working on {redact(url)}; Ctrl-C stops.")
-        asyncio.run(serving.run([], {"worker": _work(url)}))
+        asyncio.run(serving.run([], {"worker": _work(url, settings)}))
     teller.say("stopped", "Stopped.")

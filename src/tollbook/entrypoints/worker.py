@@ -9,14 +9,21 @@ from tollbook.core import idempotency, jobs, journal, services
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 from tollbook.core.services import Service
+from tollbook.core.settings import Settings
+from tollbook.core.webhooks import jobs as webhooks
 
 JOBS: list[Job] = [
     Job("core.make_journal_partitions", "13 3 * * *", journal.make_partitions),
     Job("core.forget_answers", "37 * * * *", idempotency.forget),
+    *webhooks.JOBS,
     *payments.JOBS,
     *settlement.JOBS,
 ]
-SERVICES: list[Service] = [*settlement.SERVICES]
+
+
+def make_services(settings: Settings) -> list[Service]:
+    """What works all the time."""
+    return [webhooks.make_service(settings), *settlement.SERVICES]
 
 
 async def run_worker(

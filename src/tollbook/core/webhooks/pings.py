@@ -77,8 +77,8 @@ async def _write(
                 status
             )
             VALUES (
-                %(delivery_id)s, %(at)s, %(at)s, 1, %(subscription_id)s::varchar, %(subscription_id)s::varchar,
-                %(message_id)s, %(event_type)s, %(status)s
+                %(delivery_id)s, %(at)s, %(at)s, 1, %(subscription_id)s::varchar,
+                %(subscription_id)s::varchar, %(message_id)s, %(event_type)s, %(status)s
             )
             ON CONFLICT DO NOTHING
         )
@@ -86,8 +86,8 @@ async def _write(
             subscription_id, delivery_id, attempt, at, latency_ms, status_code, error, answer
         )
         VALUES (
-            %(subscription_id)s::varchar, %(delivery_id)s, 1, %(at)s, %(latency_ms)s, %(status_code)s, %(error)s,
-            %(answer)s
+            %(subscription_id)s::varchar, %(delivery_id)s, 1, %(at)s, %(latency_ms)s, %(status_code)s,
+            %(error)s, %(answer)s
         )
         ON CONFLICT DO NOTHING
         """,
