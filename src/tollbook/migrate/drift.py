@@ -19,7 +19,8 @@ from tollbook.migrate.replay import NotReplayable, Stage
 from tollbook.migrate.session import Connection, connected, name_target, read_url
 
 # To print a view PostgreSQL takes a reader's lock, and waits for it: nobody is to queue behind us long.
-READING = "SET default_transaction_read_only = on; SET lock_timeout = '5s'"
+# For one transaction: what is set for longer would stay behind in a session that a pooler lends to others.
+READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '5s'"
 # Unsound whatever the migrations make: looked for on the live side alone.
 UNSOUND = {
     "index": ("(invalid)", "is invalid: an earlier build failed"),
@@ -86,7 +87,6 @@ def drift(url: str, folders: Sequence[Folder], *, listen: Listener = ignore) -> 
     """
     migrations = formats.read(folders)
     with connected(url) as conn:
-        conn.execute(READING)
         standing = preflight.compare(migrations, folders, history.read(conn))
         with replay.staged(listen) as stage:
             return compare(conn, url, migrations, standing, stage)
@@ -103,7 +103,9 @@ def compare(
     admit(stage, applied, conn)
     replay.play(target, applied, stage.listen)
     stage.listen(Event("comparing", "Comparing the catalogs."))
+    conn.execute(READING)
     live = Side(catalog.read(conn), catalog.read_needs(conn))
+    conn.execute("COMMIT")
     with connected(target) as there:
         wanted = Side(catalog.read(there), catalog.read_needs(there))
         live, wanted, notes = level(live, wanted, standing, there)

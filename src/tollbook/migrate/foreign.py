@@ -14,10 +14,14 @@ from tollbook.migrate.session import Connection
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A migration that a tool's table says is applied: by its own key, with the checksum it keeps, if any."""
+    """A migration that a tool's table says is applied: by its own key, with the checksum it keeps, if any.
+
+    floor: it stands for all before it too, and there may be no file of it.
+    """
 
     key: str
     checksum: str | None = None
+    floor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ def _read_flyway(conn: Connection) -> list[Kept]:
     if failed := [script for _, script, _, _, success in rows if not success]:
         raise MigrateError(_half(f"flyway_schema_history says that {failed[0]} failed"))
     return [
-        Kept(version or script.rpartition("/")[2].removesuffix(".sql"), checksum)
+        Kept(version or script.rpartition("/")[2].removesuffix(".sql"), checksum, "BASELINE" in kind)
         for version, script, checksum, kind, _ in rows
         if not kind.startswith("UNDO")
     ]
@@ -432,6 +436,13 @@ def match(
         keys = list(by_key)
         upto = keys.index(key) + 1 if key in by_key else 0
         rows = {one: Kept(one) for one in keys[:upto]} or rows
+    for floor in [one for one in rows.values() if one.floor]:
+        del rows[floor.key]
+        upto = flyway.parse_version(floor.key)
+        below = (
+            key for key, one in by_key.items() if not one.repeatable and flyway.parse_version(key) <= upto
+        )
+        rows = {key: Kept(key) for key in below} | rows
     if keeper.tool == "Alembic":
         rows = {key: Kept(key) for key in _find_ancestors(rows, migrations)}
     applied = [one for key, one in by_key.items() if key in rows]

@@ -131,7 +131,7 @@ def find_databases(migrations: Sequence[Migration]) -> set[str]:
 
 def _name_databases(tree: Any) -> Iterable[str]:
     if isinstance(tree, ast.GrantStmt) and tree.objtype == ObjectType.OBJECT_DATABASE:
-        return [one.sval for one in tree.objects or ()]
+        return [str(getattr(one, "sval", "")) for one in tree.objects or ()]
     if isinstance(tree, ast.AlterDatabaseSetStmt | ast.AlterDatabaseStmt):
         return [tree.dbname or ""]
     if isinstance(tree, ast.CommentStmt | ast.AlterOwnerStmt):

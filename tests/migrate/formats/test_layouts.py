@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tollbook.migrate import Folder, formats
+from tollbook.migrate import Folder, formats, replay
 from tollbook.migrate.files import Migration
 
 from .test_formats import GOOSE, TABLE, Files, lay
@@ -150,3 +150,57 @@ def test_graphiles_placeholders_and_settings_are_those_of_its_own_file(
         *["grant", "all", "on", "schema", "app", "to", "CURRENT_USER,", "guest,", "crew;"],
         *["select", "'", ":OTHER'::text;"],
     ]
+
+
+def test_a_file_may_begin_what_it_has_begun_and_remark_on_it_as_play_does(
+    folder: Path, apply: Apply, ask: Any
+) -> None:
+    lay(
+        folder,
+        {"1.sql": f"# --- First\n\n# --- !Ups\nBEGIN;\nBEGIN;\n{TABLE}COMMIT;\n# --- !Downs\nDROP TABLE a;"},
+    )
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT to_regclass('a') IS NOT NULL")
+
+
+def test_a_role_that_is_not_there_is_said_to_be_the_servers(folder: Path, apply: Apply) -> None:
+    lay(folder, {"1_a.sql": f"{TABLE}ALTER TABLE a OWNER TO nobody_here;"})
+    assert "make it there first" in apply().output
+
+
+def test_what_only_its_tool_can_run_is_taken_over_where_the_tool_has_run_it(
+    folder: Path, run: Any, ask: Any
+) -> None:
+    lay(folder, {"00001_init.sql": GOOSE["00001_init.sql"], "00002_fill.go": "package x"})
+    ask(
+        f"""{TABLE} CREATE TABLE goose_db_version (id int, version_id bigint, is_applied boolean);
+        INSERT INTO goose_db_version VALUES (1, 1, true), (2, 2, true); SELECT 1"""
+    )
+    taken = run("baseline", "--auto")
+    assert "2 taken over from goose" in taken.output, taken.output
+    assert run("status").exit_code == 0
+
+
+def test_flyways_baseline_stands_for_all_up_to_it(folder: Path, run: Any, apply: Apply, ask: Any) -> None:
+    lay(folder, {"V1__a.sql": TABLE, "V1_5__b.sql": "SELECT nothing", "V3__c.sql": "ALTER TABLE a ADD j int"})
+    ask(
+        f"""{TABLE} CREATE TABLE flyway_schema_history (installed_rank int, version text, type text,
+        script text, checksum int, success boolean);
+        INSERT INTO flyway_schema_history VALUES (1, '2', 'BASELINE', '<< Flyway Baseline >>', NULL, true);
+        SELECT 1"""
+    )
+    assert "2 taken over from Flyway" in run("baseline", "--auto").output
+    assert "V3__c" in apply().output
+
+
+def test_the_databases_that_a_file_names_are_known_to_those_who_try_it_elsewhere(folder: Path) -> None:
+    found = read(
+        folder,
+        {
+            "1_a.sql": "ALTER DATABASE a SET timezone TO 'UTC'; GRANT CONNECT ON DATABASE b, c TO public;",
+            "2_b.sql": "COMMENT ON DATABASE d IS 'x'; ALTER DATABASE e OWNER TO me;",
+            "3_c.sql": "CREATE DATABASE made; ALTER DATABASE made SET timezone TO 'UTC';",
+        },
+    )
+    assert replay.find_databases(found) == {*"abcde"}

@@ -217,6 +217,9 @@ def _split(script: Script) -> dict[str, Script]:
         return {}
     spans: dict[str, list[tuple[int, int]]] = {"up": [], "down": []}
     part, start = "up", 0
+    head = script.text[: marks[0][0].start()]
+    if words[0] not in BACK and not any(line.strip() and line[:1] != "#" for line in head.split("\n")):
+        start = len(head)  # remarks of Play's, which are none of SQL's
     for mark, word in marks:
         spans[part].append((start, mark.start()))
         part, start = "down" if word in BACK else "up", mark.end()
