@@ -130,13 +130,15 @@ def find_databases(migrations: Sequence[Migration]) -> set[str]:
 
 
 def _name_databases(tree: Any) -> Iterable[str]:
-    if isinstance(tree, ast.GrantStmt) and tree.objtype == ObjectType.OBJECT_DATABASE:
-        return [str(getattr(one, "sval", "")) for one in tree.objects or ()]
-    if isinstance(tree, ast.AlterDatabaseSetStmt | ast.AlterDatabaseStmt):
-        return [tree.dbname or ""]
-    if isinstance(tree, ast.CommentStmt | ast.AlterOwnerStmt):
-        kind = tree.objtype if isinstance(tree, ast.CommentStmt) else tree.objectType
-        return [tree.object.sval] if kind == ObjectType.OBJECT_DATABASE else []  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    kind = statements.kind_of(tree)
+    if kind is ast.GrantStmt and tree.objtype == ObjectType.OBJECT_DATABASE:
+        return [one.sval for one in tree.objects]
+    if kind in (ast.AlterDatabaseSetStmt, ast.AlterDatabaseStmt):
+        return [tree.dbname]
+    if kind is ast.CommentStmt and tree.objtype == ObjectType.OBJECT_DATABASE:
+        return [tree.object.sval]
+    if kind is ast.AlterOwnerStmt and tree.objectType == ObjectType.OBJECT_DATABASE:
+        return [tree.object.sval]
     return []
 
 
