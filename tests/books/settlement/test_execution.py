@@ -6,19 +6,14 @@ from typing import Any
 
 import pytest
 
-from fixtures.settling import Payroll, later, make_payroll
+from fixtures.settling import DEAF, FICKLE, SILENT, Payroll, later, make_payroll, order_odd
 from tollbook.books.settlement import commands, execution, limits, validation
 from tollbook.books.settlement.errors import CommandNotInState
-from tollbook.books.settlement.settings import Asset, Limits
+from tollbook.books.settlement.settings import Limits
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
-
-# Tokens that answer 1 to whatever they are asked, and tell no transfer:
-SILENT = "0x600160005260206000f3"
-FICKLE = "0x3a600e57600160005260206000f35b60006000fd"  # but revert in a transaction
-DEAF = "0x36602414156012576001600052602060 00f35b60006000fd".replace(" ", "")  # but know no transfer
 
 
 @pytest.fixture
@@ -26,16 +21,6 @@ def payroll(database: Database, chain: LocalChain, token: str) -> Payroll:
     """Commands of the test's own, paid in dollars by an account of its own."""
     assert token
     return make_payroll(database, chain)
-
-
-async def order_odd(payroll: Payroll, code: str) -> str:
-    """A validated command to pay one unit of an odd token."""
-    address = "0x" + "0d" * 18 + f"{len(code):04x}"
-    payroll.chain.call("anvil_setCode", address, code)
-    command_id = await payroll.order("1", asset_symbol="ODD")
-    odd = {NETWORK: {"ODD": Asset(address=address, decimals=0)}}
-    assert await payroll.validate(settlement_assets=odd) == 1
-    return command_id
 
 
 async def test_a_command_is_validated_paid_and_settled_with_its_proof(
