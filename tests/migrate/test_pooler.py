@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 from click.testing import Result
 
@@ -119,3 +120,14 @@ def test_a_transaction_pooler_is_refused_before_anything_is_changed(
     assert "transaction mode" in result.output
     assert ask("SELECT to_regclass('a')") is None
     assert ask("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+
+
+def test_to_look_through_a_pooler_leaves_its_session_as_it_was(
+    write: Any, apply: Callable[..., Result], run: Callable[..., Result], pooler: Pooler
+) -> None:
+    write("0001_a", up="CREATE TABLE a (i int)")
+    assert apply().exit_code == 0
+    assert run("drift", to=pooler.url).exit_code == 0
+    with psycopg.connect(pooler.url, autocommit=True) as lent:
+        assert lent.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
+        assert lent.execute("SHOW lock_timeout").fetchone() == ("0",)

@@ -84,7 +84,7 @@ def _find_set(one: Prepared, done: int, *, roles: bool) -> list[str]:
 
 
 def _sets(tree: Any) -> bool:
-    """Whether a statement sets something for longer than its transaction: SET, SELECT set_config(…, false)."""
+    """Whether a statement sets something beyond its transaction: SET, SELECT set_config(…, false)."""
     if isinstance(tree, ast.VariableSetStmt):
         return not tree.is_local and tree.name != "TRANSACTION"
     if not isinstance(tree, ast.SelectStmt) or tree.fromClause or not tree.targetList:

@@ -161,8 +161,7 @@ def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tu
     _match_names(have, want)
     _reprint(have, want, there)
     _drop_rights_of_owners(have, want)
-    for key in [key for key, one in have.items() if one.facts.get("others") and key not in want]:
-        del have[key]  # what the things will be given that roles make whom the files do not speak of
+    _drop_others_defaults(have, want)
     _add_owners(have, want, there.info.user)
     return Side(have, live.needs), Side(want, wanted.needs), notes
 
@@ -206,11 +205,14 @@ def _drop_partitions(have: Catalog, want: Catalog) -> list[str]:
     """Leave out partitions that only one side has: they are made and dropped as time goes on."""
     notes: list[str] = []
     for side, other, where in ((have, want, "live"), (want, have, "in the files")):
-        names = {
+        names: set[str] = set()
+        while more := {
             one.name
             for key, one in side.items()
-            if key not in other and one.kind == "table" and one.facts["bound"] and _known(one, other)
-        }
+            if key not in other and one.kind == "table" and one.facts["bound"]
+            if one.name not in names and (one.facts["parents"] in names or _known(one, other))
+        }:
+            names |= more
         for key, one in [*side.items()]:
             if one.name in names or one.parent in names:
                 del side[key]
@@ -264,6 +266,15 @@ def _reprint(have: Catalog, want: Catalog, there: Connection) -> None:
             text = _print_anew(there, one.facts["query"])
             same = text == other.facts["query"] and one.facts["options"] == other.facts["options"]
             have[key] = replace(one, definition=other.definition) if same else one
+
+
+def _drop_others_defaults(have: Catalog, want: Catalog) -> None:
+    """Leave out default privileges of roles that the files do not speak of; one of them may have run the files."""
+    for key in [key for key, one in have.items() if one.facts.get("others") and key not in want]:
+        one = have.pop(key)
+        same = want.get((one.kind, one.name.partition(" ")[2]))
+        if same and same.key not in have and same.definition == one.definition:
+            del want[same.key]
 
 
 def _drop_rights_of_owners(have: Catalog, want: Catalog) -> None:
