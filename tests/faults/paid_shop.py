@@ -4,7 +4,8 @@ It reads one JSON order a line, and tells what happens in JSON lines. A life cou
 statement and each transaction that PostgreSQL is asked to finish, each transaction that is given to the node,
 the handler, and both ends of the answer; before and after. At the one it was told, it kills.
 
-A life is a shop, or an errand that ends by itself: fetching what channels owe, sending money back.
+A life is a shop, or an errand that ends by itself: fetching what channels owe, sending money back, carrying
+commands out. Or it is a worker, which does not end.
 """
 
 import asyncio
@@ -33,6 +34,7 @@ from fastapi import FastAPI, Response
 from psycopg.pq import TransactionStatus
 from x402.http.middleware.fastapi import set_settlement_overrides
 
+from faults import payroll
 from fixtures.running import find_children
 from tollbook.books.payments import refund_desk
 from tollbook.books.payments.facilitator.families import make_facilitator
@@ -58,7 +60,8 @@ COUNTED = "x-counted"  # the header of the first request that counts
 LATER = timedelta(minutes=10)  # when who died is known to be dead: longer than anything is held
 READ_ONLY = "READ ONLY"
 ANY = "any"
-_TABLES = re.compile(r"(?:INTO|UPDATE|FROM|JOIN|SELECT)\s+((?:payments|core|stores)\.\w+)", re.I)
+WORKER = "worker"  # an errand without an end
+_TABLES = re.compile(r"(?:INTO|UPDATE|FROM|JOIN|SELECT)\s+((?:payments|settlement|core|stores)\.\w+)", re.I)
 _NOTHING = {"", "SELECT 1"}
 _voice = 1
 
@@ -296,8 +299,9 @@ def run_errand(life: Life) -> None:
         "TOLLBOOK_RPC_URLS": json.dumps({NETWORK: life.node_url}),
         "TOLLBOOK_FACILITATOR_KEY": life.operator_key,
     }
-    if life.errand == "refund":
-        asyncio.run(send_back(life))
+    errands = {"refund": send_back, "commands": payroll.carry_out, WORKER: payroll.work}
+    if life.errand in errands:
+        asyncio.run(errands[life.errand](life))
         return
     life.counting = True
     sys.argv[1:] = ["payments", "channels", "claim", "--network", NETWORK, "--json"]
@@ -363,7 +367,7 @@ def main() -> None:
         order = json.loads(line)
         end(alive)
         alive = [begin(Life(**order["life"]), listener) for listener in listeners[: order["processes"]]]
-        if order["life"].get("errand"):
+        if order["life"].get("errand", WORKER) not in (None, WORKER):
             os.waitpid(alive.pop(), 0)
         tell("done")
     end(alive)
