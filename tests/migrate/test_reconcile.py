@@ -255,3 +255,14 @@ def test_a_publication_that_publishes_otherwise_is_told(pair: Pair) -> None:
         assert any(
             "-- By hand: publication news" in line for line in reconcile(Side(after, {}), Side(before, {}))
         )
+
+
+def test_default_privileges_are_the_files_whichever_role_applied_them(pair: Pair) -> None:
+    with pair.live.transaction(force_rollback=True):
+        for text in ("REVOKE SELECT ON TABLES FROM", "GRANT SELECT ON TABLES TO"):
+            role = "pg_monitor" if "GRANT" in text else "postgres"
+            pair.live.execute(
+                f"ALTER DEFAULT PRIVILEGES FOR ROLE {role} IN SCHEMA shop {text} tollbook".encode()
+            )
+        live, want = pair.read()
+        assert drift.find(live.objects, want.objects) == []

@@ -269,7 +269,7 @@ def _reprint(have: Catalog, want: Catalog, there: Connection) -> None:
 
 
 def _drop_others_defaults(have: Catalog, want: Catalog) -> None:
-    """Leave out default privileges of roles that the files do not speak of; one of them may have run the files."""
+    """Leave out default privileges of roles the files do not speak of; one of them may have run the files."""
     for key in [key for key, one in have.items() if one.facts.get("others") and key not in want]:
         one = have.pop(key)
         same = want.get((one.kind, one.name.partition(" ")[2]))
