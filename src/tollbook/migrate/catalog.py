@@ -63,8 +63,11 @@ def read(conn: Connection) -> Catalog:
         conn.execute(PLAIN)
         rows = conn.execute(OBJECTS, prepare=False).fetchall()
     found = (
-        Object(kind, name, definition, make, drop, parent, (place, oid, sub), facts or {}, owner)
-        for kind, name, definition, make, drop, parent, place, oid, sub, facts, owner in rows
+        # Other tools keep a checkout's line ends in functions; a file runs here with LF.
+        Object(
+            kind, name, text.replace("\r\n", "\n"), make, drop, parent, (place, oid, sub), facts or {}, owner
+        )
+        for kind, name, text, make, drop, parent, place, oid, sub, facts, owner in rows
     )
     return {one.key: one for one in found}
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from tollbook.migrate import Folder, formats, replay
+from tollbook.migrate import Folder, catalog, formats, replay
 from tollbook.migrate.files import Migration
+from tollbook.migrate.session import connected
 
 from .test_formats import GOOSE, TABLE, Files, lay
 
@@ -204,3 +205,24 @@ def test_the_databases_that_a_file_names_are_known_to_those_who_try_it_elsewhere
         },
     )
     assert replay.find_databases(found) == {*"abcde"}
+
+
+def test_dbmate_goes_by_the_names_of_the_files(folder: Path) -> None:
+    text = "-- migrate:up\n-- migrate:down\n"
+    found = read(folder, {"20240102_b.sql": text, "20240101000000_a.sql": text, "20240103000000_c.sql": text})
+    assert [one.label[-1] for one in found] == ["a", "b", "c"]
+
+
+def test_diesel_takes_dates_with_and_without_dashes_for_the_same(folder: Path) -> None:
+    names = ("2017-02-01-000000_c", "20170101000000_b", "00000000000000_a")
+    found = read(folder, {f"{name}/up.sql": "" for name in names})
+    assert [one.label[-1] for one in found] == ["a", "b", "c"]
+
+
+def test_line_ends_of_another_checkout_make_no_other_function(url: str) -> None:
+    with connected(url) as conn:
+        texts: set[str] = set()
+        for body in ("SELECT 1\n;", "SELECT 1\r\n;"):
+            conn.execute(f"CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS $$ {body} $$".encode())
+            texts |= {one.definition for one in catalog.read(conn).values() if one.kind == "function"}
+    assert len(texts) == 1

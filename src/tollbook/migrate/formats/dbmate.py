@@ -26,7 +26,8 @@ def read(folder: Folder) -> list[Migration]:
             continue  # dbmate itself passes over files that do not begin with a number
         up, down = _split(read_script(path))
         found.append(Migration(folder.name, match["version"], match["label"], up, down))
-    return sort(found)
+    sort(found)  # says which two have one number
+    return sorted(found, key=lambda one: one.label)  # as dbmate does: 20240102 behind 20240101000000
 
 
 def _split(script: Script) -> tuple[Script, Script | None]:

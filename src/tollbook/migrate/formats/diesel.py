@@ -12,9 +12,10 @@ def recognise(path: Path) -> bool:
 
 
 def read(folder: Folder) -> list[Migration]:
-    """Return the folder's migrations, by name. Raises FolderRefused."""
+    """Return the folder's migrations, by what Diesel takes for their versions. Raises FolderRefused."""
     found: list[Migration] = []
-    for path in sorted(one for one in folder.path.iterdir() if one.is_dir() and one.name[0].isdigit()):
+    paths = [one for one in folder.path.iterdir() if one.is_dir() and one.name[0].isdigit()]
+    for path in sorted(paths, key=_find_place):
         up, down = path / "up.sql", path / "down.sql"
         if not up.is_file():
             raise FolderRefused(
@@ -23,3 +24,8 @@ def read(folder: Folder) -> list[Migration]:
         way_back = read_script(down) if down.is_file() else None
         found.append(Migration(folder.name, path.name, path.name, read_script(up), way_back))
     return found
+
+
+def _find_place(path: Path) -> tuple[str, str]:
+    """Return what Diesel goes by: 2017-01-02-030405 and 20170102030405 are written side by side."""
+    return path.name.partition("_")[0].replace("-", ""), path.name
