@@ -37,6 +37,7 @@ DOORS = {
     "webhooks": Door(
         "tollbook.core.webhooks.cli", "group", "Who is told of what happens, and what became of it."
     ),
+    "settlement": Door("tollbook.books.settlement.cli", "settlement_group", "Commands to pay somebody."),
     "tokens": Door("tollbook.books.payments.cli", "tokens_group", "Access tokens: list and revoke them."),
     "migrate": Door("tollbook.entrypoints.migrations", "group", "Plan, apply, verify and revert migrations."),
 }

@@ -41,6 +41,7 @@ class ArrayMalformed(Refusal):
 
     reason = "array-malformed"
     status = 422
+    exit_code = 2
 
 
 @dataclass(slots=True)

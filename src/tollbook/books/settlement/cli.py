@@ -1,0 +1,197 @@
+"""`tollbook settlement`: commands sent, listed, shown, taken back and tried again, from the command line."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from io import BufferedReader
+from typing import get_args
+
+import click
+
+from tollbook.books.settlement import bulk, commands, limits
+from tollbook.books.settlement.bulk import ArrayMalformed, Counts
+from tollbook.books.settlement.commands import Command, Move, Status
+from tollbook.books.settlement.limits import LimitTable
+from tollbook.books.settlement.rules import make_tables
+from tollbook.books.settlement.settings import SettlementSettings
+from tollbook.core import clock
+from tollbook.core.commands import answer, ask, json_option, storage_options, to_plain
+from tollbook.core.database import Database
+from tollbook.core.settings import Settings
+
+LIMIT_DEFAULT = 20
+PART_BYTES = 64 * 1024
+ARRAY_BYTES_MAX = 8 * 1024 * 1024
+EXIT_REJECTED = 1
+
+
+@click.group("settlement")
+def settlement_group() -> None:
+    """Commands to pay somebody on a chain, and what became of each."""
+
+
+@settlement_group.command("ingest")
+@click.argument("file", type=click.File("rb"), default="-")
+@storage_options
+@json_option
+def ingest(file: BufferedReader, *, settings: Settings, as_json: bool) -> None:
+    """Receive the commands of FILE: one a line (NDJSON), or a JSON array. Without FILE: of standard input.
+
+    Sent again they are answered again. What is wrong is told and the rest is kept; exit code 1 then.
+    """
+
+    async def take(database: Database) -> Counts:
+        first = await _read_part(file)
+        if first.lstrip()[:1] == b"[":
+            results, counts = await bulk.take_array(database, await _read_array(first, file))
+            await _tell(b"".join(json.dumps(result).encode() + b"\n" for result in results), as_json=as_json)
+            return counts
+
+        async def tell(results: bytes) -> None:
+            await _tell(results, as_json=as_json)
+
+        return await bulk.take_stream(database, _read_parts(first, file), tell)
+
+    counts = ask(settings, take)
+    if as_json:
+        click.echo(bulk.show_end(counts), nl=False)
+    else:
+        answer(asdict(counts), as_json=False, title="Commands")
+    if counts.rejected:
+        raise SystemExit(EXIT_REJECTED)
+
+
+@settlement_group.command("list")
+@click.option("--status", type=click.Choice(get_args(Status)))
+@click.option("--workflow", "workflow_id", metavar="WORKFLOW_ID", help="Only this workflow's.")
+@click.option("--account", "account_ref", metavar="ACCOUNT_REF", help="Only this account's.")
+@click.option("--after", metavar="COMMAND_ID", help="Those older than this one.")
+@click.option("--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, commands.PAGE_MAX))
+@storage_options
+@json_option
+def list_commands(
+    *,
+    settings: Settings,
+    status: Status | None,
+    workflow_id: str | None,
+    account_ref: str | None,
+    after: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List commands, the newest first."""
+
+    async def read(database: Database) -> list[Command]:
+        async with database.read() as tx:
+            last = await commands.get(tx, after) if after is not None else None
+            return await commands.page(
+                tx,
+                after=None if last is None else (last.received_at, last.command_id),
+                limit=limit,
+                status=status,
+                workflow_id=workflow_id,
+                account_ref=account_ref,
+            )
+
+    found = ask(settings, read)
+    rows = found if as_json else [_shorten(command) for command in found]
+    answer(rows, as_json=as_json, title="Commands, newest first", empty="No commands yet.")
+
+
+@settlement_group.command("show")
+@click.argument("command_id")
+@storage_options
+@json_option
+def show_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
+    """Show one command and every move it made."""
+
+    async def read(database: Database) -> tuple[Command, list[Move]]:
+        async with database.read() as tx:
+            return await commands.get(tx, command_id), await commands.list_moves(tx, command_id)
+
+    command, history = ask(settings, read)
+    if as_json:
+        answer({"command": to_plain(command), "history": to_plain(history)}, as_json=True)
+    else:
+        answer(command, as_json=False)
+        answer(history, as_json=False, title="History")
+
+
+@settlement_group.command("retry")
+@click.argument("command_id")
+@storage_options
+@json_option
+def retry_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
+    """Try a command that failed again, in a new round."""
+    told = SettlementSettings()
+    table: LimitTable = limits.make_table(told, make_tables(told))
+
+    async def retry(database: Database) -> Command:
+        async with database.write() as tx:
+            return await limits.retry(tx, table, command_id, now=clock.now())
+
+    answer(ask(settings, retry), as_json=as_json)
+
+
+@settlement_group.command("cancel")
+@click.argument("command_id")
+@click.option("--reason", metavar="TEXT", help="Why, for the history.")
+@storage_options
+@json_option
+def cancel_command(command_id: str, *, settings: Settings, reason: str | None, as_json: bool) -> None:
+    """Take a command back, as long as nothing of it was handed to the chain."""
+
+    async def cancel(database: Database) -> Command:
+        async with database.write() as tx:
+            return await commands.cancel(tx, command_id, reason, now=clock.now())
+
+    answer(ask(settings, cancel), as_json=as_json)
+
+
+async def _read_part(file: BufferedReader) -> bytes:
+    """What there is by now: in a thread, so that what came before is stored while nothing comes."""
+    return await asyncio.to_thread(file.read1, PART_BYTES)
+
+
+async def _read_array(first: bytes, file: BufferedReader) -> bytes:
+    body = bytearray(first)
+    while len(body) <= ARRAY_BYTES_MAX and (part := await _read_part(file)):
+        body += part
+    if len(body) > ARRAY_BYTES_MAX:
+        raise ArrayMalformed(f"An array has {ARRAY_BYTES_MAX} bytes at most. Send a command a line instead.")
+    return bytes(body)
+
+
+async def _read_parts(first: bytes, file: BufferedReader) -> AsyncGenerator[bytes]:
+    part = first
+    while part:
+        yield part
+        part = await _read_part(file)
+
+
+async def _tell(results: bytes, *, as_json: bool) -> None:
+    """Everything to programs; to people what was rejected, in words."""
+    if as_json:
+        sys.stdout.buffer.write(results)
+        return
+    for line in results.splitlines():
+        result = json.loads(line)
+        if result["status"] == "rejected":
+            click.echo(f"line {result['line']}: {result['detail']}", err=True)
+
+
+def _shorten(command: Command) -> dict[str, object]:
+    """What fits a terminal's width of a command."""
+    payee = command.payee
+    return {
+        "command": command.command_id,
+        "received": f"{command.received_at:%Y-%m-%d %H:%M:%S}",
+        "status": command.status,
+        "amount": None if command.amount is None else f"{command.amount:f}",
+        "asset": command.asset_symbol or command.asset,
+        "network": command.network or (f"chain {command.chain_id}" if command.chain_id else "default"),
+        "payee": f"{payee[:8]}…{payee[-4:]}" if payee else None,
+        "error": command.error,
+    }
