@@ -1,9 +1,11 @@
 """Renames, new types and NOT NULL while old and new programs write: no write is lost, both go on working."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -241,3 +243,17 @@ def test_a_trigger_that_would_fail_is_never_committed(run: Any, apply: Apply, as
     assert run("expand", "change-type", "days", "day", "date").exit_code == 0
     assert apply().exit_code == 1
     assert ask("INSERT INTO days VALUES (2, 'later') RETURNING day") == "later"
+
+
+def test_of_a_table_with_partitions_the_indexes_are_left_to_a_hand(run: Any, apply: Apply, ask: Any) -> None:
+    ask("""CREATE TABLE events (id int, at date, what text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+        CREATE INDEX events_what ON events (what);
+        CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+        INSERT INTO events VALUES (1, '2026-02-01', 'a'); SELECT 1""")
+    made = run("expand", "rename-column", "events", "what", "kind", "--json")
+    result = apply()
+    assert result.exit_code == 0, words(result)
+    ready = next(one for one in json.loads(made.output)["files"] if "ready.up" in one)
+    assert "by hand" in Path(ready).read_text()
+    assert ask("INSERT INTO events VALUES (2, '2026-03-01', 'b') RETURNING kind") == "b"
+    assert ask("SELECT kind FROM events_1 WHERE id = 1") == "a"

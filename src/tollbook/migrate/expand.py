@@ -236,7 +236,8 @@ def _read(url: str, table: str, column: str) -> Column:
                 EXISTS (SELECT FROM pg_constraint k WHERE (k.conrelid = t.oid AND k.contype = 'p'
                         AND a.attnum = ANY(k.conkey))
                     OR (k.confrelid = t.oid AND k.contype = 'f' AND a.attnum = ANY(k.confkey))) AS is_key,
-                c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = t.oid) AS has_heirs
+                c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = t.oid) AS has_heirs,
+                c.relkind = 'p' AS partitioned
             FROM (SELECT to_regclass(%(table)s)::oid AS oid) t JOIN pg_class c ON c.oid = t.oid
             JOIN pg_namespace n ON n.oid = c.relnamespace
             JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = %(column)s AND NOT a.attisdropped
@@ -247,7 +248,7 @@ def _read(url: str, table: str, column: str) -> Column:
         ).fetchone()
         if row is None:
             raise WrongUsage(f"There is no table {table} with a column {column} here.")
-        oid, schema, bare, name, kind, not_null, default, made, is_key, has_heirs = row
+        oid, schema, bare, name, kind, not_null, default, made, is_key, has_heirs, partitioned = row
         if made or is_key:
             raise MigrateError(
                 f"{table}.{column} is a key that others hold on to, or makes its own values: these steps "
@@ -263,9 +264,11 @@ def _read(url: str, table: str, column: str) -> Column:
             raise MigrateError(
                 f"A back-fill's header takes no blanks, commas or quotes in names, as {full} or its key has."
             )
-        return Column(
-            full, bare, schema, name, kind, not_null, default, key, *_read_dependents(conn, oid, column)
-        )
+        indexes, references, checks = _read_dependents(conn, oid, column)
+        if partitioned:  # nothing is built concurrently there, nor added unvalidated before PostgreSQL 18
+            checks += tuple(text for _, text in indexes + references)
+            indexes = references = ()
+        return Column(full, bare, schema, name, kind, not_null, default, key, indexes, references, checks)
 
 
 def _find_key(conn: Connection, oid: int, table: str) -> tuple[str, ...]:
