@@ -48,6 +48,15 @@ HOLDS: dict[str, tuple[str, str]] = {
         "op.get_bind().execute(sa.text('INSERT INTO t VALUES (:i, :s)'), {'i': 1, 's': 'a'})",
         "SELECT s = 'a' FROM t",
     ),
+    "a parameter that says no type": (
+        "op.get_bind().execute(sa.text('INSERT INTO t SELECT 1, json_build_object(:s, :s)'), {'s': 'a%b'})",
+        "SELECT s LIKE '%a\\%b%' FROM t",
+    ),
+    "a sign of percent that goes to the driver": (
+        "op.get_bind().exec_driver_sql(\"INSERT INTO t VALUES (1, format('%I', 'a'))\")\n"
+        "op.get_bind().execute(sa.text(\"INSERT INTO t VALUES (1, format('%I', 'a'))\"))",
+        "SELECT count(*) = 2 FROM t WHERE s = 'a'",
+    ),
     "rows": (f"op.get_bind().execute({SAID}.insert(), [dict(i=1, s='a')])", "SELECT s = 'a' FROM t"),
     "a default of Python's": (
         "named = sa.Table('t', sa.MetaData(), sa.Column('i'), sa.Column('s', sa.Text, default='a'))\n"

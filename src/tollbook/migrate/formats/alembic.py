@@ -31,13 +31,24 @@ OURS = ("postgresql", "postgres", "pg")
 
 def recognise(path: Path) -> bool:
     """Whether settings of Alembic lie here, an env.py beside versions, or revisions themselves."""
-    env, project = path / "env.py", path / PROJECT
-    return (
-        (path / SETTINGS).is_file()
-        or (env.is_file() and ((path / "versions").is_dir() or "alembic" in env.read_text(errors="replace")))
-        or (project.is_file() and "[tool.alembic]" in project.read_text(errors="replace"))
-        or _holds_revisions(path)
+    return _says_so(path) or _find_environment(path) is not None or _holds_revisions(path)
+
+
+def _says_so(path: Path) -> bool:
+    project = path / PROJECT
+    return (path / SETTINGS).is_file() or (
+        project.is_file() and "[tool.alembic]" in project.read_text(errors="replace")
     )
+
+
+def _find_environment(path: Path) -> Path | None:
+    """Return the folder of env.py: this, or one in it."""
+    for env in (path / "env.py", *sorted(path.glob("*/env.py"))):
+        if env.is_file() and (
+            (env.parent / "versions").is_dir() or "alembic" in env.read_text(errors="replace")
+        ):
+            return env.parent
+    return None
 
 
 def _holds_revisions(path: Path) -> bool:
@@ -96,27 +107,26 @@ def _configure(path: Path) -> "Config":
     """Return the folder's settings, with every place in them found from the folder, not from where we are."""
     from alembic.config import Config
 
-    if not any((path / name).is_file() for name in (SETTINGS, PROJECT, "env.py")) and _holds_revisions(path):
+    if not _says_so(path) and _find_environment(path) is None and _holds_revisions(path):
         return _place(Config(), path.parent if (path.parent / "env.py").is_file() else path, [path])
     for above in (path, *path.parents[:ABOVE_MAX]):
         config = _read_settings(above)
         location = config and _find_scripts(above, config)
         if config and location and (above == path or location == path):
             return _place(config, location, _find_versions(above, location, config))
-    return _place(Config(), path, _find_versions(path, path, Config()))
+    location = _find_environment(path) or path
+    return _place(Config(), location, _find_versions(path, location, Config()))
 
 
 def _read_settings(path: Path) -> "Config | None":
     from alembic.config import Config
 
-    settings, project = path / SETTINGS, path / PROJECT
-    if not settings.is_file() and not (
-        project.is_file() and "[tool.alembic]" in project.read_text(errors="replace")
-    ):
+    if not _says_so(path):
         return None
-    return Config(
-        str(settings) if settings.is_file() else None, toml_file=str(project) if project.is_file() else None
+    settings, project = (
+        str(path / name) if (path / name).is_file() else None for name in (SETTINGS, PROJECT)
     )
+    return Config(settings, toml_file=project)
 
 
 def _find_scripts(path: Path, config: "Config") -> Path | None:
@@ -125,10 +135,7 @@ def _find_scripts(path: Path, config: "Config") -> Path | None:
         said = config.get_alembic_option("script_location")
     except configparser.InterpolationError:
         said = None
-    found = _resolve(path, said) if said else None
-    if found or (path / "env.py").is_file():
-        return found or path
-    return next((one.parent for one in sorted(path.glob("*/env.py"))), None)
+    return (_resolve(path, said) if said else None) or _find_environment(path)
 
 
 def _resolve(path: Path, said: str) -> Path | None:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import logging.config
+import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tollbook.migrate.files import Script, read_script
+
+SINGLE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -218,7 +221,7 @@ def _run(environment: Environment, conn: Any, function: Callable[[], None], *, c
     )
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts=dict(environment.said))
-        context.impl.memo.update(_find_types(conn))
+        context.impl.memo = _find_types(conn)
         block = (lambda: _outside(conn)) if committing else contextlib.nullcontext
         context.autocommit_block = block  # pyright: ignore[reportAttributeAccessIssue]
         with _entered(environment, context, offline=lambda: False):
@@ -255,6 +258,18 @@ class _Lent:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._conn, name)
+
+    def cursor(self) -> Any:
+        """Return a cursor that writes values into statements, as what revisions are made for does."""
+        import psycopg
+
+        class Cursor(psycopg.ClientCursor[Any]):
+            def execute(self, query: Any, params: Any = None, **given: Any) -> Any:
+                """Without values a sign of percent is one, unless all are doubled."""
+                plain = not params and SINGLE_PERCENT.search(str(query))
+                return super().execute(query, None if plain else params, **given)
+
+        return Cursor(self._conn)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "autocommit":
