@@ -312,3 +312,13 @@ def test_nothing_in_a_file_ends_the_quotes_around_it(write: Write, bundle: Any, 
     assert ran.returncode == 0, ran.stderr
     assert run("status").exit_code == 0
     assert psql(bundle("--undo")).returncode == 0
+
+
+def test_a_role_that_a_file_sets_lasts_beyond_its_own_commits(
+    write: Write, bundle: Any, psql: Psql, ask: Ask
+) -> None:
+    write("0001_a", up="SET ROLE pg_database_owner; CREATE TABLE a (); COMMIT; CREATE TABLE b ()")
+    ran = psql(bundle())
+    assert ran.returncode == 0, ran.stderr
+    owners = "SELECT count(*) FROM pg_class WHERE relname IN ('a', 'b') AND relowner = 6171"
+    assert ask(owners) == 2

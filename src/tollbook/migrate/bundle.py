@@ -10,7 +10,7 @@ from pglast import ast
 
 from tollbook.migrate import copied, formats, history, preflight, promises, segments, statements
 from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, cut
-from tollbook.migrate.course import name_role, name_settings
+from tollbook.migrate.course import name_roles, name_settings
 from tollbook.migrate.errors import NoWayBack, Problem, point
 from tollbook.migrate.execution import BEGIN, RESET, RESET_ROLE, Prepared
 from tollbook.migrate.files import Folder, Migration, Script
@@ -255,10 +255,12 @@ COMMIT;
             if segment.alone:
                 yield from _write_alone(one, segment, mark, keep)
             else:
-                yield from (_open(segment), mark, name_role(options), *self._write_statements(one, segment))
+                roles = name_roles(one, segment.first)
+                yield from (_open(segment), mark, *roles, *self._write_statements(one, segment))
                 yield from ("SET CONSTRAINTS ALL IMMEDIATE;", RESET_ROLE, keep, "COMMIT;")
         turn = _call("turn", _quote_json(known.pack()), quote(direction), str(last.first))
-        yield from (_open(last), turn, begin, name_role(options), *self._write_statements(one, last))
+        roles = name_roles(one, last.first)
+        yield from (_open(last), turn, begin, *roles, *self._write_statements(one, last))
         yield from ("SET CONSTRAINTS ALL IMMEDIATE;", *end, "COMMIT;")
 
     def _write_statements(self, one: Prepared, segment: Segment) -> Iterator[str]:
@@ -339,7 +341,7 @@ def _write_probe(script: Script, check: Reading, statement: Statement) -> str:
 def _write_alone(one: Prepared, segment: Segment, turn: str, keep: str) -> Iterator[str]:
     """Only what proves that it is its turn opens the session for it: after a failure it cannot run."""
     statement = segment.statements[0]
-    role = name_role(one.migration.up.options).replace("SET LOCAL", "SET")
+    role = " ".join(name_roles(one, segment.first)).replace("SET LOCAL", "SET")
     yield f"{CLOSED}\n{BEGIN}\n{turn}"
     yield f"SET default_transaction_read_only = off; {role}\nCOMMIT;"
     yield f"{_cut_text(one.reading, statement)}\n;"
