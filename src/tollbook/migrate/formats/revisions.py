@@ -135,7 +135,7 @@ def _write(environment: Environment, function: Callable[[], None], direction: st
 
 def _note_types(environment: Environment, context: Any) -> bool:
     """Whether all types that a revision makes with its tables are surely not there yet."""
-    made: set[tuple[str | None, str]] = set().union(*context.impl.memo.values())
+    made: set[tuple[str | None, str]] = {one for kind in context.impl.memo.values() for one in kind}
     if made & environment.types or (made and environment.opaque):
         return False
     environment.types |= made
