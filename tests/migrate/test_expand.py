@@ -238,6 +238,17 @@ def test_a_column_that_is_named_as_its_type_changes_it(
     assert ask("SELECT date::text FROM days WHERE id = 1") == "2026-01-02"
 
 
+def test_a_program_with_another_search_path_goes_on_writing(run: Any, apply: Apply, ask: Any) -> None:
+    ask("""CREATE TYPE mood AS ENUM ('good'); CREATE TABLE days (id int PRIMARY KEY, mood text, n text);
+        SELECT 1""")
+    assert run("expand", "change-type", "days", "mood", "mood").exit_code == 0
+    for to in ("1", "2"):
+        assert apply("--to", to).exit_code == 0
+        write = f"INSERT INTO public.days (id, mood) VALUES ({to}, 'good') RETURNING mood::text"
+        assert ask(f"SET search_path = ''; {write}") == "good"
+    assert ask("SELECT count(*) FROM days WHERE mood_old = 'good'") == 2
+
+
 def test_a_trigger_that_would_fail_is_never_committed(run: Any, apply: Apply, ask: Any) -> None:
     ask("CREATE TABLE days (id int PRIMARY KEY, day text); INSERT INTO days VALUES (1, 'soon'); SELECT 1")
     assert run("expand", "change-type", "days", "day", "date").exit_code == 0

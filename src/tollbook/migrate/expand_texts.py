@@ -2,6 +2,7 @@
 
 *<> compares records as they are stored, of any type: = takes 1.0 for 1.00 and, in citext, 'a' for 'A', and
 json has none. Without ::record it would be looked for between the columns' own types.
+The types and functions of casts are those that the migration finds, wherever a writer looks for its own.
 """
 
 HEAD = "-- tollbook: lock_timeout=2s\n"
@@ -36,7 +37,7 @@ TYPE_UP = (
     + """-- Step 1 of another type for $old: the new column beside it, kept the same by a trigger.
 -- Programs go on with $old. The back-fill beside this file follows at once.
 ALTER TABLE $table ADD COLUMN $new $type;
-CREATE FUNCTION $function() RETURNS trigger LANGUAGE plpgsql AS $$sync$$
+CREATE FUNCTION $function() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$sync$$
 BEGIN
     NEW.$new := $cast_new;
     RETURN NEW;
@@ -87,7 +88,8 @@ DROP TRIGGER $trigger ON $table;
 DROP FUNCTION $function();
 ALTER TABLE $table RENAME COLUMN $old TO $kept;
 ALTER TABLE $table RENAME COLUMN $new TO $old;
-${defaults}${loosen}CREATE FUNCTION $back_function() RETURNS trigger LANGUAGE plpgsql AS $$sync$$
+${defaults}${loosen}CREATE FUNCTION $back_function() RETURNS trigger
+LANGUAGE plpgsql SET search_path FROM CURRENT AS $$sync$$
 BEGIN
     NEW.$kept := NEW.$old::$old_type;
     RETURN NEW;
@@ -103,7 +105,7 @@ NOT_NULL_UP = (
     HEAD
     + """-- Step 1 of NOT NULL for $new: from here on no row gets a NULL; a program that writes one writes the
 -- value below. The back-fill beside this file sees to the rows that are there.
-CREATE FUNCTION $function() RETURNS trigger LANGUAGE plpgsql AS $$sync$$
+CREATE FUNCTION $function() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$sync$$
 BEGIN
     IF NEW.$new IS NULL THEN NEW.$new := $value; END IF;
     RETURN NEW;
