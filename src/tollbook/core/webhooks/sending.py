@@ -150,6 +150,8 @@ def _name(error: Exception) -> str:
         return str(error)
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"certificate refused: {_explain(error.certificate_error)}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "the URL cannot be read"
     if isinstance(error, aiohttp.ClientSSLError):
         return "TLS failed"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
