@@ -202,6 +202,18 @@ def test_a_file_that_is_half_done_is_planned_from_where_it_stopped(
     assert [(one.what, one.name) for one in step.changes] == [("gained", "public.b")]
 
 
+def test_many_inserts_are_looked_at_together_and_one_that_fails_is_named(
+    url: str, write: Any, folder: Path, run: Run, shop: None
+) -> None:
+    lines = [f"INSERT INTO orders (n) VALUES ({number});" for number in range(50)]
+    write("0002_b", up="\n".join(["SELECT 1;", *lines, "SELECT 2;"]))
+    (step,) = plan_it(url, folder, depth="live").steps
+    assert [(one.number, one.line) for one in step.statements] == [(1, 1), (2, 2), (52, 52)]
+    assert step.statements[1].rows[0].inserted == 50
+    write("0002_b", up="\n".join([*lines[:30], "INSERT INTO orders (n) VALUES ('x');", *lines]))
+    assert "0002_b.up.sql:31" in run("plan", "--live").output
+
+
 def test_a_failing_statement_is_named_with_its_line(write: Any, run: Run, shop: None) -> None:
     write("0002_b", up="SELECT 1;\nALTER TABLE orders ADD COLUMN n int;")
     result = run("plan")

@@ -3,9 +3,10 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import psycopg
@@ -27,6 +28,7 @@ from tollbook.migrate.segments import Segment
 from tollbook.migrate.session import LEAVE_NOTHING, Connection
 from tollbook.migrate.statements import Statement
 
+MANY = 20  # INSERTs in a row into one table that are looked at together
 HELD_TABLES_MAX = 2_000
 HOLD_SECONDS_MAX = 2.0
 POLL_SECONDS = 0.002
@@ -185,18 +187,40 @@ class _Script:
             seen = self.walk.observer.look("")
             self._note(0, None, "the whole file", "", time.monotonic() - started, seen)
             return
-        for number, statement in enumerate(
-            segment.statements[max(self.done - segment.first, 0) :], max(segment.first, self.done)
-        ):
+        first = max(segment.first, self.done)
+        for number, several in self._gather(segment.statements[first - segment.first :], first):
+            statement = several[0]
             if why := self._find_refusal(statement):
                 self._skip(number, statement, why)
                 continue
             started = time.monotonic()
             with _indexes_first(self.conn, on=bool(self.walk.watch) and isinstance(statement.tree, READING)):
-                results = execution.run(self.conn, Sql(self.one.migration.up, self.one.reading, (statement,)))
+                results = execution.run(self.conn, Sql(self.one.migration.up, self.one.reading, several))
             seconds = time.monotonic() - started
             tag = (results[-1].command_status or b"").decode()
-            self._note(number, statement, self._text(statement), tag, seconds, self.walk.observer.look(tag))
+            more = f" … and {len(several) - 1:,} more" if len(several) > 1 else ""
+            text = f"{self._text(statement)}{more}"
+            self._note(number, statement, text, tag, seconds, self.walk.observer.look(tag))
+
+    def _gather(
+        self, statements: Sequence[Statement], first: int
+    ) -> Iterator[tuple[int, tuple[Statement, ...]]]:
+        """Give statements with their numbers, one by one but for many INSERTs: a look takes milliseconds."""
+        for table, members in groupby(statements, self._name_filled):
+            row = tuple(members)
+            together = len(row) if table and len(row) >= MANY else 1
+            for start in range(0, len(row), together):
+                yield first + start, row[start : start + together]
+            first += len(row)
+
+    def _name_filled(self, statement: Statement) -> tuple[str, str] | None:
+        """Return the table that a plain INSERT of values fills."""
+        tree = statement.tree
+        if not isinstance(tree, ast.InsertStmt) or not isinstance(tree.selectStmt, ast.SelectStmt):
+            return None
+        table: Any = tree.relation
+        plain = tree.selectStmt.valuesLists and not tree.withClause and not self._find_refusal(statement)
+        return (table.schemaname or "", table.relname) if plain else None
 
     def _text(self, statement: Statement) -> str:
         return shorten(self.one.reading.text[statement.index : statement.end])
