@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from tollbook.books.settlement.transfers import PURPOSE, Transfer
+from tollbook.books.settlement.transfers import PURPOSE, Transfer, name_purpose
 from tollbook.core.database import ReadTx, WriteTx
+from tollbook.core.lanes import Transaction, transactions
 
 DUE_MAX = 1_000
 
@@ -133,7 +134,7 @@ async def find_taken_back(tx: ReadTx, network: str, limit: int) -> list[Due]:
           ON c.command_id = regexp_replace(t.purpose, '^command:[0-9]+:', '')
          AND c.transaction_id = t.transaction_id
         WHERE t.network = %(network)s AND t.status = 'lost' AND t.confirmed_at IS NULL
-          AND starts_with(t.purpose, 'command:') AND c.status = 'settled'
+          AND starts_with(t.purpose, 'command:') AND c.status = 'settled' AND c.tx_hash = t.hash
         LIMIT %(limit)s
         """,
         {"network": network, "limit": limit},
@@ -153,11 +154,21 @@ async def find_forgone(tx: ReadTx, limit: int) -> list[Due]:
           ON c.command_id = regexp_replace(t.purpose, '^command:[0-9]+:', '')
          AND c.transaction_id = t.transaction_id
         WHERE t.status = 'dropped' AND starts_with(t.purpose, 'command:') AND c.status = 'settled'
+          AND c.tx_hash = t.hash
         LIMIT %(limit)s
         """,
         {"limit": limit},
         into=Due,
     )
+
+
+async def find_transactions(tx: ReadTx, dues: Sequence[Due]) -> dict[str, list[Transaction]]:
+    """By command, what the lanes have of each of its rounds."""
+    owners = {name_purpose(one.command_id, nth): one for one in dues for nth in range(one.round + 1)}
+    found: dict[str, list[Transaction]] = {}
+    for transaction in await transactions.find(tx, purposes=list(owners)) if owners else []:
+        found.setdefault(owners[transaction.purpose].command_id, []).append(transaction)
+    return found
 
 
 async def find_bound(

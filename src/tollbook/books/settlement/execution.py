@@ -22,8 +22,8 @@ from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
 from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
 from tollbook.core.database import Database, WriteTx
-from tollbook.core.errors import Refusal
-from tollbook.core.lanes import Call, Lanes, Transaction, transactions
+from tollbook.core.errors import DatabaseUnreachable, Refusal
+from tollbook.core.lanes import Call, Lanes, PurposeReused, SubmissionOpen, Transaction
 from tollbook.core.lanes.mend import FILLER
 from tollbook.core.lanes.node import Node
 from tollbook.core.lanes.transactions import GAS_MIN
@@ -46,6 +46,7 @@ REHEARSED = timedelta(minutes=5)  # in a dry run, until it is rehearsed again
 IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
 MEND_SECONDS = 2.0
 LOST_SECONDS = 5.0
+UNSENT = ("reserved", "dropped")
 STUCK_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,11 @@ class Desk:
             open_count = await due.count_open(tx, self.network, self.lanes.addresses)
             room = min(SENT_AT_ONCE_MAX, OPEN_MAX * len(self.lanes.addresses) - open_count)
             dues = await due.find(tx, "validated", self.network, now, room) if room > 0 else []
-        dues = [one for one in dues if not one.is_over(now)]
+            dues = [one for one in dues if not one.is_over(now)]
+            former = await due.find_transactions(tx, [one for one in dues if one.round])
         if not dues:
             return 0
-        sights = await self.lookout.look(dues, {}, now)
+        sights = await self.lookout.look(dues, former)
         choices = await self._choose([one for one in dues if one.command_id not in sights])
         chosen = {one.transfer.command_id: one for one in choices}
         began_at = time.monotonic()
@@ -152,10 +154,12 @@ class Desk:
             return
         if isinstance(answer, Transaction):
             await self._note_sent(tx, one, answer, now)
-        elif isinstance(answer, Refusal):  # surely not sent, or open: whoever looks next finds out
+        elif isinstance(answer, SubmissionOpen | DatabaseUnreachable | PurposeReused):
+            pass  # it may be sent, or be about to: whoever holds it next finds out
+        elif isinstance(answer, Refusal):
             await self._postpone(tx, one, answer, now)
         else:
-            raise answer
+            logger.error("%s broke off", choice.transfer.purpose, exc_info=answer)
 
     async def _note_sent(self, tx: WriteTx, one: Due, sent: Transaction, now: datetime) -> None:
         await commands.note_sent(
@@ -202,15 +206,15 @@ class Desk:
         async with self.database.write() as tx:
             dues = await due.claim(tx, dues, until=now + self.pace.held, now=now)
         async with self.database.read() as tx:
-            found = await transactions.find(tx, purposes=[one.transfer.purpose for one in dues])
-        known = {one.purpose: one for one in found}
+            known = await due.find_transactions(tx, dues)
         unsent: list[Due] = []
         for one in dues:
-            transaction = known.get(one.transfer.purpose)
-            if transaction is None or transaction.status in ("dropped", "reserved"):
+            transactions = {each.purpose: each for each in known.get(one.command_id, ())}
+            current = transactions.get(one.transfer.purpose)
+            if current is None or current.status in UNSENT:
                 unsent.append(one)
             else:
-                await self._adopt(one, transaction, now)
+                await self._adopt(one, current, now)
         await self._send_again(unsent, known, began_at, now)
         return len(dues)
 
@@ -237,17 +241,30 @@ class Desk:
             logger.warning("nonce %s of %s: %s", lost.nonce, lost.sender, refusal.sentence)
 
     async def _send_again(
-        self, dues: Sequence[Due], known: Mapping[str, Transaction], began_at: float, now: datetime
+        self, dues: Sequence[Due], known: Mapping[str, Sequence[Transaction]], began_at: float, now: datetime
     ) -> None:
         """They have none that lives. Nothing is sent anew before the chain was looked at."""
         if not dues:
             return
-        sights = await self.lookout.look(dues, known, now)
+        # Reserved by who died, or is about to sign it: the lanes know which, and wait for him.
+        reserved = {
+            one.command_id
+            for one in dues
+            for each in known.get(one.command_id, ())
+            if each.purpose == one.transfer.purpose and each.status == "reserved"
+        }
+        own = {
+            command_id: [each for each in all_rounds if each.status != "reserved"]
+            if command_id in reserved
+            else all_rounds
+            for command_id, all_rounds in known.items()
+        }
+        sights = await self.lookout.look(dues, own)
         left: list[Due] = []
         for one in dues:
             if one.command_id in sights:
                 await self._note_sight(one, sights[one.command_id], now)
-            elif one.attempts >= ATTEMPTS_MAX or one.is_over(now):
+            elif one.command_id not in reserved and (one.attempts >= ATTEMPTS_MAX or one.is_over(now)):
                 await self._give_up(one)
             else:
                 left.append(one)

@@ -6,7 +6,6 @@ what is new. The network's own coin carries no mark: of that, only the lanes kno
 """
 
 import logging
-from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,9 +19,9 @@ from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Transaction
 from tollbook.core.lanes.node import Ask, Node
 
-SAMPLES_MAX = 1_000
 CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
+LIVE = ("reserved", "signed", "sent", "lost")  # the lanes' own may have a block yet
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,9 @@ def _read_receipt(node: Node, wanted: str, answer: Any) -> Receipt | None:
 
 @dataclass(slots=True)
 class _Reading:
-    """What was read of one token: every block from `first` to `position`."""
+    """What was read of one token: every block from `first`, which was there at `since`, to `position`."""
 
+    since: datetime
     first: int
     position: int
 
@@ -82,26 +82,25 @@ class Lookout:
     senders: Sequence[str]
     depth: int
     newest: int = 0
-    _samples: list[tuple[datetime, int]] = field(default_factory=list[tuple[datetime, int]])
     _readings: dict[str, _Reading] = field(default_factory=dict[str, _Reading])
     _read: dict[str, int] = field(default_factory=dict[str, int])  # hashes in blocks that may still change
     _found: dict[bytes, Trace] = field(default_factory=dict[bytes, Trace])
 
-    async def look(
-        self, dues: Sequence[Due], dropped: Mapping[str, Transaction], now: datetime
-    ) -> dict[str, Sight]:
+    async def look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
 
-        `dropped` are the lanes' own transactions, by purpose, which a node said it did not take.
-        Raises ChainUnreachable, ChainRefused.
+        `own` are the lanes' transactions of former rounds, and this round's where it was dropped: a node may
+        have taken what it said it refused. Raises ChainUnreachable, ChainRefused.
         """
-        await self._read_news(dues, now)
-        traces = {due.command_id: self._trace(due, dropped) for due in dues}
+        await self._read_news(dues)
+        traces = {due.command_id: self._trace(due, own.get(due.command_id, ())) for due in dues}
         hashes = list({trace.hash for one in traces.values() for trace in one})
         receipts = dict(zip(hashes, await read_receipts(self.node, hashes), strict=True))
         waiting = await self._find_waiting([one for one, receipt in receipts.items() if receipt is None])
         sights: dict[str, Sight] = {}
         for due in dues:
+            if any(one.status in LIVE for one in own.get(due.command_id, ())):
+                sights[due.command_id] = Sight(None, is_final=False)
             for trace in traces[due.command_id]:
                 receipt = receipts[trace.hash]
                 if receipt is not None and due.transfer.is_shown(receipt, trace.sender):
@@ -111,9 +110,8 @@ class Lookout:
                     sights.setdefault(due.command_id, Sight(None, is_final=False))
         return sights
 
-    def _trace(self, due: Due, dropped: Mapping[str, Transaction]) -> list[Trace]:
-        own = dropped.get(due.transfer.purpose)
-        traces = [] if own is None else [Trace(one, own.sender) for one in own.hashes]
+    def _trace(self, due: Due, own: Sequence[Transaction]) -> list[Trace]:
+        traces = [Trace(one, transaction.sender) for transaction in own for one in transaction.hashes]
         marked = self._found.get(due.transfer.mark) if due.asset is not None else None
         return traces if marked is None else [*traces, marked]
 
@@ -131,39 +129,28 @@ class Lookout:
             raise self.node.complain("a transfer that it showed is gone")
         return known
 
-    async def _read_news(self, dues: Sequence[Due], now: datetime) -> None:
+    async def _read_news(self, dues: Sequence[Due]) -> None:
         if len(self._found) > FOUND_MAX:  # read again what still matters
             self._readings, self._read, self._found = {}, {}, {}
         self.newest = await self.chain.get_block_number()
-        insort(self._samples, (now, self.newest))
-        del self._samples[:-SAMPLES_MAX]
         oldest: dict[str, datetime] = {}
         for due in dues:
             if due.asset is not None:
-                oldest[due.asset] = min(oldest.get(due.asset, now), due.received_at)
+                oldest[due.asset] = min(oldest.get(due.asset, due.received_at), due.received_at)
         for asset, since in oldest.items():
             await self._catch_up(asset, since)
 
     async def _catch_up(self, asset: str, since: datetime) -> None:
         reading = self._readings.get(asset)
-        start = await self._find_block(since)
-        if reading is None:
-            reading = self._readings[asset] = _Reading(start, start - 1)
-        if start < reading.first:
+        if reading is None or since < reading.since:
+            start = await find_block_before(self.chain, since - CLOCKS_APART_MAX, self.newest)
+            if reading is None:
+                reading = self._readings[asset] = _Reading(since, start, start - 1)
             await self._read_blocks(asset, start, reading.first - 1)
-            reading.first = start
+            reading.since, reading.first = since, start
         await self._read_blocks(asset, reading.position + 1, self.newest)
         reading.position = max(reading.position, self.newest - self.depth)
         self._read = {one: block for one, block in self._read.items() if block > self.newest - self.depth}
-
-    async def _find_block(self, since: datetime) -> int:
-        """A block that is surely not after the moment."""
-        place = bisect_right(self._samples, since, key=lambda sample: sample[0])
-        if place:
-            return self._samples[place - 1][1]
-        block = await find_block_before(self.chain, since - CLOCKS_APART_MAX, self.newest)
-        insort(self._samples, (since, block))
-        return block
 
     async def _read_blocks(self, asset: str, first: int, last: int) -> None:
         topics = [TRANSFER_TOPIC, [pad(sender) for sender in self.senders]]

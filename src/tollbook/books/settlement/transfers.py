@@ -38,7 +38,7 @@ class Transfer:
     @property
     def purpose(self) -> str:
         """Its identity for the lanes: the same is the same transaction, for ever."""
-        return f"{PURPOSE}{self.round}:{self.command_id}"
+        return name_purpose(self.command_id, self.round)
 
     @property
     def mark(self) -> bytes:
@@ -73,6 +73,11 @@ class Transfer:
         wanted = (self.asset, sender, self.payee, self.amount)
         moved = [decode_transfer(log) for log in receipt.logs]
         return any(one and (one.token, one.sender, one.receiver, one.amount) == wanted for one in moved)
+
+
+def name_purpose(command_id: str, round_: int) -> str:
+    """What the lanes know a command's transaction by, in one of its rounds."""
+    return f"{PURPOSE}{round_}:{command_id}"
 
 
 def encode_balance_of(address: str) -> bytes:
