@@ -15,7 +15,7 @@ from tollbook.embedded.errors import EmbeddedServerFailed
 from tollbook.migrate import backfill, history, preflight, statements
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.course import Course, carry_out, carry_out_and_keep
-from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.errors import MigrateError, Problem
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Migration
@@ -145,7 +145,7 @@ def _name_databases(tree: Any) -> Iterable[str]:
 def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:
     """Carry migrations out in this order, with their history. Raises NotReplayable, naming what fails."""
     ready, problems = preflight.prepare(migrations)
-    preflight.refuse(problems)
+    _refuse(problems)
     with connected(url) as conn:
         course = _begin(conn, url, [one.id for one in migrations], listen)
         for one in ready:
@@ -153,12 +153,19 @@ def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -
             _carry(course, one, "up")
 
 
+def _refuse(problems: Sequence[Problem]) -> None:
+    """What is applied already, by another tool, may hold what cannot be run here at all."""
+    if problems:
+        first = problems[0]
+        raise NotReplayable(f"{first.what} {first.next}", first.place)
+
+
 def take_back(url: str, migration: Migration, listen: Listener = ignore) -> None:
     """Carry out a migration's down statements. Raises NotReplayable."""
     assert migration.down is not None
     down = Migration(migration.folder, migration.version, migration.label, migration.down)
     ready, problems = preflight.prepare([down])
-    preflight.refuse(problems)
+    _refuse(problems)
     with connected(url) as conn:
         _carry(_begin(conn, url, [down.id], listen), ready[0], "down")
 

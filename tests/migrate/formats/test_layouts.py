@@ -181,6 +181,8 @@ def test_what_only_its_tool_can_run_is_taken_over_where_the_tool_has_run_it(
     taken = run("baseline", "--auto")
     assert "2 taken over from goose" in taken.output, taken.output
     assert run("status").exit_code == 0
+    with pytest.raises(replay.NotReplayable, match="only goose can run"):  # `verify` looks for promises then
+        replay.play("", formats.read([Folder("shop", folder)]))
 
 
 def test_flyways_baseline_stands_for_all_up_to_it(folder: Path, run: Any, apply: Apply, ask: Any) -> None:
