@@ -132,12 +132,13 @@ def locked(
     The lock is tried for again and again, never waited for inside a statement: a waiting statement would
     hold a snapshot, which CREATE INDEX CONCURRENTLY of another session waits for in turn.
     """
+    pid = _check_session(conn, url)  # before: a lock that a pooler has could be nobody's to give back
     with _held(conn, listen, wait_seconds_max, LOCK_KEY, shared=schema is not None):
         if schema is None:
-            yield _check_session(conn, url)
+            yield pid
             return
         with _held(conn, listen, wait_seconds_max, _find_key(schema), shared=False):
-            yield _check_session(conn, url)
+            yield pid
 
 
 def _find_key(schema: str) -> int:
@@ -209,7 +210,7 @@ def _check_session(conn: Connection, url: str) -> int:
     """Return the server process of this session; refuse where a pooler lends it to others too.
 
     A pooler gives its clients process ids of its own. Behind one, a second session that is given the very
-    server process that holds our lock proves that sessions are shared by the transaction.
+    server process that we have proves that sessions are shared by the transaction.
     """
     pid = read_pid(conn)
     if pid == conn.info.backend_pid:
