@@ -259,9 +259,12 @@ class _Lent:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._conn, name)
 
-    def cursor(self) -> Any:
+    def cursor(self, *named: Any, **given: Any) -> Any:
         """Return a cursor that writes values into statements, as what revisions are made for does."""
         import psycopg
+
+        if named or given:  # one on the server, for many rows
+            return self._conn.cursor(*named, **given)
 
         class Cursor(psycopg.ClientCursor[Any]):
             def execute(self, query: Any, params: Any = None, **given: Any) -> Any:
