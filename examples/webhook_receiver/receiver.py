@@ -1,4 +1,4 @@
-"""Takes Tollbook's webhooks: verifies each by the public library, drops what came twice, keeps what it was told.
+"""Takes Tollbook's webhooks: verifies each by the public library, drops what came twice, keeps the rest.
 
 Run: WEBHOOK_SECRET=whsec_... uvicorn --app-dir examples/webhook_receiver receiver:app --port 8500
 """

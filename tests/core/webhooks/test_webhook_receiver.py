@@ -28,7 +28,8 @@ def find_port() -> int:
 async def receiving(port: int, secret: str) -> AsyncIterator[httpx.AsyncClient]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "uvicorn", "--app-dir", str(FOLDER), "receiver:app", "--port", str(port),
-        "--log-level", "warning", env=os.environ | {"WEBHOOK_SECRET": secret}, stdout=asyncio.subprocess.DEVNULL,
+        "--log-level", "warning", env=os.environ | {"WEBHOOK_SECRET": secret},
+        stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(60):
