@@ -60,6 +60,14 @@ def test_a_claim_to_run_twice_is_tried(write: Any, run: Run) -> None:
     result = run("check")
     assert result.exit_code == 3
     assert "claims that it may be run twice" in result.output
+    assert "up, down, up: no down file, does not run twice" in result.output
+
+
+def test_a_block_that_nobody_can_see_into_claims_nothing(write: Any, folder: Path) -> None:
+    rename = "DO $$ BEGIN ALTER TABLE a RENAME i TO j; END $$; ALTER TABLE a ADD COLUMN IF NOT EXISTS i int"
+    write("0001_a", up="CREATE TABLE a (i int)")
+    write("0002_b", up=rename)
+    assert [trip.again for trip in check([Folder("shop", folder)]).trips] == ["does not claim it"] * 2
 
 
 def test_rows_that_a_down_loses_are_named(write: Any, folder: Path) -> None:

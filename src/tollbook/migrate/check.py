@@ -19,7 +19,6 @@ from tollbook.migrate.session import connected
 
 # Statements that may be run twice whatever they say.
 NEUTRAL = (
-    ast.DoStmt,
     ast.GrantStmt,
     ast.CommentStmt,
     ast.SelectStmt,
@@ -91,11 +90,11 @@ class _Walk:
         replay.play(self.url, [one], self.listen)
         after = _read(self.url)
         differences, wrong = self._return(one, after)
-        again = self._run_again(one, after, wrong)
-        notes = self._keep(one, after, wrong) if not wrong else self._start_anew()
+        again, twice = self._run_again(one, after)
+        notes = self._keep(one, after, wrong) if not (wrong or twice) else self._start_anew()
         self.before = after
         trip = "failed" if differences or wrong else "proved" if one.down else "no down file"
-        return Trip(one.id, trip, again, tuple(wrong), tuple(notes), tuple(differences))
+        return Trip(one.id, trip, again, (*wrong, *twice), tuple(notes), tuple(differences))
 
     def _return(self, one: Migration, after: Catalog) -> tuple[list[Difference], list[str]]:
         """Go down and up; what is not as it was, and a sentence for each part of the way."""
@@ -119,18 +118,16 @@ class _Walk:
             found += differ
         return found, wrong
 
-    def _run_again(self, one: Migration, after: Catalog, wrong: list[str]) -> str:
+    def _run_again(self, one: Migration, after: Catalog) -> tuple[str, list[str]]:
         if not claims(one):
-            return "does not claim it"
+            return "does not claim it", []
         copy = self.stage.make(template=self.url)
         try:
             replay.play(copy, [one], self.listen)
         except NotReplayable as error:
-            wrong.append(f"{one.id} claims that it may be run twice: {error.sentence}")
-            return "failed"
-        if differ := [other for other in drift.find(_read(copy), after) if other.expected != "sound"]:
-            wrong += [f"{one.id}: run twice, {_say(other)}." for other in differ]
-        return "failed" if differ else "proved"
+            return "failed", [f"{one.id} claims that it may be run twice: {error.sentence}"]
+        differ = [other for other in drift.find(_read(copy), after) if other.expected != "sound"]
+        return "failed" if differ else "proved", [f"{one.id}: run twice, {_say(other)}." for other in differ]
 
     def _keep(self, one: Migration, after: Catalog, wrong: list[str]) -> list[str]:
         """Go up, down and up on rows: those of tables and columns that the down leaves must be the same."""
