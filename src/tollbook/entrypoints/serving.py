@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import signal
@@ -119,6 +120,10 @@ async def run(sites: Sequence[Site], jobs: Mapping[str, Coroutine[Any, Any, obje
 
     A server or job that ends by itself ends everything; its exception is raised then.
     """
+    # What was made by now stays as long as the process: the collector need not look through it again and
+    # again. Measured: a third of what a stream of commands costs.
+    gc.collect()
+    gc.freeze()
     servers = [_make_server(site) for site in sites]
     serving = [
         asyncio.create_task(server.serve(sockets=[site.listener]), name="server")

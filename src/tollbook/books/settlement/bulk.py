@@ -7,9 +7,10 @@ here, so that a client may send all it has before it reads.
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic_core import from_json, to_json
 
@@ -23,6 +24,7 @@ from tollbook.core.errors import Refusal
 LINE_BYTES_MAX = 8 * 1024
 LINES_MAX = 1_000_000  # of one stream
 CHUNK_ORDERS_MAX = 2_000
+STORES_MAX = 2  # chunks of one stream on their way to the disk at once
 WAITING_ORDERS_MAX = 3 * CHUNK_ORDERS_MAX
 ITEMS_MAX = 10_000  # of one array
 
@@ -54,8 +56,7 @@ class Counts:
     rejected: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     number: int
     read: Order | CommandMalformed
 
@@ -92,24 +93,25 @@ async def take_stream(database: Database, parts: AsyncIterator[bytes], tell: Tel
     counts, cutter = Counts(), LineCutter()
     waiting: list[_Line] = []
     reading: asyncio.Task[bytes | None] | None = asyncio.create_task(_next(parts))
-    storing: asyncio.Task[list[bytes]] | None = None
+    storing = deque[asyncio.Task[list[bytes]]]()
     try:
         while reading or storing or waiting:
-            if storing is None and waiting:
+            # A second one beside the first only where it is full: a slow stream is not cut into crumbs.
+            while waiting and len(storing) < STORES_MAX and not (storing and len(waiting) < CHUNK_ORDERS_MAX):
                 chunk, waiting = waiting[:CHUNK_ORDERS_MAX], waiting[CHUNK_ORDERS_MAX:]
-                storing = asyncio.create_task(_store(database, chunk, counts))
-            reads = reading is not None and len(waiting) < WAITING_ORDERS_MAX
-            tasks = [task for task in (reading if reads else None, storing) if task is not None]
+                storing.append(asyncio.create_task(_store(database, chunk, counts)))
+            wanted = reading if len(waiting) < WAITING_ORDERS_MAX else None
+            first = storing[0] if storing else None
+            tasks: list[asyncio.Task[Any]] = [task for task in (wanted, first) if task is not None]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if storing is not None and storing.done():
-                told, storing = storing.result(), None
-                await tell(b"".join(told))
-            if reads and reading is not None and reading.done():
-                part = reading.result()
+            while storing and storing[0].done():
+                await tell(b"".join(storing.popleft().result()))
+            if wanted is not None and wanted.done():
+                part = wanted.result()
                 waiting += _read(cutter.feed(part or b"", is_last=part is None))
                 reading = None if part is None else asyncio.create_task(_next(parts))
     finally:
-        left: list[asyncio.Task[Any]] = [task for task in (reading, storing) if task is not None]
+        left: list[asyncio.Task[Any]] = [task for task in (reading, *storing) if task is not None]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -96,7 +96,7 @@ async def _try_one(database: Database, order: Order) -> Received | Refusal:
 
 async def _copy(tx: WriteTx, orders: Sequence[Order]) -> None:
     await tx.execute("SELECT set_config('lock_timeout', %(wait)s, true)", {"wait": str(TWIN_WAIT_MS_MAX)})
-    text = "".join([_write(order) for order in orders])
+    text = "".join([write_row(order) for order in orders])
     async with tx.connection.cursor() as cursor, cursor.copy(
         """
         COPY settlement.settlement_commands (
@@ -108,7 +108,7 @@ async def _copy(tx: WriteTx, orders: Sequence[Order]) -> None:
         await copy.write(text)
 
 
-def _write(order: Order) -> str:
+def write_row(order: Order) -> str:
     """A line for COPY. The texts have nothing in them that it would take for its own: see requests.py."""
     *texts, expires_at, fingerprint = order
     columns = [r"\N" if text is None else str(text) for text in texts]

@@ -101,9 +101,9 @@ CREATE FUNCTION settlement.tell_received() RETURNS trigger LANGUAGE plpgsql AS $
 BEGIN
     INSERT INTO core.journal (book, kind, subject, from_party, to_party, details)
     SELECT 'settlement', 'received', c.command_id, nullif(c.payer, ''), nullif(c.payee, ''),
-           jsonb_build_object('to', 'received', 'amount', trim_scale(c.amount_numeric)::text,
-                              'asset_symbol', c.asset_symbol, 'chain_id', c.chain_id,
-                              'workflow_id', c.workflow_id, 'account_ref', c.account_ref)
+           jsonb_build_object('amount', trim_scale(c.amount_numeric)::text, 'asset_symbol', c.asset_symbol,
+                              'chain_id', c.chain_id, 'workflow_id', c.workflow_id,
+                              'account_ref', c.account_ref)
     FROM received AS c;
     RETURN NULL;
 END
