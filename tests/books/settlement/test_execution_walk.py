@@ -45,10 +45,13 @@ class Walk:
         self.payroll, self.proxy, self.desks, self.chance = payroll, proxy, desks, chance
         self.ids: list[str] = []
         self.before: Any = None
-        self.blocks = 0
+        # What was settled by the chain's word alone, since a node lied, is not followed when the chain
+        # takes back what was final: both are not tried together.
+        self.lies = chance.random() < 0.5
 
     async def step(self) -> None:
-        happenings = [self.order] * 3 + [self.turn] * 6 + [self.err, self.cancel, self.retry, self.take_back]
+        rare = [self.cancel, self.retry, self.turn if self.lies else self.take_back]
+        happenings = [self.order] * 3 + [self.turn] * 5 + [self.err] * 3 + rare
         await self.chance.choice(happenings)()
 
     async def order(self) -> None:
@@ -68,12 +71,14 @@ class Walk:
 
     async def err(self) -> None:
         kind = self.chance.randrange(4)
+        if kind == 2 and not self.lies:
+            kind = 1
         if kind == 0:
             self.proxy.lost_answers = {SEND}
         elif kind == 1:
-            self.proxy.refusals[SEND] = [self.chance.choice(REFUSALS)]
+            self.proxy.refusals[SEND] = self.chance.sample(REFUSALS, 2)
         elif kind == 2:
-            self.proxy.false_refusals[SEND] = [self.chance.choice(REFUSALS)]
+            self.proxy.false_refusals[SEND] = self.chance.sample(REFUSALS, 3)
         else:
             self.calm()
 
