@@ -23,7 +23,7 @@ ROAD = (
     "UPDATE core.transactions",
     "broadcast",
 )
-STEPS = ["received", "validated", "executed", "settled"]
+FACTS = ["received", "validated", "executed", "confirmed"]
 DEATHS_TWICE = 6
 SEED = 5
 COMMANDS, LIVES = 60, 8
@@ -70,10 +70,10 @@ class Case:
         assert int(chain.call("eth_getBalance", coin["payee"], "latest"), 16) == 7
         for order in self.orders:
             told = self.shop.query(
-                "SELECT details->>'to' FROM core.journal WHERE subject = %s ORDER BY entry_id",
+                "SELECT kind FROM core.journal WHERE subject = %s ORDER BY entry_id",
                 order["command_id"],
             )
-            assert [step for (step,) in told] == STEPS
+            assert [kind for (kind,) in told] == FACTS
             [(status, tx_hash)] = self.shop.query(
                 "SELECT status, tx_hash FROM settlement.settlement_commands WHERE command_id = %s",
                 order["command_id"],
