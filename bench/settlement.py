@@ -31,7 +31,7 @@ from tollbook.migrate import apply
 ROUNDS = 5
 LINES = 50_000
 PAYEES = 1_000
-SINGLES = 4_000
+SINGLES = 1_500
 CLIENTS = 32
 GOAL = 0.5
 COLUMNS = (

@@ -77,6 +77,7 @@ async def test_the_description_is_openapi_31_and_names_every_route(client: httpx
         "/v1/payments/analytics",
         "/v1/settlement/commands",
         "/v1/settlement/commands/bulk",
+        "/v1/settlement/commands/simulate",
         "/v1/settlement/commands/{command_id}",
         "/v1/settlement/commands/{command_id}/cancel",
         "/v1/settlement/commands/{command_id}/retry",

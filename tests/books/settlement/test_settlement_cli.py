@@ -38,12 +38,16 @@ def test_commands_are_sent_listed_shown_taken_back_and_tried_again(
     code, out, said = settle("ingest", str(file))
     assert (code, said.startswith("line 4: amount")) == (1, True), said
     assert "accepted" in out
+    assert settle("ingest", "--dry-run", str(file))[0] == 2  # a line of it is none
     array = tmp_path / "commands.json"
     array.write_text(json.dumps(lines, indent=2))
     code, out, _ = settle("ingest", str(array), "--json")
     *results, counts = map(json.loads, out.splitlines())
     assert (code, [result["replayed"] for result in results]) == (0, [True] * 3)
     assert counts == {"lines": 3, "accepted": 3, "replayed": 3, "rejected": 0}
+
+    forecasts = json.loads(settle("ingest", "--dry-run", str(array), "--json")[1])
+    assert [one["command_id"] for one in forecasts] == ["c0", "c1", "c2"]
 
     listed = json.loads(settle("list", "--json")[1])
     assert [command["command_id"] for command in listed] == ["c2", "c1", "c0"]

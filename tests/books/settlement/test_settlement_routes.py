@@ -202,6 +202,18 @@ async def test_a_command_is_taken_back_before_it_is_executed_and_not_after(
     assert (await client.post("/v1/settlement/commands/failed/retry")).status_code == 409
 
 
+async def test_a_dry_run_keeps_nothing(
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOLLBOOK_RPC_URLS", raising=False)
+    told = (await client.post("/v1/settlement/commands/simulate", json=[SEED])).json()
+    assert [(one["command_id"], one["would"]) for one in told] == [(SEED["command_id"], "be refused")]
+    wrong = await client.post("/v1/settlement/commands/simulate", json=[SEED | {"amount": "0"}])
+    assert wrong.status_code == 422
+    async with database.read() as tx:
+        assert not await commands.page(tx)
+
+
 async def test_sixteen_at_once_with_one_id_are_one_command(
     client: httpx.AsyncClient, database: Database
 ) -> None:

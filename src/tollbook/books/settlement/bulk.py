@@ -27,6 +27,7 @@ CHUNK_ORDERS_MAX = 2_000
 STORES_MAX = 2  # chunks of one stream on their way to the disk at once
 WAITING_ORDERS_MAX = 3 * CHUNK_ORDERS_MAX
 ITEMS_MAX = 10_000  # of one array
+ARRAY_BYTES_MAX = 8 * 1024 * 1024
 
 Tell = Callable[[bytes], Awaitable[None]]
 
@@ -120,6 +121,23 @@ async def take_stream(database: Database, parts: AsyncIterator[bytes], tell: Tel
 
 async def take_array(database: Database, body: bytes) -> tuple[list[dict[str, object]], Counts]:
     """Receive the commands of a JSON array: a result for each, in its order. Raises ArrayMalformed."""
+    counts = Counts()
+    results = await _store(database, _read(_split(body)), counts)
+    return [cast("dict[str, object]", json.loads(result)) for result in results], counts
+
+
+def read_all(body: bytes) -> list[Order | CommandMalformed]:
+    """The commands of a JSON array, or of lines. Raises ArrayMalformed, StreamTooLong."""
+    lines = _split(body) if is_array(body) else LineCutter().feed(body, is_last=True)
+    return [line.read for line in _read(lines)]
+
+
+def is_array(beginning: bytes) -> bool:
+    """Whether it is an array that begins so, or else lines."""
+    return beginning.lstrip()[:1] == b"["
+
+
+def _split(body: bytes) -> list[tuple[int, bytes]]:
     try:
         items = from_json(body)
     except ValueError as error:
@@ -129,10 +147,7 @@ async def take_array(database: Database, body: bytes) -> tuple[list[dict[str, ob
     values = cast("list[object]", items)
     if len(values) > ITEMS_MAX:
         raise ArrayMalformed(f"An array has {ITEMS_MAX} commands at most. Send the rest in another.")
-    counts = Counts()
-    lines = [(number, to_json(value)) for number, value in enumerate(values, 1)]
-    results = await _store(database, _read(lines), counts)
-    return [cast("dict[str, object]", json.loads(result)) for result in results], counts
+    return [(number, to_json(value)) for number, value in enumerate(values, 1)]
 
 
 def show_end(counts: Counts) -> bytes:

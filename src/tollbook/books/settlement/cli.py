@@ -13,7 +13,10 @@ import click
 from tollbook.books.settlement import bulk, commands, limits
 from tollbook.books.settlement.bulk import ArrayMalformed, Counts
 from tollbook.books.settlement.commands import Command, Move, Status
+from tollbook.books.settlement.dry_run import SIMULATED_MAX, Forecast, simulate
+from tollbook.books.settlement.errors import CommandMalformed
 from tollbook.books.settlement.limits import LimitTable
+from tollbook.books.settlement.requests import Order
 from tollbook.books.settlement.rules import make_tables
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core import clock
@@ -23,7 +26,6 @@ from tollbook.core.settings import Settings
 
 LIMIT_DEFAULT = 20
 PART_BYTES = 64 * 1024
-ARRAY_BYTES_MAX = 8 * 1024 * 1024
 EXIT_REJECTED = 1
 
 
@@ -34,18 +36,22 @@ def settlement_group() -> None:
 
 @settlement_group.command("ingest")
 @click.argument("file", type=click.File("rb"), default="-")
+@click.option("--dry-run", is_flag=True, help="Say what would become of each; keep and send nothing.")
 @storage_options
 @json_option
-def ingest(file: BufferedReader, *, settings: Settings, as_json: bool) -> None:
+def ingest(file: BufferedReader, *, dry_run: bool, settings: Settings, as_json: bool) -> None:
     """Receive the commands of FILE: one a line (NDJSON), or a JSON array. Without FILE: of standard input.
 
     Sent again they are answered again. What is wrong is told and the rest is kept; exit code 1 then.
     """
+    if dry_run:
+        _simulate(file, settings, as_json=as_json)
+        return
 
     async def take(database: Database) -> Counts:
         first = await _read_part(file)
-        if first.lstrip()[:1] == b"[":
-            results, counts = await bulk.take_array(database, await _read_array(first, file))
+        if bulk.is_array(first):
+            results, counts = await bulk.take_array(database, await _read_all(first, file))
             await _tell(b"".join(json.dumps(result).encode() + b"\n" for result in results), as_json=as_json)
             return counts
 
@@ -150,17 +156,35 @@ def cancel_command(command_id: str, *, settings: Settings, reason: str | None, a
     answer(ask(settings, cancel), as_json=as_json)
 
 
+def _simulate(file: BufferedReader, settings: Settings, *, as_json: bool) -> None:
+    """Tell what would become of each command. Raises CommandMalformed for the first that is none."""
+
+    async def forecast(database: Database) -> list[Forecast]:
+        orders: list[Order] = []
+        for read in bulk.read_all(await _read_all(b"", file)):
+            if isinstance(read, CommandMalformed):
+                raise read
+            orders.append(read)
+        if len(orders) > SIMULATED_MAX:
+            raise ArrayMalformed(f"A dry run has {SIMULATED_MAX} commands at most. Give less.")
+        return await simulate(database, SettlementSettings(), orders)
+
+    answer(ask(settings, forecast), as_json=as_json, title="What would become of them", empty="No commands.")
+
+
 async def _read_part(file: BufferedReader) -> bytes:
     """What there is by now: in a thread, so that what came before is stored while nothing comes."""
     return await asyncio.to_thread(file.read1, PART_BYTES)
 
 
-async def _read_array(first: bytes, file: BufferedReader) -> bytes:
+async def _read_all(first: bytes, file: BufferedReader) -> bytes:
     body = bytearray(first)
-    while len(body) <= ARRAY_BYTES_MAX and (part := await _read_part(file)):
+    while len(body) <= bulk.ARRAY_BYTES_MAX and (part := await _read_part(file)):
         body += part
-    if len(body) > ARRAY_BYTES_MAX:
-        raise ArrayMalformed(f"An array has {ARRAY_BYTES_MAX} bytes at most. Send a command a line instead.")
+    if len(body) > bulk.ARRAY_BYTES_MAX:
+        raise ArrayMalformed(
+            f"So much at once has {bulk.ARRAY_BYTES_MAX} bytes at most. Send a command a line, or less."
+        )
     return bytes(body)
 
 

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from tollbook.books.settlement import bulk, commands, intake, limits, requests
+from tollbook.books.settlement import bulk, commands, dry_run, intake, limits, requests
 from tollbook.books.settlement.commands import Command, Move, Status
+from tollbook.books.settlement.dry_run import Forecast
 from tollbook.books.settlement.limits import LimitTable
 from tollbook.books.settlement.requests import ID, ID_LETTERS_MAX, CommandRequest
 from tollbook.books.settlement.rules import make_tables
@@ -28,7 +29,6 @@ WRITE = "settlement:write"
 BULK = "/v1/settlement/commands/bulk"
 STREAMS = (BULK,)  # bounded here, not by core.http's frame
 
-ARRAY_BYTES_MAX = 8 * 1024 * 1024
 CURSOR_LETTERS_MAX = 256
 STREAMED = (NDJSON, "application/ndjson", "application/jsonl")
 REQUEST_SCHEMA = "#/components/schemas/CommandRequest"
@@ -145,6 +145,16 @@ async def list_commands(
     return Page(items=items, next_cursor=_make_cursor(items[-1]) if len(rows) > limit else None)
 
 
+@router.post("/simulate", dependencies=[require(READ)])
+async def simulate_commands(
+    database: Base,
+    wanted: Annotated[list[CommandRequest], Body(max_length=dry_run.SIMULATED_MAX)],
+) -> list[Forecast]:
+    """What would become of each of these commands, were they sent now. Nothing is kept, nothing is sent."""
+    orders = [requests.read(one) for one in wanted]
+    return await dry_run.simulate(database, SettlementSettings(), orders)
+
+
 @router.get("/{command_id}", dependencies=[require(READ)])
 async def get_command(database: Base, command_id: CommandPath) -> CommandHistory:
     """One command, with its history."""
@@ -203,9 +213,9 @@ async def _read_bounded(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > ARRAY_BYTES_MAX:
+        if len(body) > bulk.ARRAY_BYTES_MAX:
             raise BodyTooLarge(
-                f"An array has {ARRAY_BYTES_MAX} bytes at most. Send NDJSON, which is a stream."
+                f"An array has {bulk.ARRAY_BYTES_MAX} bytes at most. Send NDJSON, which is a stream."
             )
     return bytes(body)
 
