@@ -12,7 +12,7 @@ from fixtures.webhooks import LOCAL, Endpoint, Tollkeeper, fact
 from tollbook.core.webhooks import addresses, rules
 from tollbook.core.webhooks.errors import UrlRefused
 from tollbook.core.webhooks.sending import Post
-from tollbook.core.webhooks.settings import WebhookSettings
+from tollbook.core.webhooks.settings import WebhookSettings, WebhookSettingsUnusable, read_settings
 
 STRICT = WebhookSettings(allow_http=True)
 
@@ -63,6 +63,12 @@ def test_the_operator_may_allow_a_network_of_his_and_no_more_than_it() -> None:
     assert addresses.may_reach("::ffff:10.1.2.3", settings.allow_networks)
     assert not addresses.may_reach("10.2.0.1", settings.allow_networks)
     assert not addresses.may_reach("127.0.0.1", settings.allow_networks)
+
+
+def test_an_environment_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLLBOOK_WEBHOOKS_ALLOW_NETWORKS", "10.1.2.3/16")
+    with pytest.raises(WebhookSettingsUnusable, match="TOLLBOOK_WEBHOOKS_ALLOW_NETWORKS cannot be read"):
+        read_settings()
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,24 @@ async def test_a_stopped_sender_gives_back_what_it_had_not_begun(
     assert await keeper.statuses() == ["delivered"] * 8
 
 
+async def test_one_event_in_three_that_an_endpoint_cannot_bear_does_not_slow_down_the_others(
+    keeper: Tollkeeper,
+) -> None:
+    await keeper.subscribe("payments.*")
+
+    async def picky(told: Told, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(400 if told.event["data"]["details"]["n"] % 3 == 0 else 200))
+
+    keeper.endpoint.answers["/hooks"] = picky
+    await keeper.happen(*(fact(f"s{n}", n) for n in range(90)))
+    for _ in range(8):  # it may have three of them in a row by chance, and a rest then
+        await keeper.tell()
+        keeper.wait(0.6)
+    statuses = await keeper.statuses()
+    assert (statuses.count("delivered"), statuses.count("pending")) == (60, 30)
+    assert len(keeper.endpoint.told) == 90
+
+
 async def test_a_sender_that_died_is_taken_over_from_when_its_lease_ends(keeper: Tollkeeper) -> None:
     await keeper.subscribe("payments.*")
     await keeper.happen(fact("a", 1), fact("a", 2))

@@ -107,6 +107,7 @@ class Result:
 class Return:
     """A claimed queue given back, with what was done: looked at again from `next_attempt_at` on."""
 
+    claim_id: int
     subscription_id: str
     subject: str
     next_attempt_at: datetime
@@ -186,10 +187,10 @@ async def load(database: Database, claims: Sequence[Claim]) -> list[Due]:
         )
 
 
-async def give_back(tx: WriteTx, claim_id: int, returns: Sequence[Return]) -> None:
+async def give_back(tx: WriteTx, returns: Sequence[Return]) -> None:
     """Write down what came of claimed queues, and let them go. One that another took meanwhile stays his."""
     names = {
-        "claim_id": claim_id,
+        "claims": [one.claim_id for one in returns],
         "ids": [one.subscription_id for one in returns],
         "subjects": [one.subject for one in returns],
     }
@@ -197,9 +198,8 @@ async def give_back(tx: WriteTx, claim_id: int, returns: Sequence[Return]) -> No
     await tx.execute(
         """
         SELECT FROM settlement.webhook_queues q
-        JOIN unnest(%(ids)s::text[], %(subjects)s::text[]) AS n (subscription_id, subject)
-            USING (subscription_id, subject)
-        WHERE q.claim_id = %(claim_id)s
+        JOIN unnest(%(claims)s::bigint[], %(ids)s::text[], %(subjects)s::text[])
+            AS n (claim_id, subscription_id, subject) USING (claim_id, subscription_id, subject)
         ORDER BY q.subscription_id, q.subject FOR UPDATE OF q
         """,
         names,
@@ -208,21 +208,22 @@ async def give_back(tx: WriteTx, claim_id: int, returns: Sequence[Return]) -> No
     await tx.execute(
         """
         WITH named AS (
-            SELECT n.subscription_id, n.subject, n.next_attempt_at,
+            SELECT n.claim_id, n.subscription_id, n.subject, n.next_attempt_at,
                    EXISTS (SELECT FROM settlement.webhook_deliveries d
                            WHERE d.subscription_id = n.subscription_id AND d.subject = n.subject
                              AND d.status = 'pending') AS goes_on
-            FROM unnest(%(ids)s::text[], %(subjects)s::text[], %(times)s::timestamptz[])
-                AS n (subscription_id, subject, next_attempt_at)
+            FROM unnest(
+                %(claims)s::bigint[], %(ids)s::text[], %(subjects)s::text[], %(times)s::timestamptz[]
+            ) AS n (claim_id, subscription_id, subject, next_attempt_at)
         ), emptied AS (
             DELETE FROM settlement.webhook_queues q USING named n
             WHERE q.subscription_id = n.subscription_id AND q.subject = n.subject
-              AND q.claim_id = %(claim_id)s AND NOT n.goes_on
+              AND q.claim_id = n.claim_id AND NOT n.goes_on
         )
         UPDATE settlement.webhook_queues AS q SET next_attempt_at = n.next_attempt_at, claim_id = NULL
         FROM named n
         WHERE q.subscription_id = n.subscription_id AND q.subject = n.subject
-          AND q.claim_id = %(claim_id)s AND n.goes_on
+          AND q.claim_id = n.claim_id AND n.goes_on
         """,
         {**names, "times": [one.next_attempt_at for one in returns]},
     )

@@ -10,7 +10,7 @@ from tollbook.core.webhooks.deliveries import Attempt, Delivery, Status
 from tollbook.core.webhooks.pings import Ping
 from tollbook.core.webhooks.replays import Replay
 from tollbook.core.webhooks.sending import Post
-from tollbook.core.webhooks.settings import WebhookSettings
+from tollbook.core.webhooks.settings import read_settings
 from tollbook.core.webhooks.subscriptions import Grant, Subscription
 
 # What was recorded just before it was disabled may not have been in its queues yet; twice does no harm.
@@ -28,7 +28,7 @@ async def subscribe(
     number: int | None = None,
 ) -> Grant:
     """Make a subscription. Raises UrlRefused and what subscriptions.create raises."""
-    async with Post(WebhookSettings()) as post:
+    async with Post(read_settings()) as post:
         await post.check(url)
     async with database.write() as tx:
         return await subscriptions.create(
@@ -54,7 +54,7 @@ async def change(
 ) -> Subscription:
     """Change what is given, and then enable or disable it. Raises what those raise."""
     if url is not None:
-        async with Post(WebhookSettings()) as post:
+        async with Post(read_settings()) as post:
             await post.check(url)
     now = clock.now()
     async with database.write() as tx:
@@ -77,7 +77,7 @@ async def send_test(
     database: Database, subscription_id: str, *, key: bytes, number: int | None = None
 ) -> Ping:
     """Send a test now. Raises what pings.ping raises."""
-    async with Post(WebhookSettings()) as post:
+    async with Post(read_settings()) as post:
         return await pings.ping(database, post, subscription_id, key=key, number=number, now=clock.now())
 
 

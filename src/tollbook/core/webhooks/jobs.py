@@ -15,7 +15,7 @@ from tollbook.core.settings import Settings
 from tollbook.core.webhooks import dispatch
 from tollbook.core.webhooks.sender import Sender
 from tollbook.core.webhooks.sending import Post
-from tollbook.core.webhooks.settings import WebhookSettings
+from tollbook.core.webhooks.settings import read_settings
 
 POLL_SECONDS = 0.25  # for what other processes put in the queues, and for what is to be tried again
 LOOK_SECONDS = 0.02  # for news of the journal: half of it is what a fact waits on average
@@ -45,7 +45,7 @@ async def tell(database: Database, settings: Settings, stop: asyncio.Event) -> N
     if stop.is_set():
         return
     key = find_secret_key(settings)
-    async with Post(WebhookSettings()) as post:
+    async with Post(read_settings()) as post:
         sender = Sender(database, post, key)
         following = asyncio.create_task(_follow(database, sender, stop))
         sending = asyncio.create_task(sender.run(stop, poll_seconds=POLL_SECONDS))

@@ -1,7 +1,7 @@
 """The sender: claims queues that are due, posts what is in them, and writes down what came of it in batches.
 
-Each endpoint has a window of its own, which opens while it answers and closes to one when it fails. So
-whoever is slow or dead holds up nobody else, in this process or another.
+Each endpoint has a window of its own, which opens while it answers and closes while it fails. So whoever is
+slow or dead holds up nobody else, in this process or another.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from tollbook.core.webhooks.signing import Webhook, open_secret, sign
 WINDOW_FIRST = 4
 WINDOW_MAX = 32  # POSTs to one endpoint at once, from one process
 WINDOWS_KEPT_MAX = 2_000
+FAILURES_BORNE = 3  # in a row, before it is given a rest: one event that it cannot bear is no reason for it
 REST_SECONDS_FIRST = 0.5
 REST_SECONDS_MAX = 30.0  # a failing endpoint is asked at least so often, where it has queues that are due
 SIGNERS_KEPT_MAX = 4_000
@@ -51,22 +52,26 @@ class Window:
         """How many queues more to claim: twice what is sent at once, so that none waits for the database."""
         if self.rests_until is not None and now < self.rests_until:
             return 0
-        return max(0, (2 * self.size if self.failures == 0 else 1) - self.held)
+        return max(0, (2 * self.size if self.failures < FAILURES_BORNE else 1) - self.held)
 
     def took(self) -> None:
         """It answered: twice as many from now on."""
         self.size, self.failures, self.rests_until = min(self.size * 2, WINDOW_MAX), 0, None
 
     def failed(self, now: datetime) -> None:
-        """It did not: one at a time, after a rest that grows."""
-        seconds = min(REST_SECONDS_FIRST * 2 ** min(self.failures, 10), REST_SECONDS_MAX)
-        self.size, self.failures, self.rests_until = 1, self.failures + 1, now + timedelta(seconds=seconds)
+        """It did not: half as many, and soon one at a time, after a rest that grows."""
+        self.size, self.failures = max(self.size // 2, 1), self.failures + 1
+        if self.failures >= FAILURES_BORNE:
+            times = min(self.failures - FAILURES_BORNE, 10)
+            self.size = 1
+            self.rests_until = now + timedelta(seconds=min(REST_SECONDS_FIRST * 2**times, REST_SECONDS_MAX))
 
 
 @dataclass(slots=True)
 class Lane:
     """A claimed queue, being worked on."""
 
+    claim_id: int
     claim: Claim
     due: Sequence[Due]
     leased_until: datetime
@@ -86,7 +91,6 @@ class Sender:
     ) -> None:
         self._database, self._post, self._key = database, post, key
         self._now, self._dice = now, dice
-        self._claim_id = ids.make()
         self._windows: dict[str, Window] = {}
         self._signers: dict[tuple[str, str], Webhook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,17 +110,17 @@ class Sender:
 
     async def claim(self) -> int:
         """Claim queues that are due and set out; how many."""
-        now = self._now()
+        now, claim_id = self._now(), ids.make()
         self._forget_idle()
         rooms = {name: window.room(now) for name, window in self._windows.items()}
-        claims = await deliveries.claim(self._database, self._claim_id, rooms, room=2 * WINDOW_FIRST, now=now)
+        claims = await deliveries.claim(self._database, claim_id, rooms, room=2 * WINDOW_FIRST, now=now)
         if not claims:
             return 0
         due: dict[tuple[str, str], list[Due]] = {}
         for one in await deliveries.load(self._database, claims):
             due.setdefault((one.subscription_id, one.queue), []).append(one)
         for claim in claims:
-            lane = Lane(claim, due.get((claim.subscription_id, claim.subject), []), now + LEASE)
+            lane = Lane(claim_id, claim, due.get((claim.subscription_id, claim.subject), []), now + LEASE)
             self._set_out(lane)
         return len(claims)
 
@@ -214,8 +218,8 @@ class Sender:
     def _give_back(self, lane: Lane, results: list[Result]) -> None:
         """Look at it again when its last one is to be tried again, or else at once."""
         last = results[-1].next_attempt_at if results else None
-        name = lane.claim
-        self._done.append(Return(name.subscription_id, name.subject, last or self._now(), results))
+        name, next_look = lane.claim, last or self._now()
+        self._done.append(Return(lane.claim_id, name.subscription_id, name.subject, next_look, results))
         self._written.set()
 
     async def write_down(self) -> None:
@@ -228,7 +232,7 @@ class Sender:
             async with self._database.write() as tx:
                 # What a crash of PostgreSQL takes of this is told once more.
                 await tx.execute("SET LOCAL synchronous_commit = off")
-                await deliveries.give_back(tx, self._claim_id, done)
+                await deliveries.give_back(tx, done)
                 await endpoints.write_verdicts(tx, verdicts, now=self._now())
         except BaseException:
             self._done, self._verdicts = done + self._done, endpoints.join(verdicts, self._verdicts)

@@ -3,8 +3,17 @@
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tollbook.core.errors import Refusal
+
+
+class WebhookSettingsUnusable(Refusal):
+    """A variable of the environment cannot be read."""
+
+    reason = "webhook-settings-unusable"
+    status = 503
 
 
 class WebhookSettings(BaseSettings):
@@ -27,3 +36,15 @@ class WebhookSettings(BaseSettings):
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+
+def read_settings() -> WebhookSettings:
+    """What the environment says. Raises WebhookSettingsUnusable."""
+    try:
+        return WebhookSettings()
+    except ValidationError as error:
+        names = {f"TOLLBOOK_WEBHOOKS_{each['loc'][0]}".upper() for each in error.errors()}
+        raise WebhookSettingsUnusable(
+            f"{' and '.join(sorted(names))} cannot be read. ALLOW_HTTP is 1 or 0; ALLOW_NETWORKS is like "
+            "10.1.0.0/16,::1/128, without bits beyond the prefix."
+        ) from None
