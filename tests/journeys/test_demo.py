@@ -1,19 +1,24 @@
 """The demonstration as a stranger sees it: it sells, its books are read, it comes back after a kill."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from fixtures.running import find_port, running
 from tollbook.core.local_chain import LocalChainMissing, find_anvil
 
 SECONDS_MAX = 60
+POLLS_MAX = 200
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +44,23 @@ def read_payments(data_dir: Path) -> list[dict[str, Any]]:
     return json.loads(listed.stdout)
 
 
+def send_the_page_s_command(port: int, folder: Path) -> str:
+    """What docs/settlement.md says to send; how it ends."""
+    body = re.findall(r"-d '(\{.*?\})'", (ROOT / "docs" / "settlement.md").read_text())[0]
+    headers = {"Authorization": f"Bearer {(folder / 'admin.key').read_text().strip()}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+        sent = client.post("/commands/ingest", content=body, headers={"Content-Type": "application/json"})
+        assert sent.status_code == 202
+        path = f"/commands/{sent.json()['command_id']}"
+        status = ""
+        for _ in range(POLLS_MAX):
+            status = client.get(path).json()["status"]
+            if status not in ("received", "validated", "executed"):
+                break
+            time.sleep(0.1)
+        return status
+
+
 def test_a_payment_is_settled_read_back_and_found_again_after_a_kill(tmp_path: Path) -> None:
     arguments = ("up", "--demo", "--port", str(find_port()), "--data-dir", str(tmp_path))
     with running(*arguments) as first:
@@ -60,6 +82,7 @@ def test_a_payment_is_settled_read_back_and_found_again_after_a_kill(tmp_path: P
         assert {settled["transaction"], again["transaction"]} <= found
         assert (tmp_path / "demo" / "accounts.json").read_text() == accounts
         assert not any(told["event"] == "admin-key" for told in second.told)
+        assert send_the_page_s_command(int(arguments[3]), tmp_path) == "settled"
         assert second.end(signal.SIGINT) == 0
         assert second.find_survivors() == set()
         assert second.read_complaints() == ""

@@ -89,8 +89,9 @@ def open_stage(folder: Path | None) -> Generator[Stage]:
         chain = stack.enter_context(LocalChain.start(folder / CHAIN_FILE))
         token = chain.ensure_token()
         chain.set_gas_money(accounts["operator"].address)
-        if chain.read_balance(accounts["buyer"].address) < PURSE_MIN:
-            chain.mint(accounts["buyer"].address, PURSE)
+        for role in ("operator", "buyer"):  # the operator pays commands of settlement
+            if chain.read_balance(accounts[role].address) < PURSE_MIN:
+                chain.mint(accounts[role].address, PURSE)
         yield Stage(chain, token, **accounts)
 
 

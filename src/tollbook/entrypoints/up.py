@@ -12,6 +12,7 @@ from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core.commands import open_database, refuse_memory
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChainMissing
+from tollbook.core.operator_keys import KEY_VARIABLE
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import api, api_keys, demo, migrations, serving, worker
 from tollbook.entrypoints.serving import Site, Teller, listening, terminable
@@ -81,12 +82,15 @@ def _name_database(wish: Wish, url: str) -> str:
 def _open_stage(stack: ExitStack, wish: Wish, teller: Teller) -> demo.Stage | None:
     """Start the demonstration's chain; without Node say so, and go on without it.
 
-    The worker's jobs read from the environment where the chains are: this process's own names that one.
+    The worker reads from the environment where the chains are and who pays there: this process's own names
+    that one, and its operator.
     """
     folder = None if wish.in_memory else wish.settings.data_dir / demo.FOLDER
     try:
         stage = stack.enter_context(demo.open_stage(folder))
-        os.environ.setdefault("TOLLBOOK_RPC_URLS", json.dumps({NETWORK: stage.chain.url}))
+        if "TOLLBOOK_RPC_URLS" not in os.environ:
+            os.environ["TOLLBOOK_RPC_URLS"] = json.dumps({NETWORK: stage.chain.url})
+            os.environ.setdefault(KEY_VARIABLE, "0x" + stage.operator.key.hex())
     except LocalChainMissing as missing:
         teller.say("demo-missing", f"No demonstration: {missing}")
         return None

@@ -35,6 +35,7 @@ REASON_LETTERS_MAX = 500
 
 # JSON's numbers end at 2**53 in many readers, and its floats are no money.
 MinorUnits = Annotated[int, PlainSerializer(str, return_type=str, when_used="json")]
+TransactionId = Annotated[int, PlainSerializer(str, return_type=str, when_used="json")]
 Amount = Annotated[Decimal, PlainSerializer(lambda amount: f"{amount:f}", return_type=str, when_used="json")]
 
 
@@ -63,7 +64,7 @@ class Command:
     expires_at: datetime | None
     next_attempt_at: datetime | None
     chain_id: int
-    transaction_id: int | None
+    transaction_id: TransactionId | None
     round: int
     attempts: int
     decimals: int | None
