@@ -35,3 +35,22 @@ async def test_at_start_up_the_worker_expires_counts_and_leaves_no_job_undone(da
     stop.set()
     await working
     assert await _all_done(database)
+
+
+async def test_without_the_payments_book_the_worker_does_the_rest(database: Database) -> None:
+    async with database.write() as tx:
+        await tx.execute("DROP SCHEMA payments CASCADE")
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(database, JOBS, [], stop))
+    done = 0
+    for _ in range(TRIES_MAX):
+        async with database.read() as tx:
+            rows = await tx.dicts("SELECT task_name, attempts FROM jobs.procrastinate_jobs")
+            done = await tx.value("SELECT last_value FROM jobs.procrastinate_jobs_id_seq")
+        if not rows and done > 1:
+            break
+        await asyncio.sleep(PAUSE_SECONDS)
+    stop.set()
+    await working
+    assert done > 1
+    assert rows == []

@@ -31,10 +31,12 @@ async def run_worker(
 ) -> None:
     """Run the jobs, each once now and then by its clock, and the services, until `stop` is set.
 
-    Raises NotMigrated.
+    Those of the payments book only where this database has it. Raises NotMigrated.
     """
     async with database.write() as tx:
         await journal.check_epoch(tx)
+        if not await tx.value("SELECT to_regclass('payments.x402_payments') IS NOT NULL"):
+            jobs_to_run = [job for job in jobs_to_run if job not in payments.JOBS]
     async with asyncio.TaskGroup() as group:
         group.create_task(jobs.work(database, jobs_to_run, stop))
         group.create_task(services.run(database, services_to_run, stop))

@@ -55,8 +55,10 @@ CREATE INDEX settlement_commands_due ON settlement.settlement_commands (status, 
     WHERE next_attempt_at IS NOT NULL;
 CREATE INDEX settlement_commands_expiring ON settlement.settlement_commands (expires_at)
     WHERE expires_at IS NOT NULL AND status IN ('received', 'validated');
--- commands.page: newest first; and those of one workflow.
+-- commands.page: newest first; those that did not end well; and those of one workflow.
 CREATE INDEX settlement_commands_received_at ON settlement.settlement_commands (received_at, command_id);
+CREATE INDEX settlement_commands_ended ON settlement.settlement_commands (status, received_at, command_id)
+    WHERE status IN ('refused', 'failed', 'expired', 'cancelled');
 CREATE INDEX settlement_commands_workflow_id
     ON settlement.settlement_commands (workflow_id, received_at, command_id) WHERE workflow_id <> '';
 
