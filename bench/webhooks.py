@@ -201,11 +201,11 @@ async def main() -> None:
         await sinking.wait()
     base = max(bare.values())
     for at_once, rate in bare.items():
-        print(f"{f'bare httpx, {at_once} at once':46}{rate:>8,.0f}/s")
+        print(f"{f'bare httpx, {at_once} at once':50}{rate:>8,.0f}/s")
     for endpoints, rate in rates.items():
         name = f"webhooks, journal to sink, {endpoints} endpoint(s)"
-        print(f"{name:46}{rate:>8,.0f}/s   {rate / base:.2f} of the best of httpx, goal {GOAL}")
-    print(f"{f'journal to delivery, {RATE} events/s, {events} events':46}p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        print(f"{name:50}{rate:>8,.0f}/s   {rate / base:.2f} of the best of httpx, goal {GOAL}")
+    print(f"{f'journal to delivery, {RATE} events/s, {events} events':50}p50 {p50:.1f} ms, p99 {p99:.1f} ms")
 
 
 if __name__ == "__main__":

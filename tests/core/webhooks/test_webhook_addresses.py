@@ -194,7 +194,5 @@ async def test_a_name_whose_server_is_silent_holds_up_no_other(endpoint: Endpoin
         )
         names = post.names._under_way  # pyright: ignore[reportPrivateUsage]
         assert len(names) == 1, "one look-up a name at a time"
-        for task in names.values():
-            task.cancel()
     assert taken.taken
     assert {one.error for one in failed} == {"no answer within 15 s"}

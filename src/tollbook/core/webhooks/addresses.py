@@ -147,6 +147,8 @@ class Names(AbstractResolver):
 
     async def close(self) -> None:
         """End it, without waiting for who is silent."""
+        for task in self._under_way.values():
+            task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

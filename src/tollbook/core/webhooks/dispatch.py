@@ -42,8 +42,10 @@ async def look(database: Database) -> News:
 async def dispatch(database: Database, *, now: datetime) -> int:
     """Make the deliveries of the next ENTRIES_A_TURN entries; how many entries there were."""
     async with database.write() as tx:
-        # Lost in a crash of PostgreSQL, both the deliveries and the reader's step are; then it is done again.
+        # What a crash of PostgreSQL takes of this it takes whole: deliveries and the reader's step. And a
+        # process that froze in here must not hold the reader for ever.
         await tx.execute("SET LOCAL synchronous_commit = off")
+        await tx.execute("SET LOCAL idle_in_transaction_session_timeout = '30s'")
         entries = await journal.read(tx, READER, ENTRIES_A_TURN)
         if entries:
             await make_deliveries(tx, _pair(entries, await _find_listeners(tx)), now=now)

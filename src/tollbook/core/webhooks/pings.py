@@ -1,7 +1,7 @@
 """A test: one POST to a subscription's endpoint, at once, whose outcome is the answer. It is tried once."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from tollbook.core import ids
@@ -17,8 +17,8 @@ EVENT_TYPE = "webhooks.test"
 @dataclass(frozen=True, slots=True)
 class _Target:
     url: str
-    secret: str
-    previous_secret: str | None
+    secret: str = field(repr=False)
+    previous_secret: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ SECONDS_MAX = 15.0  # for all of it: name, connection, TLS, request, the head of
 REST_SECONDS_MAX = 2.0  # then, for the body of the answer, which changes nothing
 ANSWER_BYTES_MAX = 64 * 1024  # more is cut off, with its connection
 ANSWER_BYTES_KEPT = 1024
-IDLE_SECONDS_MAX = 30.0
+IDLE_SECONDS_MAX = 4.0  # many servers hang up after 5: whoever posts at that moment loses an attempt
 USER_AGENT = f"Tollbook-Webhooks/{version('tollbook')}"
 
 GONE = 410
@@ -75,6 +75,7 @@ class Post:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self.names.close()  # aiohttp leaves to us what we handed it
 
     async def check(self, url: str) -> None:
         """Look at the URL of a new subscription: its form, and where it leads now. Raises UrlRefused."""
