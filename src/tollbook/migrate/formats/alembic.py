@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from tollbook.migrate.errors import FolderRefused, Place
 from tollbook.migrate.files import Folder, Migration
-from tollbook.migrate.formats import revisions
 
+# Its modules are slow to load, and most folders are not Alembic's.
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import Script as Revision
     from alembic.script import ScriptDirectory
+
+    from tollbook.migrate.formats.revisions import Environment
 
 INSTALL = "Alembic's folders need its library: pip install 'tollbook[alembic]'."
 SETTINGS = "alembic.ini"
@@ -59,6 +61,8 @@ def _holds_revisions(path: Path) -> bool:
 
 def read(folder: Folder) -> list[Migration]:
     """Return the revisions, each after those it builds on. Raises FolderRefused."""
+    from tollbook.migrate.formats import revisions
+
     config, directory = _open(folder.path.resolve())
     try:
         with revisions.quiet():
@@ -146,6 +150,8 @@ def _resolve(path: Path, said: str) -> Path | None:
 
 
 def _find_versions(path: Path, location: Path, config: "Config") -> list[Path]:
+    from tollbook.migrate.formats import revisions
+
     with revisions.quiet():
         said = config.get_version_locations_list() or []
     found = [one for one in (_resolve(path, text) for text in said) if one]
@@ -164,7 +170,9 @@ def _place(config: "Config", location: Path, versions: list[Path]) -> "Config":
     return config
 
 
-def _make(folder: Folder, environment: revisions.Environment, revision: "Revision") -> Migration:
+def _make(folder: Folder, environment: "Environment", revision: "Revision") -> Migration:
+    from tollbook.migrate.formats import revisions
+
     path = Path(revision.path)
     after = revision.down_revision or ()
     needs = revision.dependencies or ()
