@@ -76,6 +76,7 @@ def create_api(
     http.install(app, database, settlement.STREAMS)
     app.include_router(_operations)
     app.include_router(webhooks.make_router(core or Settings()))
+    app.include_router(webhooks.make_router(core or Settings(), webhooks.REFERENCE), include_in_schema=False)
     app.state.tables = ["core.journal", *(BOOKS[book] for book in books)]
     routers = {
         "payments": [payments.make_claims_router(tolls, chains), payments.router],

@@ -23,7 +23,7 @@ JOBS: list[Job] = [
 
 def make_services(settings: Settings) -> list[Service]:
     """What works all the time."""
-    return [webhooks.make_service(settings), *settlement.SERVICES]
+    return [webhooks.make_service(settings, payments.ID_PREFIXES), *settlement.SERVICES]
 
 
 async def run_worker(

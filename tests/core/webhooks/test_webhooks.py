@@ -20,6 +20,7 @@ async def test_what_happens_is_told_as_standard_webhooks_have_it(keeper: Tollkee
         "type": "payments.payment.settled",
         "timestamp": told.event["timestamp"],
         "data": {
+            "id": "pay_1",
             "subject": "pay_1",
             "network": "eip155:8453",
             "asset": "0xa",

@@ -11,6 +11,13 @@ from tollbook.core.jobs import Job
 
 EXPIRED_A_CALL = 10_000  # as cleanup_expired_x402_payments() has it
 CALLS_MAX = 1_000
+# How webhooks show what an event is about: the journal has its number.
+ID_PREFIXES = {
+    "payments.payment.": "pay",
+    "payments.token.": "tok",
+    "payments.refund.": "ref",
+    "payments.difference.": "dif",
+}
 
 
 async def clean_up(database: Database) -> int:

@@ -1,6 +1,7 @@
 """What webhooks do all the time and by the clock: tell, and forget what was told long ago."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import cast
@@ -12,7 +13,7 @@ from tollbook.core.jobs import Job
 from tollbook.core.secret_key import find_secret_key
 from tollbook.core.services import Service, rest
 from tollbook.core.settings import Settings
-from tollbook.core.webhooks import dispatch
+from tollbook.core.webhooks import dispatch, rules
 from tollbook.core.webhooks.sender import Sender
 from tollbook.core.webhooks.sending import Post
 from tollbook.core.webhooks.settings import read_settings
@@ -29,16 +30,24 @@ FORGOTTEN_A_CALL = 10_000
 CALLS_MAX = 1_000
 
 
-def make_service(settings: Settings) -> Service:
-    """Webhooks, told by this process, with the secret key that `settings` lead to."""
+def make_service(settings: Settings, id_prefixes: Mapping[str, str]) -> Service:
+    """Webhooks, told by this process, with the secret key that `settings` lead to.
+
+    `id_prefixes`: how the books show the numbers of their subjects, as {"payments.payment.": "pay"}.
+    """
 
     async def run(database: Database, stop: asyncio.Event) -> None:
-        await tell(database, settings, stop)
+        await tell(database, settings, stop, id_prefixes)
 
     return Service("webhooks", run)
 
 
-async def tell(database: Database, settings: Settings, stop: asyncio.Event) -> None:
+async def tell(
+    database: Database,
+    settings: Settings,
+    stop: asyncio.Event,
+    id_prefixes: Mapping[str, str] = rules.NO_PREFIXES,
+) -> None:
     """Follow the journal and send, until `stop` is set. Raises SecretKeyUnusable once somebody listens."""
     while not stop.is_set() and not (await dispatch.look(database)).anyone:
         await rest(stop, LOOK_SECONDS_ALONE)
@@ -46,7 +55,7 @@ async def tell(database: Database, settings: Settings, stop: asyncio.Event) -> N
         return
     key = find_secret_key(settings)
     async with Post(read_settings()) as post:
-        sender = Sender(database, post, key)
+        sender = Sender(database, post, key, id_prefixes=id_prefixes)
         following = asyncio.create_task(_follow(database, sender, stop))
         sending = asyncio.create_task(sender.run(stop, poll_seconds=POLL_SECONDS))
         try:
@@ -90,9 +99,9 @@ async def make_partitions(database: Database) -> int:
 
 
 async def forget(database: Database) -> int:
-    """Delete deliveries that ended KEPT ago, and those of subscriptions that are no more; how many.
+    """Delete deliveries that were made KEPT ago, whatever became of them; how many.
 
-    Attempts go by whole weeks.
+    So what waits for an endpoint has a bound, too. Attempts go by whole weeks.
     """
     total = 0
     for _ in range(CALLS_MAX):
@@ -102,11 +111,7 @@ async def forget(database: Database) -> int:
                 DELETE FROM settlement.webhook_deliveries d
                 WHERE d.ctid = ANY(ARRAY(
                     SELECT o.ctid FROM settlement.webhook_deliveries o
-                    WHERE o.created_at < %(before)s
-                      AND (o.status <> 'pending' OR NOT EXISTS (
-                          SELECT FROM settlement.webhook_subscriptions s
-                          WHERE s.subscription_id = o.subscription_id))
-                    LIMIT %(limit)s))
+                    WHERE o.created_at < %(before)s LIMIT %(limit)s))
                 """,
                 {"before": clock.now() - KEPT, "limit": FORGOTTEN_A_CALL},
             )

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: /v1/webhooks."""
+"""Webhooks over HTTP: /v1/webhooks, and the same under the reference's /webhooks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ from tollbook.core.webhooks.subscriptions import Grant, Subscription
 
 READ = "webhooks:read"
 WRITE = "webhooks:write"
+REFERENCE = "/webhooks"  # where the reference has its routes
 
 EventTypes = Annotated[
     list[str],
@@ -100,11 +101,9 @@ def _show(grant: Grant) -> Made:
     return Made(secret=grant.secret, **{name: row[name] for name in Made.__slots__ if name in row})
 
 
-def make_router(settings: Settings) -> APIRouter:
+def make_router(settings: Settings, prefix: str = "/v1/webhooks") -> APIRouter:
     """The routes; `settings` lead to the secret key, which is looked for when it is needed."""
-    router = APIRouter(
-        prefix="/v1/webhooks", tags=["webhooks"], route_class=IdempotentRoute, responses=PROBLEMS
-    )
+    router = APIRouter(prefix=prefix, tags=["webhooks"], route_class=IdempotentRoute, responses=PROBLEMS)
     _add_subscriptions(router, settings)
     _add_deliveries(router)
     return router

@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 from base64 import b32encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import SplitResult, urlsplit
 
+from tollbook.core import ids
 from tollbook.core.journal import Entry
 from tollbook.core.webhooks.errors import EventTypeMalformed, SubscriptionMalformed, UrlRefused
 
@@ -18,6 +19,7 @@ EVENT_TYPES_MAX = 50
 EVENT_TYPE_LENGTH_MAX = 128
 SUBJECT_LENGTH_MAX = 200
 MESSAGE_LETTERS = 26  # of base 32: 130 bits
+NO_PREFIXES: Mapping[str, str] = {}
 
 # How long after each failure: then the last one, again and again, until RETRY_MAX is over.
 RETRY_SECONDS = (5, 30, 2 * 60, 10 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600)
@@ -129,10 +131,14 @@ def write_body(event_type: str, at: datetime, data: dict[str, object]) -> str:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
 
-def describe(entry: Entry) -> dict[str, object]:
-    """The data of an event: the fact, with its amount as a text, for JSON's numbers end before money does."""
+def describe(entry: Entry, id_prefixes: Mapping[str, str] = NO_PREFIXES) -> dict[str, object]:
+    """The data of an event: the fact, with its amount as a text, for JSON's numbers end before money does.
+
+    `id_prefixes` say of which types, by their beginnings, the subject is a number that is shown as an id.
+    """
     fact = entry.fact
     return {
+        "id": _show_subject(show_type(fact.book, fact.kind), fact.subject, id_prefixes),
         "subject": fact.subject,
         "network": fact.network,
         "asset": fact.asset,
@@ -141,6 +147,11 @@ def describe(entry: Entry) -> dict[str, object]:
         "to": fact.to_party,
         "details": dict(fact.details),
     }
+
+
+def _show_subject(event_type: str, subject: str, id_prefixes: Mapping[str, str]) -> str:
+    prefix = next((found for begin, found in id_prefixes.items() if event_type.startswith(begin)), None)
+    return ids.show(prefix, int(subject)) if prefix and subject.isdecimal() else subject
 
 
 def show_time(at: datetime) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -86,11 +86,12 @@ class Sender:
         post: Post,
         key: bytes,
         *,
+        id_prefixes: Mapping[str, str] = rules.NO_PREFIXES,
         now: Callable[[], datetime] = clock.now,
         dice: Callable[[], float] = random.random,
     ) -> None:
         self._database, self._post, self._key = database, post, key
-        self._now, self._dice = now, dice
+        self._id_prefixes, self._now, self._dice = id_prefixes, now, dice
         self._windows: dict[str, Window] = {}
         self._signers: dict[tuple[str, str], Webhook] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,7 +173,8 @@ class Sender:
             signers = [self._open(sealed, claim.subscription_id) for sealed in _list_secrets(claim)]
         except SecretUnreadable as unreadable:
             return Outcome(0, error=str(unreadable))
-        body = rules.write_body(due.event_type, due.recorded_at, rules.describe(_read_entry(due)))
+        data = rules.describe(_read_entry(due), self._id_prefixes)
+        body = rules.write_body(due.event_type, due.recorded_at, data)
         headers = sign(signers, due.message_id, body, now=self._now())
         return await self._post.send(claim.url, body.encode(), headers)
 
