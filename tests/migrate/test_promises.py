@@ -66,7 +66,6 @@ def test_functions_of_one_name_are_told_apart_by_their_arguments() -> None:
         ("ROLLBACK", "ROLLBACK"),
         ("PREPARE TRANSACTION 'p'", "PREPARE"),
         ("DISCARD ALL", "DISCARD"),
-        ("DEALLOCATE ALL", "DEALLOCATE ALL"),
         ("COPY t FROM STDIN", "COPY"),
         ("COPY t TO STDOUT", "COPY"),
         ("\\i other.sql", "psql"),
