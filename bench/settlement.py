@@ -78,7 +78,7 @@ def copy(url: str, lines: Sequence[bytes], *, told: bool) -> float:
 
 def serve(url: str, told: Connection) -> None:
     """The API in a process of its own, until it is ended."""
-    with socket.socket() as listener:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # or else asyncio leaves Nagle's delay on
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # whoever comes before it serves waits
         told.send(listener.getsockname()[1])
