@@ -199,6 +199,7 @@ async def _tell(results: bytes, *, as_json: bool) -> None:
     """Everything to programs; to people what was rejected, in words."""
     if as_json:
         sys.stdout.buffer.write(results)
+        sys.stdout.buffer.flush()  # who waits for each result gets it
         return
     for line in results.splitlines():
         result = json.loads(line)

@@ -4,15 +4,16 @@ import base64
 import binascii
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from tollbook.books.settlement import bulk, commands, dry_run, intake, limits, requests
+from tollbook.books.settlement import bulk, commands, dry_run, limits, requests
 from tollbook.books.settlement.commands import Command, Move, Status
 from tollbook.books.settlement.dry_run import Forecast
+from tollbook.books.settlement.intake import Gate
 from tollbook.books.settlement.limits import LimitTable
 from tollbook.books.settlement.requests import ID, ID_LETTERS_MAX, CommandRequest
 from tollbook.books.settlement.rules import make_tables
@@ -95,12 +96,22 @@ class Cancellation(BaseModel):
     reason: str | None = Field(default=None, max_length=commands.REASON_LETTERS_MAX)
 
 
-async def receive_command(database: Base, request: CommandRequest, response: Response) -> Accepted:
+def _get_gate(http_request: Request, database: Base) -> Gate:
+    """This app's gate, made when it is first needed."""
+    state = http_request.app.state
+    if not hasattr(state, "settlement_gate"):
+        state.settlement_gate = Gate(database)
+    return cast(Gate, state.settlement_gate)
+
+
+async def receive_command(
+    gate: Annotated[Gate, Depends(_get_gate)], request: CommandRequest, response: Response
+) -> Accepted:
     """Receive a command to pay somebody. Sent again it is answered again, and paid once.
 
     With other content under the same id: 422. While another request with this id is handled: 409.
     """
-    received = await intake.take(database, requests.read(request))
+    received = await gate.take(requests.read(request))
     if received.replayed:
         response.headers[idempotency.REPLAYED_HEADER] = "true"
     return Accepted("accepted", received.command_id)
