@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from fixtures.serve import serve
-from tollbook.books.settlement import bulk
+from tollbook.books.settlement import bulk, streams
 from tollbook.books.settlement.routes import BULK
 from tollbook.core import clock, keys
 from tollbook.core.database import Database
@@ -152,3 +152,22 @@ async def test_a_stream_of_too_many_lines_is_given_up_and_says_so(
     answer = await client.post(BULK, content=body, headers=NDJSON)
     assert answer.status_code == 413
     assert answer.json()["type"] == "urn:tollbook:problem:stream-too-long"
+
+
+async def test_a_stream_that_stalls_is_told_of_what_it_brought_and_then_broken_off(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STALL_SECONDS_MAX", 0.3)
+    told = asyncio.Event()
+
+    async def send() -> AsyncIterator[bytes]:
+        yield make_line(0) + b"\n"
+        await told.wait()
+
+    async with asyncio.timeout(20):
+        sending = asyncio.create_task(client.post(BULK, content=send(), headers=NDJSON))
+        await asyncio.sleep(0.6)
+        told.set()
+        first, last = [json.loads(line) for line in (await sending).text.splitlines()]
+    assert first["status"] == "accepted"
+    assert (last["status"], last["reason"]) == ("broken", "stream-stalled")

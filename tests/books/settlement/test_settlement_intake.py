@@ -3,6 +3,7 @@
 import asyncio
 import random
 from dataclasses import fields
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import psycopg
@@ -11,8 +12,8 @@ from psycopg.errors import CheckViolation, RestrictViolation
 
 from fixtures.orders import begin_command
 from tollbook.books.settlement import commands, intake
-from tollbook.books.settlement.errors import CommandBusy, CommandReused
-from tollbook.books.settlement.intake import Received
+from tollbook.books.settlement.errors import CommandBusy, CommandMalformed, CommandReused
+from tollbook.books.settlement.intake import Gate, Received
 from tollbook.books.settlement.requests import CommandRequest, Order, read
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -74,6 +75,32 @@ async def test_sixteen_sessions_with_one_id_make_one_command(database_url: str) 
             found = await asyncio.gather(*(intake.take(database, make_order(name)) for _ in range(16)))
             assert sorted(one.replayed for one in found) == [False] + [True] * 15
         assert await count(database, "journal") == 10
+
+
+async def test_at_the_gate_one_that_cannot_be_kept_spoils_none_of_those_beside_it(database: Database) -> None:
+    gate = Gate(database)
+    orders = [make_order(f"c{nth % 30}") for nth in range(60)]
+    poison = make_order("poison")._replace(expires_at=datetime.max.replace(tzinfo=UTC), amount="nonsense")
+    *found, refused = await asyncio.gather(
+        *(gate.take(order) for order in orders), gate.take(poison), return_exceptions=True
+    )
+    assert isinstance(refused, CommandMalformed)
+    assert [one for one in found if isinstance(one, Received) and not one.replayed] == [
+        Received(f"c{nth}", replayed=False) for nth in range(30)
+    ]
+    assert await count(database, "commands") == await count(database, "journal") == 30
+    with pytest.raises(CommandReused):
+        await gate.take(make_order("c0", "2"))
+
+
+async def test_who_waits_at_the_gate_of_a_database_that_is_gone_is_told(
+    database: Database, database_url: str
+) -> None:
+    gate = Gate(Database(database_url))  # never opened
+    told = await asyncio.gather(
+        gate.take(make_order("a")), gate.take(make_order("b")), return_exceptions=True
+    )
+    assert all(isinstance(one, Exception) for one in told)
 
 
 async def test_chunks_that_overlap_in_any_order_take_each_command_once(database_url: str) -> None:
