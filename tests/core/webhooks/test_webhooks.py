@@ -1,12 +1,13 @@
 """Webhooks from the journal to the endpoint: told once, in order, signed, and to whom it was asked alone."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from fixtures.webhooks import Told, Tollkeeper, answer, fact, make_facts, verify
 from tollbook.core import journal
-from tollbook.core.webhooks import rules, subscriptions
+from tollbook.core.webhooks import dispatch, rules, subscriptions
 
 
 async def test_what_happens_is_told_as_standard_webhooks_have_it(keeper: Tollkeeper) -> None:
@@ -94,11 +95,11 @@ async def test_of_each_subject_the_order_is_kept_though_endpoints_fail_and_two_s
     await keeper.subscribe("payments.*")
     counted = 0
 
-    async def moody(_: Told, writer: asyncio.StreamWriter) -> None:
+    async def moody(_: Told, __: asyncio.StreamWriter) -> bytes:
         nonlocal counted
         counted += 1
         await asyncio.sleep(0.001 * (counted % 3))
-        writer.write(answer(500 if counted % 4 == 0 else 200))
+        return answer(500 if counted % 4 == 0 else 200)
 
     keeper.endpoint.answers["/hooks"] = moody
     await keeper.happen(*make_facts(["a", "b", "c", "d", "e"], 12))
@@ -112,6 +113,54 @@ async def test_of_each_subject_the_order_is_kept_though_endpoints_fail_and_two_s
             break
     assert keeper.endpoint.by_subject() == {name: list(range(12)) for name in "abcde"}
     assert counted > 60
+
+
+def pause(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have a function wait before it does its work: one event says that it does, the other lets it go."""
+    reached, go, real = asyncio.Event(), asyncio.Event(), getattr(module, name)
+
+    async def wait(*args: Any, **options: Any) -> Any:
+        reached.set()
+        await go.wait()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(module, name, wait)
+    return reached, go
+
+
+async def test_what_is_queued_while_the_one_before_is_written_down_is_not_left_lying(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.subscribe("payments.*")
+    await keeper.happen(fact("a", 1))
+    await keeper.dispatch()
+    await keeper.happen(fact("a", 2))
+    reached, go = pause(monkeypatch, dispatch.journal, "advance")
+    dispatching = asyncio.create_task(keeper.dispatch())
+    await reached.wait()  # the second is in the queue, and nobody else sees it yet
+    sending = asyncio.create_task(keeper.sender.send_due())
+    await asyncio.sleep(0.2)
+    go.set()
+    await asyncio.gather(dispatching, sending)
+    await keeper.tell()
+    assert keeper.endpoint.by_subject() == {"a": [1, 2]}
+
+
+async def test_a_subscription_that_is_being_made_misses_nothing_of_what_is_dispatched_meanwhile(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.subscribe("nothing")
+    reached, go = pause(monkeypatch, subscriptions, "_tell")
+    async with keeper.database.write() as slow:
+        await journal.append(slow, [fact("a")])
+        making = asyncio.create_task(keeper.subscribe("payments.*"))
+        await reached.wait()  # it began when the fact was not committed
+    dispatching = asyncio.create_task(keeper.dispatch())
+    await asyncio.sleep(0.2)
+    go.set()
+    await asyncio.gather(making, dispatching)
+    await keeper.tell()
+    assert keeper.endpoint.subjects() == ["a"]
 
 
 async def test_two_that_send_at_once_share_the_work_and_send_nothing_twice(keeper: Tollkeeper) -> None:
