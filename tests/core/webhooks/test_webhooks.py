@@ -131,14 +131,24 @@ def pause(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> tuple[asyn
 async def test_what_is_queued_while_the_one_before_is_written_down_is_not_left_lying(
     keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    arrived, answering = asyncio.Event(), asyncio.Event()
+
+    async def take(_: Told, __: asyncio.StreamWriter) -> bytes:
+        arrived.set()
+        await answering.wait()
+        return answer(200)
+
+    keeper.endpoint.answers["/hooks"] = take
     await keeper.subscribe("payments.*")
     await keeper.happen(fact("a", 1))
     await keeper.dispatch()
+    sending = asyncio.create_task(keeper.sender.send_due())
+    await arrived.wait()
     await keeper.happen(fact("a", 2))
     reached, go = pause(monkeypatch, dispatch.journal, "advance")
     dispatching = asyncio.create_task(keeper.dispatch())
     await reached.wait()  # the second is in the queue, and nobody else sees it yet
-    sending = asyncio.create_task(keeper.sender.send_due())
+    answering.set()
     await asyncio.sleep(0.2)
     go.set()
     await asyncio.gather(dispatching, sending)
