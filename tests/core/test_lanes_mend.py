@@ -90,6 +90,18 @@ async def test_a_gap_below_waiting_transactions_is_closed(
         assert (await mine(lanes, await lanes.submit(first))).nonce == 2
 
 
+async def test_a_sweep_over_a_lane_without_waiting_transactions_frees_no_nonce(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    """Nonces above the highest are no gaps: a second batch would be given them once more."""
+    async with Lanes(database, {NETWORK: chain.url}, [key_of(operator)], **NOW) as lanes:
+        await lanes.mend()
+        async with database.read() as tx:
+            assert await tx.value("SELECT count(*) FROM core.lane_gaps") == 0
+        for _ in range(3):
+            await asyncio.gather(*(lanes.submit(make_call()) for _ in range(2)))
+
+
 async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(database: Database) -> None:
     call, slow, quick = make_call(), "0x" + "01" * 20, "0x" + "02" * 20
     async with database.write() as tx:

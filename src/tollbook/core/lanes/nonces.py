@@ -197,7 +197,7 @@ async def find_leaps(tx: ReadTx, network: str, counts: Mapping[str, int], leap_m
 
 
 async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
-    """Free the nonces from `used` on that nobody holds although later ones wait; how many are free now."""
+    """Free the nonces from `used` on that were handed out and nobody holds; how many hold up later ones."""
     params = {"network": network, "sender": sender, "used": used, "limit": limit, "span": GAP_SPAN_MAX}
     await tx.value(  # no nonce is taken meanwhile
         """
@@ -211,8 +211,8 @@ async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: in
         INSERT INTO core.lane_gaps (network, sender, nonce)
         SELECT %(network)s, %(sender)s, n
         FROM generate_series(%(used)s::bigint, (
-            SELECT least(max(t.nonce) - 1, %(used)s::bigint + %(span)s) FROM core.transactions t
-            WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
+            SELECT least(l.next_nonce - 1, %(used)s::bigint + %(span)s) FROM core.lanes l
+            WHERE l.network = %(network)s AND l.sender = %(sender)s
         )) AS n
         WHERE NOT EXISTS (
             SELECT FROM core.transactions h
