@@ -32,6 +32,7 @@ from tollbook.core.operator_keys import (
     read_keypair,
     read_operator_keys,
 )
+from tollbook.core.secret_key import find_secret_key
 from tollbook.core.settings import Settings
 from tollbook.entrypoints import migrations
 from tollbook.entrypoints.serving import NoSuchHost, PortTaken, listening
@@ -148,6 +149,7 @@ def _look_at_database(settings: Settings) -> Iterator[Finding]:
         with open_database(settings) as url:
             check_connection(url)
             yield from _ask_database(url)
+            yield from look_at_webhooks(settings, url)
     except (Refusal, psycopg.Error) as error:
         yield Finding(
             "Database", "wrong", str(error).strip().splitlines()[0], "See the sentence before this."
@@ -180,6 +182,38 @@ def _look_at_migrations(url: str) -> Iterator[Finding]:
         yield Finding("Migrations", "wrong", "; ".join(drift), "tollbook migrate verify tells more.")
     if not pending and not drift:
         yield Finding("Migrations", "good", "all applied, and what they promise is there")
+
+
+def look_at_webhooks(settings: Settings, url: str) -> Iterator[Finding]:
+    """Whether those who asked are told; nothing where nobody asked."""
+    with closing(psycopg.connect(url)) as connection:
+        [table] = connection.execute("SELECT to_regclass('settlement.webhook_subscriptions')").fetchone() or [
+            None
+        ]
+        rows: list[tuple[str, bool, str | None]] = []
+        if table is not None:
+            rows = connection.execute(
+                """
+                SELECT subscription_id, enabled,
+                       CASE WHEN enabled THEN 'it fails since ' || failing_since ELSE disabled_reason END
+                FROM settlement.webhook_subscriptions ORDER BY created_at
+                """
+            ).fetchall()
+    for name, enabled, why in rows:
+        if not enabled or why is not None:
+            says = f"{name}{'' if enabled else ' is disabled'}: {why or 'no reason is known'}"
+            yield Finding(
+                "Webhooks", "note", says, f"tollbook webhooks deliveries {name} tells what it answered."
+            )
+    if rows:
+        try:
+            if settings.database_url is not None:  # beside the embedded one it is made at need
+                find_secret_key(settings)
+            yield Finding(
+                "Webhooks", "good", f"{sum(enabled for _, enabled, _ in rows)} of {len(rows)} enabled"
+            )
+        except Refusal as refusal:
+            yield Finding("Webhooks", "wrong", "no secret key: nothing is sent", refusal.sentence)
 
 
 def _look_at_port(host: str, port: int) -> Iterator[Finding]:

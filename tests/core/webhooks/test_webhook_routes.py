@@ -20,7 +20,9 @@ from tollbook.core import clock, keys
 from tollbook.core.commands import to_plain
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
+from tollbook.core.webhooks import desk
 from tollbook.core.webhooks.subscriptions import Grant, make_id
+from tollbook.entrypoints import doctor
 from tollbook.entrypoints.api import create_api
 from tollbook.entrypoints.cli import tollbook
 
@@ -291,6 +293,29 @@ async def test_every_command_line_verb_does_what_it_says(
     assert (await in_thread("remove", name)) == {"removed": name}
     await in_thread("show", name, code=1)
     await in_thread("add", "https://127.0.0.1/", "--event", "a*", code=1)
+
+
+async def test_the_doctor_tells_of_webhooks_that_fail_or_cannot_be_signed(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings().model_copy(update={"database_url": keeper.database.url})
+
+    def look() -> list[tuple[str, str]]:
+        return [(found.state, found.says) for found in doctor.look_at_webhooks(settings, keeper.database.url)]
+
+    assert look() == []
+    grant = await keeper.subscribe("payments.*")
+    name = grant.subscription.subscription_id
+    assert look() == [("good", "1 of 1 enabled")]
+    keeper.endpoint.answers["/hooks"] = answer(500)
+    await keeper.happen(fact("a"))
+    await keeper.tell()
+    [(state, says), _] = look()
+    assert (state, says.startswith(f"{name}: it fails since 20")) == ("note", True)
+    await desk.change(keeper.database, name, enabled=False)
+    assert look() == [("note", f"{name} is disabled: disabled by hand"), ("good", "0 of 1 enabled")]
+    settings = settings.model_copy(update={"secret_key": None})
+    assert look()[-1] == ("wrong", "no secret key: nothing is sent")
 
 
 def test_an_id_is_like_the_references() -> None:
