@@ -47,6 +47,8 @@ IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
 MEND_SECONDS = 2.0
 LOST_SECONDS = 5.0
 UNSENT = ("reserved", "dropped")
+# It may be sent, or be about to: whoever holds the command next finds out.
+OPEN = (SubmissionOpen, DatabaseUnreachable, PurposeReused)
 STUCK_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,9 @@ class Desk:
         for answer in answers:
             if isinstance(answer, Transaction):
                 self._watch(answer.transaction_id)
+        broken = [one for one in answers if isinstance(one, BaseException) and not isinstance(one, Refusal)]
+        if broken:  # they are held for a while, and then looked at
+            logger.error("%s calls on %s broke off", len(broken), self.network, exc_info=broken[0])
 
     async def _note(
         self, tx: WriteTx, choice: Choice, answer: Transaction | BaseException, now: datetime
@@ -154,12 +159,8 @@ class Desk:
             return
         if isinstance(answer, Transaction):
             await self._note_sent(tx, one, answer, now)
-        elif isinstance(answer, SubmissionOpen | DatabaseUnreachable | PurposeReused):
-            pass  # it may be sent, or be about to: whoever holds it next finds out
-        elif isinstance(answer, Refusal):
+        elif isinstance(answer, Refusal) and not isinstance(answer, OPEN):
             await self._postpone(tx, one, answer, now)
-        else:
-            logger.error("%s broke off", choice.transfer.purpose, exc_info=answer)
 
     async def _note_sent(self, tx: WriteTx, one: Due, sent: Transaction, now: datetime) -> None:
         await commands.note_sent(
