@@ -88,6 +88,8 @@ async def test_a_webhook_is_made_by_the_references_json_shown_without_its_secret
         ({"url": "http://10.0.0.1/"}, "webhook-url-refused"),
         ({"url": "https://user:hunter2@example.com/"}, "webhook-url-refused"),
         ({"event_types": ["payments.*.x"]}, "webhook-event-type-malformed"),
+        ({"event_types": ["payment.settled"]}, "webhook-event-type-malformed"),
+        ({"event_types": ["core.*"]}, "webhook-event-type-malformed"),
         ({"event_types": []}, "request-invalid"),
         ({"description": "x" * 513}, "request-invalid"),
         ({"secret": "whsec_mine"}, "request-invalid"),
@@ -101,6 +103,8 @@ async def test_what_cannot_stand_is_refused_and_not_repeated(
     assert refused.status_code == 422
     assert refused.json()["type"] == f"urn:tollbook:problem:{reason}"
     assert "hunter2" not in refused.text
+    if change == {"event_types": ["payment.settled"]}:
+        assert "Here are payments, settlement, webhooks." in refused.json()["detail"]
     assert (await api.get("/v1/webhooks")).json() == []
 
 

@@ -159,7 +159,7 @@ async def test_what_is_queued_while_the_one_before_is_written_down_is_not_left_l
 async def test_a_subscription_that_is_being_made_misses_nothing_of_what_is_dispatched_meanwhile(
     keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await keeper.subscribe("nothing")
+    await keeper.subscribe("settlement.failed")
     reached, go = pause(monkeypatch, subscriptions, "_tell")
     async with keeper.database.write() as slow:
         await journal.append(slow, [fact("a")])

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from tollbook.core import clock, ids
 from tollbook.core.database import Database
-from tollbook.core.webhooks import deliveries, pings, replays, subscriptions
+from tollbook.core.webhooks import deliveries, pings, replays, rules, subscriptions
 from tollbook.core.webhooks.deliveries import Attempt, Delivery, Status
 from tollbook.core.webhooks.pings import Ping
 from tollbook.core.webhooks.replays import Replay
@@ -28,6 +28,7 @@ async def subscribe(
     number: int | None = None,
 ) -> Grant:
     """Make a subscription. Raises UrlRefused and what subscriptions.create raises."""
+    rules.check_event_types(event_types)  # before names are looked up
     async with Post(read_settings()) as post:
         await post.check(url)
     async with database.write() as tx:

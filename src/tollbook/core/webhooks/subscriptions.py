@@ -12,7 +12,7 @@ from tollbook.core import ids, journal
 from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.journal import Fact
 from tollbook.core.webhooks import rules
-from tollbook.core.webhooks.errors import SubscriptionNotFound, SubscriptionsFull
+from tollbook.core.webhooks.errors import EventTypeMalformed, SubscriptionNotFound, SubscriptionsFull
 from tollbook.core.webhooks.signing import make_secret, seal_secret
 
 BOOK = "webhooks"
@@ -20,6 +20,7 @@ READER = "webhooks"  # of the journal
 SUBSCRIPTIONS_MAX = 1_000
 SECRETS_BOTH_VALID = timedelta(hours=24)
 REASON_LETTERS_MAX = 200
+NO_BOOKS = ["core", "information_schema", "jobs", "public", "stores", "tollbook_migrate"]  # schemas
 
 
 def read_event_types(text: object) -> object:
@@ -82,6 +83,7 @@ async def create(
     Raises EventTypeMalformed, SubscriptionMalformed, SubscriptionsFull.
     """
     wanted = rules.check_event_types(event_types)
+    await _check_books(tx, wanted)
     subscription_id, secret = make_id(number or ids.make()), make_secret()
     await _stop_reader(tx)
     count = cast(int, await tx.value("SELECT count(*) FROM settlement.webhook_subscriptions"))
@@ -154,7 +156,9 @@ async def change(
 
     Raises SubscriptionNotFound, EventTypeMalformed, SubscriptionMalformed.
     """
-    wanted = None if event_types is None else json.dumps(rules.check_event_types(event_types))
+    wanted = None if event_types is None else rules.check_event_types(event_types)
+    if wanted is not None:
+        await _check_books(tx, wanted)
     changed = await tx.execute(
         """
         UPDATE settlement.webhook_subscriptions
@@ -167,7 +171,7 @@ async def change(
         {
             "subscription_id": subscription_id,
             "url": url,
-            "event_types": wanted,
+            "event_types": None if wanted is None else json.dumps(wanted),
             "described": description is not None,
             "description": rules.check_description(description),
         },
@@ -255,6 +259,30 @@ async def remove(tx: WriteTx, subscription_id: str) -> None:
         {"subscription_id": subscription_id},
     )
     await _tell(tx, "deleted", subscription_id)
+
+
+async def _check_books(tx: ReadTx, event_types: Sequence[str]) -> None:
+    """An event of a book that is not here never comes: refuse it. A book is a schema of its name."""
+    words = {one.partition(".")[0] for one in event_types} - {rules.ALL, BOOK}
+    unknown = await tx.value(
+        """
+        SELECT string_agg(word, ', ' ORDER BY word) FROM unnest(%(words)s::text[]) AS word
+        WHERE to_regnamespace(quote_ident(word)) IS NULL OR word = ANY(%(no_books)s)
+        """,
+        {"words": list(words), "no_books": NO_BOOKS},
+    )
+    if unknown is None:
+        return
+    books = await tx.value(
+        """
+        SELECT string_agg(nspname::text, ', ' ORDER BY nspname) FROM pg_namespace
+        WHERE nspname !~ '^pg_' AND nspname <> ALL(%(no_books)s)
+        """,
+        {"no_books": NO_BOOKS},
+    )
+    raise EventTypeMalformed(
+        f"No events begin with {unknown}: an event type begins with its book. Here are {books}, {BOOK}."
+    )
 
 
 async def _stop_reader(tx: WriteTx) -> None:
