@@ -169,7 +169,7 @@ def test_memory_storage_has_nothing_to_read() -> None:
     [
         ("payments", "show", "tok_0000000000000"),
         ("payments", "list", "--limit", "0"),
-        ("up", "settlement"),
+        ("up", "leasing"),
         ("up", "--port", "99999"),
         ("nonsense",),
         ("facilitator", "--rpc", "base"),
