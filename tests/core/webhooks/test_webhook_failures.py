@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -284,6 +284,27 @@ async def test_one_event_in_three_that_an_endpoint_cannot_bear_does_not_slow_dow
     statuses = await keeper.statuses()
     assert (statuses.count("delivered"), statuses.count("pending")) == (60, 30)
     assert len(keeper.endpoint.told) == 90
+
+
+async def test_an_event_that_cannot_be_written_waits_and_lets_the_others_go_on(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.subscribe("payments.*")
+    await keeper.happen(fact("bad"), fact("good"))
+    real = rules.write_body
+
+    def write(event_type: str, at: datetime, data: dict[str, object]) -> str:
+        if data["subject"] == "bad":
+            raise RuntimeError("a defect")
+        return real(event_type, at, data)
+
+    monkeypatch.setattr(rules, "write_body", write)
+    await keeper.tell()
+    assert keeper.endpoint.subjects() == ["good"]
+    monkeypatch.setattr(rules, "write_body", real)
+    keeper.wait(10)
+    await keeper.tell()
+    assert keeper.endpoint.subjects() == ["good", "bad"]
 
 
 async def test_a_sender_that_died_is_taken_over_from_when_its_lease_ends(keeper: Tollkeeper) -> None:

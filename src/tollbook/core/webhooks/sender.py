@@ -136,7 +136,7 @@ class Sender:
         self._fill(window)
 
     def _fill(self, window: Window) -> None:
-        while window.waiting and window.sending < window.size:
+        while window.waiting and window.sending < window.size and not self._stopping:
             window.sending += 1
             task = asyncio.create_task(self._work(window, window.waiting.popleft()))
             self._tasks.add(task)
@@ -170,13 +170,19 @@ class Sender:
         if not due.found:
             return Outcome(0, error="the fact is in the journal no more")
         try:
-            signers = [self._open(sealed, claim.subscription_id) for sealed in _list_secrets(claim)]
+            body, headers = self._write(claim, due)
         except SecretUnreadable as unreadable:
             return Outcome(0, error=str(unreadable))
+        except Exception:  # whatever it is about this one, the others must be told
+            logger.exception("delivery %s cannot be written", deliveries.show_id(due.delivery_id))
+            return Outcome(0, error="it cannot be written: the worker's log says why")
+        return await self._post.send(claim.url, body.encode(), headers)
+
+    def _write(self, claim: Claim, due: Due) -> tuple[str, dict[str, str]]:
+        signers = [self._open(sealed, claim.subscription_id) for sealed in _list_secrets(claim)]
         data = rules.describe(_read_entry(due), self._id_prefixes)
         body = rules.write_body(due.event_type, due.recorded_at, data)
-        headers = sign(signers, due.message_id, body, now=self._now())
-        return await self._post.send(claim.url, body.encode(), headers)
+        return body, sign(signers, due.message_id, body, now=self._now())
 
     def _open(self, sealed: str, subscription_id: str) -> Webhook:
         known = self._signers.get((subscription_id, sealed))
