@@ -27,7 +27,8 @@ from tollbook.core.webhooks.sender import WINDOW_MAX
 from tollbook.core.webhooks.signing import make_secret, sign
 from tollbook.embedded import throwaway
 
-MIGRATIONS = Path(tollbook.__file__).parent / "core" / "migrations"
+SOURCE = Path(tollbook.__file__).parent
+MIGRATIONS = (SOURCE / "core" / "migrations", SOURCE / "books" / "payments" / "migrations")
 EVENTS = 10_000
 EVENTS_A_COMMIT = 100
 POSTS = 2_000
@@ -188,7 +189,7 @@ async def main() -> None:
     sink = f"http://127.0.0.1:{(await sinking.stdout.readline()).decode().strip()}"
     try:
         with throwaway() as server:
-            for file in sorted(MIGRATIONS.glob("*.up.sql")):
+            for file in (file for folder in MIGRATIONS for file in sorted(folder.glob("*.up.sql"))):
                 with psycopg.connect(server.url()) as connection:
                     connection.execute(file.read_bytes())
             async with Database(server.url()) as database:
