@@ -63,8 +63,10 @@ async def find_received(tx: WriteTx, now: datetime, limit: int) -> list[Due]:
         """
         SELECT command_id, status, round, attempts, payee, asset_symbol, trim_scale(amount_numeric) AS amount,
                chain_id, network, asset, amount_minor, received_at, expires_at, transaction_id, tx_hash
-        FROM settlement.settlement_commands WHERE status = 'received' AND next_attempt_at <= %(now)s
-        ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        FROM settlement.settlement_commands
+        WHERE status = 'received' AND next_attempt_at <= %(now)s
+        ORDER BY network, next_attempt_at  -- no network yet: the index's order, or all of them are sorted
+        LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """,
         {"now": now, "limit": min(limit, DUE_MAX)},
         into=Due,
@@ -109,7 +111,7 @@ async def find_confirmed(tx: ReadTx, network: str, limit: int) -> list[Confirmed
                t.sender, t.hash, t.block_hash
         FROM settlement.settlement_commands c
         JOIN core.transactions t ON t.transaction_id = c.transaction_id
-        WHERE c.status = 'executed' AND c.network = %(network)s
+        WHERE c.status = 'executed' AND c.network = %(network)s AND c.next_attempt_at IS NOT NULL
           AND t.status = 'mined' AND t.confirmed_at IS NOT NULL
         ORDER BY c.next_attempt_at LIMIT %(limit)s
         """,
@@ -181,7 +183,7 @@ async def find_bound(
         FROM settlement.settlement_commands c
         LEFT JOIN core.transactions t ON t.purpose = %(prefix)s::text || c.round || ':' || c.command_id
         JOIN unnest(%(senders)s::text[]) AS s (sender) ON s.sender = coalesce(t.sender, s.sender)
-        WHERE c.status = 'executed' AND c.network = %(network)s
+        WHERE c.status = 'executed' AND c.network = %(network)s AND c.next_attempt_at IS NOT NULL
           AND (t.status IS NULL OR t.status <> 'mined')
           AND c.command_id <> ALL (%(besides)s::varchar[])
         GROUP BY s.sender, c.asset
