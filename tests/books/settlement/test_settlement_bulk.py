@@ -171,3 +171,16 @@ async def test_a_stream_that_stalls_is_told_of_what_it_brought_and_then_broken_o
         first, last = [json.loads(line) for line in (await sending).text.splitlines()]
     assert first["status"] == "accepted"
     assert (last["status"], last["reason"]) == ("broken", "stream-stalled")
+
+
+def test_a_line_is_cut_as_whole_however_it_comes_in_parts() -> None:
+    long = b" " * 9_000 + make_line(1)
+    body = b"\n".join([make_line(0), b"", long, b"  ", make_line(2)])
+    for size in (1, 7, 8_192, 9_000, len(body)):
+        cutter, lines = bulk.LineCutter(), list[tuple[int, bytes]]()
+        for start in range(0, len(body), size):
+            lines += cutter.feed(body[start : start + size])
+        lines += cutter.feed(b"", is_last=True)
+        assert [number for number, _ in lines] == [1, 3, 5], size
+        assert (lines[0][1], lines[2][1]) == (make_line(0), make_line(2))
+        assert len(lines[1][1]) == bulk.LINE_BYTES_MAX + 1

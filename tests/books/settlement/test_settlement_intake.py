@@ -152,6 +152,11 @@ async def test_the_reference_s_nine_columns_are_enough_and_are_told_as_all_are(
         assert (await commands.get(tx, "plain")).status == "received"
         assert [one.command_id for one in await commands.find_due(tx, clock.now(), 10)] == ["plain"]
     assert await count(database, "journal") == 1
+    # What it asked for nobody wrote down: so nothing is the same.
+    (found,) = await intake.take_all(database, [make_order("plain")])
+    assert isinstance(found, CommandReused)
+    with pytest.raises(CommandReused):
+        await intake.take(database, make_order("plain"))
 
 
 async def test_the_database_itself_refuses_what_nobody_may_do(database: Database, database_url: str) -> None:

@@ -82,7 +82,9 @@ class LineCutter:
                 f"A stream has {LINES_MAX} lines at most. What was told is kept; send the rest in another."
             )
         return [
-            (number, line[: LINE_BYTES_MAX + 1]) for number, line in enumerate(lines, first) if line.strip()
+            (number, line[: LINE_BYTES_MAX + 1])
+            for number, line in enumerate(lines, first)
+            if line.strip() or len(line) > LINE_BYTES_MAX  # what it lost may have been no blank
         ]
 
 

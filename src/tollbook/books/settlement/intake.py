@@ -73,7 +73,7 @@ async def take_all(
     return [
         Received(order.command_id, replayed=False)
         if order.command_id in new and first[order.command_id] is order
-        else _judge(order, kept.get(order.command_id) or first[order.command_id].fingerprint)
+        else _judge(order, kept.get(order.command_id, first[order.command_id].fingerprint))
         for order in orders
     ]
 
