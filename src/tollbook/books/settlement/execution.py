@@ -37,6 +37,7 @@ OPEN_MAX = 200  # transactions of an account that wait for blocks: nodes keep fe
 HELD = timedelta(seconds=60)  # longer than the lanes take to submit: so long it is in one worker's hands
 SUBMIT_SECONDS_MAX = 10.0  # who took longer to get there leaves it to whoever holds it next
 WATCHED = timedelta(seconds=15)  # then one that waits for its block is looked at again
+DEEPENING = timedelta(minutes=5)  # or one that has its block: `judge` finds it when that is deep enough
 WAIT_SECONDS_MAX = 30.0
 WATCHES_MAX = 2_000
 ATTEMPTS_MAX = 30  # of what is surely not sent, with pauses up to the longest: half an hour
@@ -45,11 +46,10 @@ PAUSE_MIN, PAUSE_MAX = timedelta(seconds=1), timedelta(seconds=60)
 REHEARSED = timedelta(minutes=5)  # in a dry run, until it is rehearsed again
 IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
 MEND_SECONDS = 2.0
-LOST_SECONDS = 5.0
+LOST_SECONDS, STUCK_SECONDS = 5.0, 30.0  # as lanes has them
 UNSENT = ("reserved", "dropped")
 # It may be sent, or be about to: whoever holds the command next finds out.
 OPEN = (SubmissionOpen, DatabaseUnreachable, PurposeReused)
-STUCK_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Desk:
         sights = await self.lookout.look(dues, former)
         choices = await self._choose([one for one in dues if one.command_id not in sights])
         chosen = {one.transfer.command_id: one for one in choices}
-        began_at = time.monotonic()
+        now, began_at = clock.now(), time.monotonic()  # the node may have taken long
         async with self.database.write() as tx:
             still = await due.lock(tx, dues)
             begun = [one for one in still if await self._begin(tx, one, chosen.get(one.command_id), now)]
@@ -132,7 +132,7 @@ class Desk:
 
     async def _submit(self, choices: Sequence[Choice], began_at: float) -> None:
         """Hand them to the lanes, all at once, and write down what became of each."""
-        if time.monotonic() - began_at > SUBMIT_SECONDS_MAX:
+        if not choices or time.monotonic() - began_at > SUBMIT_SECONDS_MAX:
             return  # this process stood still: they may be in other hands by now
         answers = await asyncio.gather(
             *(self.lanes.submit(one.transfer.make_call(one.sender)) for one in choices),
@@ -168,7 +168,7 @@ class Desk:
             one.command_id,
             tx_hash=sent.hash,
             transaction_id=sent.transaction_id,
-            next_attempt_at=now + WATCHED,
+            next_attempt_at=now + (DEEPENING if sent.status == "mined" else WATCHED),
             now=now,
         )
 
@@ -373,7 +373,7 @@ class Desk:
             async with asyncio.TaskGroup() as group:
                 for turn, idle_seconds in turns:
                     wake = self.news if turn == self.judge else None
-                    group.create_task(repeat(turn, stop, idle_seconds, f"{self.network}", wake=wake))
+                    group.create_task(repeat(turn, stop, idle_seconds, self.network, wake=wake))
         finally:
             for task in self._watches:
                 task.cancel()
