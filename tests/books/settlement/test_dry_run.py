@@ -111,7 +111,7 @@ async def test_a_worker_without_a_key_validates_and_one_without_a_node_touches_n
     for settings, status in ((SettlementSettings(), "received"), (payroll.settings, "validated")):
         stop, command_id = asyncio.Event(), await payroll.order("1")
         working = asyncio.create_task(jobs.work(payroll.database, settings, stop))
-        for _ in range(50):
+        for _ in range(15):
             await asyncio.sleep(0.02)
             if (await payroll.get(command_id)).status == status == "validated":
                 break

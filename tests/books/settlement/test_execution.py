@@ -2,16 +2,16 @@
 
 import asyncio
 from datetime import timedelta
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 
 from fixtures.settling import DEAF, FICKLE, SILENT, Payroll, later, make_payroll, order_odd
-from tollbook.books.settlement import commands, execution, limits, validation
+from tollbook.books.settlement import commands, due, execution, limits, validation
 from tollbook.books.settlement.errors import CommandNotInState
 from tollbook.books.settlement.settings import Limits
 from tollbook.core import clock
-from tollbook.core.database import Database
+from tollbook.core.database import Database, Params, Row, WriteTx
 from tollbook.core.errors import Refusal
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
@@ -241,3 +241,36 @@ async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again
     async with payroll.database.write() as tx:
         assert (await limits.retry(tx, table.limits, first, now=now)).status == "validated"
     assert (await order("1"))[1] == "refused"
+
+
+class Explained(WriteTx):
+    """Tells how statements would be carried out, and does nothing."""
+
+    plan = ""
+
+    async def all(self, sql: LiteralString, params: Params | None = None, *, into: type[Row]) -> list[Row]:
+        assert into
+        return await self.dicts(sql, params)  # pyright: ignore[reportReturnType]
+
+    async def dicts(self, sql: LiteralString, params: Params | None = None) -> list[dict[str, Any]]:
+        rows = await super().dicts("EXPLAIN " + sql, params)
+        self.plan = "\n".join(row["QUERY PLAN"] for row in rows)
+        return []
+
+
+async def test_what_is_due_is_found_by_an_index_however_much_has_ended_or_waits(database: Database) -> None:
+    now, senders = clock.now(), ["0x" + "0b" * 20]
+    async with database.write() as written:
+        await written.execute(
+            "SELECT set_config(name, 'off', true) FROM unnest(ARRAY['enable_seqscan', 'enable_sort']) AS name"
+        )
+        tx = Explained(written.connection)
+        for search, is_ordered in (
+            (due.find_received(tx, now, 10), True),
+            (due.find(tx, "validated", NETWORK, now, 10), True),
+            (due.find_confirmed(tx, NETWORK, 10), False),
+            (due.find_bound(tx, NETWORK, senders), False),
+        ):
+            await search
+            assert "settlement_commands_due" in tx.plan, tx.plan
+            assert not (is_ordered and "Sort" in tx.plan), tx.plan
