@@ -185,6 +185,19 @@ async def test_two_that_send_at_once_share_the_work_and_send_nothing_twice(keepe
     assert keeper.endpoint.by_subject() == {f"s{n}": [0, 1] for n in range(60)}
 
 
+async def test_where_many_listen_a_turn_takes_fewer_events(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "DELIVERIES_A_TURN", 6)
+    for nth in range(3):
+        await keeper.subscribe("payments.*", path=f"/{nth}")
+    await keeper.tell()
+    await keeper.happen(*make_facts(["a"], 5))
+    assert [await keeper.dispatch() for _ in range(4)] == [2, 2, 1, 0]
+    await keeper.tell()
+    assert [keeper.endpoint.by_subject(f"/{nth}") for nth in range(3)] == [{"a": [0, 1, 2, 3, 4]}] * 3
+
+
 async def test_a_subject_too_long_for_an_index_is_told_all_the_same(keeper: Tollkeeper) -> None:
     await keeper.subscribe("payments.*")
     await keeper.happen(fact("x" * 10_000, 1), fact("x" * 10_000, 2))

@@ -16,6 +16,7 @@ from tollbook.core.webhooks import rules
 from tollbook.core.webhooks.subscriptions import BOOK, READER, read_event_types
 
 ENTRIES_A_TURN = 500
+DELIVERIES_A_TURN = 10_000  # where many listen, a turn has fewer entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,18 @@ async def look(database: Database) -> News:
 
 
 async def dispatch(database: Database, *, now: datetime) -> int:
-    """Make the deliveries of the next ENTRIES_A_TURN entries; how many entries there were."""
+    """Make the deliveries of the next entries, ENTRIES_A_TURN at most; how many entries there were."""
     async with database.write() as tx:
         # What a crash of PostgreSQL takes of this it takes whole: deliveries and the reader's step. And a
         # process that froze in here must not hold the reader for ever.
         await tx.execute("SET LOCAL synchronous_commit = off")
         await tx.execute("SET LOCAL idle_in_transaction_session_timeout = '30s'")
-        entries = await journal.read(tx, READER, ENTRIES_A_TURN)
+        await journal.hold(tx, READER)  # whoever begins to listen waits, or is seen below
+        listeners = await _find_listeners(tx)
+        limit = max(1, min(ENTRIES_A_TURN, DELIVERIES_A_TURN // max(1, len(listeners))))
+        entries = await journal.read(tx, READER, limit)
         if entries:
-            await make_deliveries(tx, _pair(entries, await _find_listeners(tx)), now=now)
+            await make_deliveries(tx, _pair(entries, listeners), now=now)
             await journal.advance(tx, READER, entries[-1].position)
     return len(entries)
 

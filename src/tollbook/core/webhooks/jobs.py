@@ -78,11 +78,12 @@ async def _follow(database: Database, sender: Sender, stop: asyncio.Event) -> No
             news = await dispatch.look(database)
             if news.anything:
                 quiet = 0
-                while await dispatch.dispatch(database, now=clock.now()) == dispatch.ENTRIES_A_TURN:
-                    sender.news.set()
+                await dispatch.dispatch(database, now=clock.now())
                 sender.news.set()
             if news.anyone:
                 pause = LOOK_SECONDS if quiet < QUIET_LOOKS else LOOK_SECONDS_QUIET
+            if news.anything:  # there may be more than a turn takes
+                pause = 0.0
         await rest(stop, pause)
 
 
