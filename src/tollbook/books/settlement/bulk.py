@@ -24,7 +24,7 @@ from tollbook.core.errors import Refusal
 LINE_BYTES_MAX = 8 * 1024
 LINES_MAX = 1_000_000  # of one stream
 CHUNK_ORDERS_MAX = 2_000
-STORES_MAX = 2  # chunks of one stream on their way to the disk at once
+STORES_MAX = 3  # chunks of one stream on their way to the disk at once
 WAITING_ORDERS_MAX = 3 * CHUNK_ORDERS_MAX
 ITEMS_MAX = 10_000  # of one array
 ARRAY_BYTES_MAX = 8 * 1024 * 1024
@@ -99,7 +99,7 @@ async def take_stream(database: Database, parts: AsyncIterator[bytes], tell: Tel
     storing = deque[asyncio.Task[list[bytes]]]()
     try:
         while reading or storing or waiting:
-            # A second one beside the first only where it is full: a slow stream is not cut into crumbs.
+            # Another one beside the first only where it is full: a slow stream is not cut into crumbs.
             while waiting and len(storing) < STORES_MAX and not (storing and len(waiting) < CHUNK_ORDERS_MAX):
                 chunk, waiting = waiting[:CHUNK_ORDERS_MAX], waiting[CHUNK_ORDERS_MAX:]
                 storing.append(asyncio.create_task(_store(database, chunk, counts)))
