@@ -9,7 +9,8 @@ import pytest
 from fixtures.settling import DEAF, FICKLE, SILENT, Payroll, later, make_payroll, order_odd
 from tollbook.books.settlement import commands, due, execution, limits, validation
 from tollbook.books.settlement.errors import CommandNotInState
-from tollbook.books.settlement.settings import Limits
+from tollbook.books.settlement.limits import LimitMeaningless
+from tollbook.books.settlement.settings import Limits, SettlementSettings
 from tollbook.core import clock
 from tollbook.core.database import Database, Params, Row, WriteTx
 from tollbook.core.errors import Refusal
@@ -233,6 +234,10 @@ async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again
         assert await commands.fail(tx, first, "it was reverted", now=now)
     third, status = await order("30")
     assert status == "validated"
+    nowhere = SettlementSettings(settlement_limits=LIMITS)
+    with pytest.raises(LimitMeaningless, match="TOLLBOOK_RPC_URLS"):
+        async with payroll.database.write() as tx:
+            await limits.retry(tx, validation.make_standards(nowhere).limits, first, now=now)
     with pytest.raises(Refusal, match="limit"):
         async with payroll.database.write() as tx:
             await limits.retry(tx, table.limits, first, now=now)

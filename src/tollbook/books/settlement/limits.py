@@ -23,6 +23,7 @@ from tollbook.core.errors import Refusal
 
 ALL_PAYEES = ""
 COIN = ""  # the network's own, where tokens have their addresses
+UNKNOWN = "?"  # in a table, the assets of a network that has limits and no node here
 
 
 class LimitReached(Refusal):
@@ -33,7 +34,7 @@ class LimitReached(Refusal):
 
 
 class LimitMeaningless(Refusal):
-    """A limit names an asset that is not known: it would hold nothing."""
+    """A limit names an asset, or a network, that is not known here: it would hold nothing."""
 
     reason: ClassVar[str] = "limit-meaningless"
     status: ClassVar[int] = 500
@@ -57,8 +58,9 @@ def make_table(settings: SettlementSettings, tables: Tables) -> LimitTable:
     found: dict[tuple[str, str | None], Limit] = {}
     for name, by_symbol in settings.settlement_limits.items():
         network = find_network(name).id
-        if network not in tables.assets:
-            continue  # nothing is paid there from here
+        if network not in tables.assets:  # nothing is paid there from here
+            found[network, UNKNOWN] = Limit(None, None, None)
+            continue
         for symbol, limits in by_symbol.items():
             asset = tables.assets[network].get(symbol)
             if asset is None:
@@ -108,8 +110,16 @@ async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime)
 
 
 async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetime) -> Command:
-    """Try a failed command again, within the limits. Raises LimitReached, and what commands.retry raises."""
+    """Try a failed command again, within the limits.
+
+    Raises LimitReached, LimitMeaningless, and what commands.retry raises.
+    """
     command = await commands.retry(tx, command_id, now=now)
+    if (command.network, UNKNOWN) in table:
+        raise LimitMeaningless(
+            f"There are limits on {command.network}, and no node of it here, so that they cannot be read. "
+            "Nothing was changed: set TOLLBOOK_RPC_URLS as the worker has it."
+        )
     assert command.network is not None
     assert command.amount_minor is not None
     assert command.payee is not None
