@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from tollbook.core.database import WriteTx
 from tollbook.core.webhooks import rules, subscriptions
+from tollbook.core.webhooks.sending import GONE, Outcome, read_retry_after
 
 
 @dataclass(slots=True)
@@ -22,10 +23,11 @@ class Verdict:
         """An attempt was taken."""
         self.answers, self.failing_since = True, None
 
-    def failed(self, now: datetime, *, error: str, gone: bool, hold_off: float | None) -> None:
+    def failed(self, outcome: Outcome, *, began: datetime, now: datetime) -> None:
         """An attempt failed."""
-        self.failing_since = self.failing_since or now
-        self.error, self.gone = error, self.gone or gone
+        self.failing_since = self.failing_since or began
+        self.error, self.gone = outcome.error or "", self.gone or outcome.status_code == GONE
+        hold_off = read_retry_after(outcome.retry_after, now=now)
         if hold_off is not None:
             until = now + timedelta(seconds=hold_off)
             self.paused_until = max(until, self.paused_until or until)

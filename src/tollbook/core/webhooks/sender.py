@@ -21,7 +21,7 @@ from tollbook.core.webhooks import deliveries, endpoints, rules
 from tollbook.core.webhooks.deliveries import LEASE, Attempt, Claim, Due, Result, Return
 from tollbook.core.webhooks.endpoints import Verdict
 from tollbook.core.webhooks.errors import SecretUnreadable
-from tollbook.core.webhooks.sending import GONE, SECONDS_MAX, Outcome, Post, read_retry_after
+from tollbook.core.webhooks.sending import GONE, SECONDS_MAX, Outcome, Post
 from tollbook.core.webhooks.signing import Webhook, open_secret, sign
 
 WINDOW_FIRST = 4
@@ -193,35 +193,32 @@ class Sender:
             self._signers[subscription_id, sealed] = known
         return known
 
-    def _judge(self, claim: Claim, due: Due, outcome: Outcome, window: Window, now: datetime) -> Result:
+    def _judge(self, claim: Claim, due: Due, outcome: Outcome, window: Window, began: datetime) -> Result:
         """What one attempt means for its delivery, and for its endpoint."""
         made = Attempt(
-            due.attempts + 1, now, outcome.status_code, outcome.latency_ms, outcome.error, outcome.answer
+            due.attempts + 1, began, outcome.status_code, outcome.latency_ms, outcome.error, outcome.answer
         )
-        verdict = self._verdicts.setdefault(claim.subscription_id, Verdict())
+        verdict, now = self._verdicts.setdefault(claim.subscription_id, Verdict()), self._now()
         telemetry.WEBHOOKS.labels("delivered" if outcome.taken else "failed").inc()
         telemetry.LATENCY.labels("webhook").observe(outcome.latency_ms / 1000)
         if outcome.taken:
+            telemetry.LATENCY.labels("webhook-lag").observe(max((now - due.recorded_at).total_seconds(), 0))
             window.took()
             verdict.took()
-            lag = (self._now() - due.recorded_at).total_seconds()
-            telemetry.LATENCY.labels("webhook-lag").observe(max(lag, 0))
             return Result(claim.subscription_id, due.delivery_id, made, "delivered", due.tries, None, None)
         window.failed(now)
-        verdict.failed(
-            now,
-            error=outcome.error or "",
-            gone=outcome.status_code == GONE,
-            hold_off=read_retry_after(outcome.retry_after, now=now),
-        )
-        since = due.retrying_since or now
-        next_try = (
-            rules.find_next_try(due.tries + 1, since, now=now, jitter=self._dice()) if due.found else None
-        )
-        status = "pending" if next_try is not None or outcome.status_code == GONE else "failed"
-        if status == "pending" and next_try is None:
-            next_try = now
-        return Result(claim.subscription_id, due.delivery_id, made, status, due.tries + 1, since, next_try)
+        verdict.failed(outcome, began=began, now=now)
+        since, tries = due.retrying_since or began, due.tries + 1
+        next_try = self._find_next_try(due, outcome, since, now)
+        status = "failed" if next_try is None else "pending"
+        return Result(claim.subscription_id, due.delivery_id, made, status, tries, since, next_try)
+
+    def _find_next_try(self, due: Due, outcome: Outcome, since: datetime, now: datetime) -> datetime | None:
+        """When to try it again, None where it is given up. Who is gone may be enabled again."""
+        if not due.found:
+            return None
+        next_try = rules.find_next_try(due.tries + 1, since, now=now, jitter=self._dice())
+        return now if next_try is None and outcome.status_code == GONE else next_try
 
     def _give_back(self, lane: Lane, results: list[Result]) -> None:
         """Look at it again when its last one is to be tried again, or else at once."""
