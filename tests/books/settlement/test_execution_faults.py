@@ -300,3 +300,17 @@ async def test_who_was_slow_does_not_end_a_round_that_he_knows_nothing_of(
             chain.call("evm_mine")
         again = await payroll.get(command_id)
     assert (again.status, again.round) == ("executed", 1)
+
+
+async def test_while_nothing_is_under_way_the_node_is_left_alone(proxied: tuple[Payroll, Proxy]) -> None:
+    payroll, proxy = proxied
+    async with payroll.open_desk(pace=replace(QUICK, calm_seconds=60.0)) as desk:
+        await take_turn(desk)
+        proxy.asked.clear()
+        for _ in range(3):
+            await take_turn(desk)
+        assert proxy.asked == []
+        command_id = await payroll.order()
+        await payroll.validate()
+        await payroll.settle(desk, command_id)
+    assert SEND in proxy.asked

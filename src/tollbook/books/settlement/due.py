@@ -205,6 +205,19 @@ async def count_open(tx: ReadTx, network: str, senders: Sequence[str]) -> int:
     )
 
 
+async def has_unfinished(tx: ReadTx, network: str) -> bool:
+    """Whether the lanes have anything there that is not final, whoever wanted it."""
+    return await tx.value(
+        """
+        SELECT EXISTS (
+            SELECT FROM core.transactions
+            WHERE network = %(network)s AND confirmed_at IS NULL AND status <> 'dropped'
+        )
+        """,
+        {"network": network},
+    )
+
+
 async def get(tx: WriteTx, command_id: str) -> Due:
     """One command; held until the transaction ends."""
     return await tx.one(

@@ -46,6 +46,7 @@ PAUSE_MIN, PAUSE_MAX = timedelta(seconds=1), timedelta(seconds=60)
 REHEARSED = timedelta(minutes=5)  # in a dry run, until it is rehearsed again
 IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
 MEND_SECONDS = 2.0
+CALM_SECONDS = 60.0  # between sweeps while nothing is under way: nodes are paid by the request
 LOST_SECONDS, STUCK_SECONDS = 5.0, 30.0  # as lanes has them
 UNSENT = ("reserved", "dropped")
 # It may be sent, or be about to: whoever holds the command next finds out.
@@ -60,6 +61,7 @@ class Pace:
 
     idle_seconds: float = IDLE_SECONDS
     mend_seconds: float = MEND_SECONDS
+    calm_seconds: float = CALM_SECONDS
     lost_seconds: float = LOST_SECONDS
     stuck_seconds: float = STUCK_SECONDS
     pause_min: timedelta = PAUSE_MIN
@@ -80,6 +82,7 @@ class Desk:
     dry_run: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
     _watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    _mended_at: float = float("-inf")
 
     # Sending -----------------------------------------------------------------------------------------------
 
@@ -350,6 +353,11 @@ class Desk:
 
     async def mend(self) -> int:
         """Have the lanes look after what is not final; 0, so that there is a pause. Raises as they do."""
+        async with self.database.read() as tx:
+            is_calm = not await due.has_unfinished(tx, self.network)
+        if is_calm and time.monotonic() - self._mended_at < self.pace.calm_seconds:
+            return 0
+        self._mended_at = time.monotonic()
         mended = await self.lanes.mend()
         if mended.confirmed or mended.mined:
             self.news.set()
