@@ -31,9 +31,7 @@ async def take(request: Request) -> None:
     if len(seen) > REMEMBERED_MAX:
         seen.popitem(last=False)
     data = event["data"]
-    print(
-        f"{event['timestamp']} {event['type']} {data.get('subject')} {data.get('amount') or ''}", flush=True
-    )
+    print(f"{event['timestamp']} {event['type']} {data['id']} {data.get('amount') or ''}", flush=True)
 
 
 @app.get("/")

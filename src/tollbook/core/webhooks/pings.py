@@ -44,7 +44,7 @@ async def ping(
     sealed = [target.secret] if target.previous_secret is None else [target.secret, target.previous_secret]
     signers = [open_secret(one, subscription_id, key) for one in sealed]
     message_id = f"msg_{secrets.token_hex(13)}"
-    body = rules.write_body(EVENT_TYPE, now, {"subscription_id": subscription_id})
+    body = rules.write_body(EVENT_TYPE, now, {"id": subscription_id, "subject": subscription_id})
     outcome = await post.send(target.url, body.encode(), sign(signers, message_id, body, now=now))
     attempt = Attempt(1, now, outcome.status_code, outcome.latency_ms, outcome.error, outcome.answer)
     delivery_id = number or ids.make()
