@@ -9,6 +9,7 @@ many: a command's purpose is one transaction, its status moves by statements tha
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -82,7 +83,7 @@ class Desk:
     dry_run: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
     _watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
-    _mended_at: float = float("-inf")
+    _mended_at: float = -math.inf
 
     # Sending -----------------------------------------------------------------------------------------------
 
