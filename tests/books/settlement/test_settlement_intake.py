@@ -11,7 +11,7 @@ import pytest
 from psycopg.errors import CheckViolation, RestrictViolation
 
 from fixtures.orders import begin_command
-from tollbook.books.settlement import commands, intake
+from tollbook.books.settlement import commands, due, intake
 from tollbook.books.settlement.errors import CommandBusy, CommandMalformed, CommandReused
 from tollbook.books.settlement.intake import Gate, Received
 from tollbook.books.settlement.requests import CommandRequest, Order, read
@@ -148,9 +148,9 @@ async def test_the_reference_s_nine_columns_are_enough_and_are_told_as_all_are(
             VALUES ('plain', 'wf', 'acct', NULL, NULL, 'USDC', 100.5, 'RECEIVED', now())
             """
         )
-    async with database.read() as tx:
+    async with database.write() as tx:
         assert (await commands.get(tx, "plain")).status == "received"
-        assert [one.command_id for one in await commands.find_due(tx, clock.now(), 10)] == ["plain"]
+        assert [one.command_id for one in await due.find_received(tx, clock.now(), 10)] == ["plain"]
     assert await count(database, "journal") == 1
     # What it asked for nobody wrote down: so nothing is the same.
     (found,) = await intake.take_all(database, [make_order("plain")])

@@ -29,7 +29,6 @@ from tollbook.core.database import ReadTx, WriteTx
 Status = Literal["received", "validated", "executed", "settled", "refused", "failed", "expired", "cancelled"]
 
 PAGE_MAX = 500
-DUE_MAX = 1_000
 MOVES_MAX = 1_000
 REASON_LETTERS_MAX = 500
 
@@ -320,22 +319,6 @@ async def find(tx: ReadTx, command_id: str) -> Command | None:
         FROM settlement.settlement_commands WHERE command_id = %(command_id)s
         """,
         {"command_id": command_id},
-        into=Command,
-    )
-
-
-async def find_due(tx: ReadTx, now: datetime, limit: int) -> list[Command]:
-    """Those the worker has to look at by now, the longest waiting first; at most `limit` and DUE_MAX."""
-    return await tx.all(
-        """
-        SELECT command_id, workflow_id, account_ref, payer, payee, asset_symbol,
-               trim_scale(amount_numeric) AS amount, status, last_updated, received_at, validated_at,
-               executed_at, settled_at, ended_at, expires_at, next_attempt_at, chain_id, transaction_id,
-               round, attempts, decimals, amount_minor, network, asset, tx_hash, error
-        FROM settlement.settlement_commands WHERE next_attempt_at <= %(now)s
-        ORDER BY next_attempt_at LIMIT %(limit)s
-        """,
-        {"now": now, "limit": min(limit, DUE_MAX)},
         into=Command,
     )
 
