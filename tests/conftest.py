@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # Thousands of small files are made and deleted, which some file systems on disks take long for.
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK):
@@ -27,3 +29,8 @@ pytest_plugins = [
     "fixtures.stores",
     "fixtures.webhooks",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long walks first: at the end nobody could take them over from the worker that has them."""
+    items.sort(key=lambda item: item.path.parent.name not in ("faults", "journeys"))

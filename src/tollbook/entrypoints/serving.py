@@ -20,6 +20,7 @@ import uvicorn
 from tollbook.core.errors import Refusal
 
 BACKLOG = 2048
+IDLE_SECONDS_MAX = 75  # longer than clients keep theirs: who asks as it is closed gets no answer
 STOP_SECONDS_MAX = 10
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -155,6 +156,7 @@ def _make_server(site: Site) -> _Server:
         access_log=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=IDLE_SECONDS_MAX,
         timeout_graceful_shutdown=STOP_SECONDS_MAX,
     )
     return _Server(config)
