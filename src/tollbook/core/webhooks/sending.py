@@ -113,7 +113,7 @@ def read_retry_after(text: str | None, *, now: datetime) -> float | None:
     else:
         try:
             at = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter of a year with eleven digits
             return None
         seconds = (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds()
     return min(max(seconds, 0), rules.RETRY_AFTER_SECONDS_MAX)
