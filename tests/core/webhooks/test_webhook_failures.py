@@ -78,6 +78,30 @@ async def test_the_schedule_grows_to_half_a_day_and_ends_after_three_days_with_a
     assert (await keeper.get(other)).enabled
 
 
+async def test_who_took_one_event_is_not_disabled_for_the_next_one_that_fails(keeper: Tollkeeper) -> None:
+    grant = await keeper.subscribe("payments.*")
+    taken = asyncio.Event()
+
+    async def take_the_first(told: Told, _: asyncio.StreamWriter) -> bytes:
+        if told.subject == "good":
+            taken.set()
+            return answer(200)
+        await taken.wait()
+        await asyncio.sleep(0.05)
+        return answer(500)
+
+    keeper.endpoint.answers["/hooks"] = take_the_first
+    await keeper.query(
+        "UPDATE settlement.webhook_subscriptions SET failing_since = %(then)s RETURNING 1",
+        then=keeper.now - timedelta(days=4),
+    )
+    await keeper.happen(fact("good"), fact("bad"))
+    await keeper.dispatch()
+    await keeper.sender.send_due()  # both are written down at once
+    found = await keeper.get(grant)
+    assert (found.enabled, found.failing_since) == (True, keeper.now)
+
+
 async def test_a_disabled_endpoint_is_told_nothing_and_goes_on_with_what_waits_when_enabled(
     keeper: Tollkeeper,
 ) -> None:

@@ -58,16 +58,17 @@ async def _enter_failure(tx: WriteTx, subscription_id: str, verdict: Verdict, no
     since = await tx.value(
         """
         UPDATE settlement.webhook_subscriptions
-        SET failing_since = coalesce(failing_since, %(since)s),
+        SET failing_since = CASE WHEN %(answers)s THEN %(since)s ELSE coalesce(failing_since, %(since)s) END,
             paused_until = greatest(paused_until, %(paused_until)s)
         WHERE subscription_id = %(subscription_id)s AND enabled
-          AND (failing_since IS NULL OR %(paused_until)s > coalesce(paused_until, '-infinity')
+          AND (failing_since IS NULL OR %(answers)s OR %(paused_until)s > coalesce(paused_until, '-infinity')
                OR %(gone)s OR failing_since <= %(too_long)s)
         RETURNING failing_since
         """,
         {
             "subscription_id": subscription_id,
             "since": verdict.failing_since,
+            "answers": verdict.answers,  # in between: then it fails since then only
             "paused_until": verdict.paused_until,
             "gone": verdict.gone,
             "too_long": now - rules.RETRY_MAX,
