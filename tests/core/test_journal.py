@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tollbook.core import journal
-from tollbook.core.database import Database, WriteTx
+from tollbook.core.database import Database, Params, Row, WriteTx
 from tollbook.core.journal import Fact, Position
 
 _readers = itertools.count()
@@ -56,6 +57,38 @@ async def test_a_fact_that_commits_late_is_not_missed(database: Database) -> Non
         assert await take(database, "ledger") == []  # "late" has the lower position and is still unsure
     assert await take(database, "ledger") == ["late", "early"]
     assert await take(database, "ledger") == []
+
+
+class Explained(WriteTx):
+    """Tells how statements that ask were carried out."""
+
+    plan = ""
+
+    async def all(self, sql: LiteralString, params: Params | None = None, *, into: type[Row]) -> list[Row]:
+        assert into
+        await self.value(sql, params)
+        return []
+
+    async def value(self, sql: LiteralString, params: Params | None = None) -> Any:
+        rows = await self.dicts("EXPLAIN (ANALYZE, COSTS OFF) " + sql, params)
+        self.plan = "\n".join(row["QUERY PLAN"] for row in rows)
+
+
+async def test_what_waits_for_an_open_transaction_is_not_looked_through_again_and_again(
+    database: Database,
+) -> None:
+    await take(database, "ledger")
+    async with database.write() as late:
+        await journal.append(late, [fact("late")])
+        async with database.write() as early:
+            await journal.append(early, [fact("early") for _ in range(50)])
+        async with database.write() as written:
+            await written.execute("SET LOCAL enable_seqscan = off")
+            tx = Explained(written.connection)
+            for search in (journal.has_news(tx, "ledger"), journal.read(tx, "ledger")):
+                await search
+                assert "Index Cond" in tx.plan
+                assert "Removed by Filter" not in tx.plan, tx.plan
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -19,6 +19,7 @@ from tollbook.core.errors import Refusal
 
 FACTS_MAX = 10_000
 READ_MAX = 10_000
+LOOKED_AHEAD_MAX = 10_000
 WEEKS_AHEAD = 12
 
 
@@ -126,13 +127,52 @@ async def read(tx: WriteTx, reader: str, limit: int = 1_000) -> list[Entry]:
         FROM core.journal j
         WHERE (j.epoch, j.transaction_id, j.entry_id)
               > (%(epoch)s::integer, %(transaction_id)s::text::xid8, %(entry_id)s::bigint)
-          -- An older epoch is another cluster's: its transactions have all ended.
-          AND (j.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-               OR j.epoch < (SELECT max(e.epoch) FROM core.journal_epochs e))
+          -- An older epoch is another cluster's: its transactions have all ended. As a comparison of rows the
+          -- index ends the search by it: while a transaction is open, all that is ahead of it may be much.
+          AND (j.epoch, j.transaction_id)
+              < ((SELECT max(e.epoch) FROM core.journal_epochs e), pg_snapshot_xmin(pg_current_snapshot()))
         ORDER BY j.epoch, j.transaction_id, j.entry_id
         LIMIT %(limit)s
         """,
         {**_params(position), "limit": limit},
+        into=_Row,
+    )
+    await tx.execute("SET LOCAL enable_sort TO DEFAULT")
+    return [_entry(row) for row in rows]
+
+
+async def find_overtaken(tx: WriteTx, taken: Sequence[Entry]) -> list[Entry]:
+    """What a reader that has `taken` these finds later, and was written before one of them, of its subject.
+
+    A transaction that began first and then waited for another to let its row go has the lower number and
+    writes later. What committed among the LOOKED_AHEAD_MAX entries ahead is looked through, also what is not
+    to be read yet; as many as were taken are given at most, the first that were written.
+    """
+    last = taken[-1].position
+    written = {one.fact.subject: one.position.entry_id for one in sorted(taken, key=_by_number)}
+    await tx.execute("SET LOCAL enable_sort = off")  # as in `read`
+    rows = await tx.all(
+        """
+        SELECT j.epoch, j.transaction_id::text::bigint AS transaction_id, j.entry_id, j.recorded_at,
+               j.book, j.kind, j.subject, j.network, j.asset, j.amount, j.from_party, j.to_party, j.details
+        FROM (
+            SELECT a.* FROM core.journal a
+            WHERE (a.epoch, a.transaction_id, a.entry_id)
+                  > (%(epoch)s::integer, %(transaction_id)s::text::xid8, %(entry_id)s::bigint)
+            ORDER BY a.epoch, a.transaction_id, a.entry_id LIMIT %(ahead)s
+        ) AS j
+        JOIN unnest(%(subjects)s::text[], %(entry_ids)s::bigint[]) AS t (subject, entry_id)
+            ON t.subject = j.subject AND j.entry_id < t.entry_id
+        WHERE j.epoch = %(epoch)s
+        ORDER BY j.entry_id LIMIT %(limit)s
+        """,
+        {
+            **_params(last),
+            "ahead": LOOKED_AHEAD_MAX,
+            "subjects": list(written),
+            "entry_ids": list(written.values()),
+            "limit": len(taken),
+        },
         into=_Row,
     )
     await tx.execute("SET LOCAL enable_sort TO DEFAULT")
@@ -184,8 +224,9 @@ async def has_news(tx: ReadTx, reader: str) -> bool:
                 WHERE (j.epoch, j.transaction_id, j.entry_id) > (
                         SELECT r.epoch, r.transaction_id, r.entry_id
                         FROM core.journal_readers r WHERE r.name = %(reader)s)
-                  AND (j.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-                       OR j.epoch < (SELECT max(e.epoch) FROM core.journal_epochs e))
+                  AND (j.epoch, j.transaction_id) < (
+                        (SELECT max(e.epoch) FROM core.journal_epochs e),
+                        pg_snapshot_xmin(pg_current_snapshot()))
                 -- The order is for the planner: it walks the primary key and stops at the first.
                 ORDER BY j.epoch, j.transaction_id, j.entry_id LIMIT 1
             ), false)
@@ -202,8 +243,8 @@ async def skip(tx: WriteTx, reader: str) -> None:
         """
         SELECT j.epoch, j.transaction_id::text::bigint AS transaction_id, j.entry_id
         FROM core.journal j
-        WHERE j.transaction_id < pg_snapshot_xmin(pg_current_snapshot())
-           OR j.epoch < (SELECT max(e.epoch) FROM core.journal_epochs e)
+        WHERE (j.epoch, j.transaction_id)
+              < ((SELECT max(e.epoch) FROM core.journal_epochs e), pg_snapshot_xmin(pg_current_snapshot()))
         ORDER BY j.epoch DESC, j.transaction_id DESC, j.entry_id DESC LIMIT 1
         """,
         into=Position,
@@ -272,6 +313,10 @@ async def make_partitions(database: Database) -> int:
                 "SELECT core.ensure_partitions('core.journal', '7 days', %(weeks)s)", {"weeks": WEEKS_AHEAD}
             ),
         )
+
+
+def _by_number(entry: Entry) -> int:
+    return entry.position.entry_id
 
 
 def _params(position: Position) -> dict[str, Any]:

@@ -115,6 +115,27 @@ async def test_of_each_subject_the_order_is_kept_though_endpoints_fail_and_two_s
     assert counted > 60
 
 
+@pytest.mark.parametrize("entries_a_turn", [1, 500])
+async def test_what_was_written_first_is_told_first_though_its_transaction_began_last(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch, entries_a_turn: int
+) -> None:
+    monkeypatch.setattr(dispatch, "ENTRIES_A_TURN", entries_a_turn)
+    await keeper.subscribe("payments.*")
+    await keeper.tell()
+    async with keeper.database.write() as between:
+        async with keeper.database.write() as waits:  # for the other to let the payment's row go
+            await waits.execute("SELECT pg_current_xact_id()")
+            if entries_a_turn > 1:  # a third one, open still, hides the first alone
+                await between.execute("SELECT pg_current_xact_id()")
+            await keeper.happen(fact("a", 1), fact("b", 1))
+            await journal.append(waits, [fact("a", 2)])
+        await keeper.dispatch()
+        await keeper.sender.send_due()
+    await keeper.tell()
+    assert keeper.endpoint.by_subject() == {"a": [1, 2], "b": [1]}
+    assert len(keeper.endpoint.told) == 3
+
+
 def pause(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> tuple[asyncio.Event, asyncio.Event]:
     """Have a function wait before it does its work: one event says that it does, the other lets it go."""
     reached, go, real = asyncio.Event(), asyncio.Event(), getattr(module, name)

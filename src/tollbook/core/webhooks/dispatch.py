@@ -52,7 +52,10 @@ async def dispatch(database: Database, *, now: datetime) -> int:
         limit = max(1, min(ENTRIES_A_TURN, DELIVERIES_A_TURN // max(1, len(listeners))))
         entries = await journal.read(tx, READER, limit)
         if entries:
-            await make_deliveries(tx, _pair(entries, listeners), now=now)
+            # Told with these, or else after one that was written later. The reader, when it comes to it,
+            # finds it told.
+            overtaken = await journal.find_overtaken(tx, entries)
+            await make_deliveries(tx, _pair([*entries, *overtaken], listeners), now=now)
             await journal.advance(tx, READER, entries[-1].position)
     return len(entries)
 
