@@ -131,6 +131,26 @@ async def test_a_disabled_endpoint_is_told_nothing_and_goes_on_with_what_waits_w
     assert [kind for (kind,) in kinds] == ["created", "disabled", "enabled"]
 
 
+async def test_enabling_writes_no_more_queues_than_wait_for_a_retry(keeper: Tollkeeper) -> None:
+    grant = await keeper.subscribe("payments.*")
+    name, queues = (
+        grant.subscription.subscription_id,
+        ("SELECT subject, xmin::text, next_attempt_at FROM settlement.webhook_queues ORDER BY subject"),
+    )
+    keeper.endpoint.answers["/hooks"] = answer(500)
+    await keeper.happen(fact("failed"))
+    await keeper.tell()
+    await keeper.happen(fact("never tried"))
+    await keeper.dispatch()
+    await desk.change(keeper.database, name, enabled=False)
+    before = await keeper.query(queues)
+    async with keeper.database.write() as tx:
+        await subscriptions.enable(tx, name, now=keeper.now)
+    after = await keeper.query(queues)
+    assert before[0][2] > after[0][2] == keeper.now
+    assert before[1] == after[1]
+
+
 async def test_enabling_can_bring_what_was_missed(keeper: Tollkeeper) -> None:
     grant = await keeper.subscribe("payments.*")
     name = grant.subscription.subscription_id

@@ -302,6 +302,7 @@ async def _start_over(tx: WriteTx, subscription_id: str, now: datetime) -> None:
         WITH held AS (
             SELECT subject FROM settlement.webhook_queues
             WHERE subscription_id = %(subscription_id)s AND claim_id IS NULL
+              AND next_attempt_at > %(now)s  -- the others are due: there may be a million
             ORDER BY subject FOR UPDATE
         )
         UPDATE settlement.webhook_queues AS q SET next_attempt_at = %(now)s
