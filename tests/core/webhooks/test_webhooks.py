@@ -1,13 +1,14 @@
 """Webhooks from the journal to the endpoint: told once, in order, signed, and to whom it was asked alone."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from fixtures.webhooks import Told, Tollkeeper, answer, fact, make_facts, verify
 from tollbook.core import journal
-from tollbook.core.webhooks import dispatch, rules, subscriptions
+from tollbook.core.webhooks import desk, dispatch, rules, subscriptions
 
 
 async def test_what_happens_is_told_as_standard_webhooks_have_it(keeper: Tollkeeper) -> None:
@@ -239,6 +240,14 @@ async def test_the_webhook_id_is_the_same_at_every_endpoint_and_in_every_retry(k
     assert ids["/one"] == ids["/two"]
     assert len(ids["/one"]) == 2
     assert len([told for told in keeper.endpoint.told if told.path == "/two"]) > 2
+
+
+async def test_a_replay_tells_a_webhook_nothing_about_itself(keeper: Tollkeeper) -> None:
+    grant = await keeper.subscribe("webhooks.*")
+    await keeper.subscribe("payments.*", path="/other")
+    since = keeper.now - timedelta(minutes=1)
+    replay = await desk.replay_range(keeper.database, grant.subscription.subscription_id, since=since)
+    assert replay.events == 1
 
 
 async def test_a_subscription_that_is_removed_is_told_nothing_more(keeper: Tollkeeper) -> None:

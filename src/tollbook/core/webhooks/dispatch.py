@@ -73,13 +73,12 @@ def _wants(event_types: str, event_type: str) -> bool:
 
 
 def _pair(entries: Sequence[Entry], listeners: Sequence[_Listener]) -> list[tuple[Entry, str]]:
-    """Who is told of what. Of itself (disabled, rotated …) a subscription is not told."""
+    """Who is told of what."""
     return [
         (entry, listener.subscription_id)
         for entry in entries
         for listener in listeners
         if _wants(listener.event_types, rules.show_type(entry.fact.book, entry.fact.kind))
-        and not (entry.fact.book == BOOK and entry.fact.subject == listener.subscription_id)
     ]
 
 
@@ -88,8 +87,10 @@ async def make_deliveries(
 ) -> int:
     """Put each entry in its subscription's queues, once for each `replay_id`; how many were put there.
 
-    Of a replay those are left out that wait already.
+    Of a replay those are left out that wait already. Of itself (disabled, rotated …) a subscription is not
+    told.
     """
+    pairs = [(entry, name) for entry, name in pairs if (entry.fact.book, entry.fact.subject) != (BOOK, name)]
     if not pairs:
         return 0
     made = await tx.all(
