@@ -218,16 +218,21 @@ async def postpone(
     return changed == 1
 
 
-async def settle(tx: WriteTx, command_id: str, *, tx_hash: str, now: datetime) -> bool:
-    """Enter that the chain shows it, deep enough, in this transaction; whether it was executed."""
+async def settle(
+    tx: WriteTx, command_id: str, *, tx_hash: str, transaction_id: int | None = None, now: datetime
+) -> bool:
+    """Enter that the chain shows it, deep enough, in this transaction; whether it was executed.
+
+    `transaction_id` where the lanes say so too: should they lose it, it is opened again.
+    """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET status = 'settled', tx_hash = %(tx_hash)s, error = NULL, settled_at = %(now)s,
-            ended_at = %(now)s, last_updated = %(now)s, next_attempt_at = NULL
+        SET status = 'settled', tx_hash = %(tx_hash)s, transaction_id = %(transaction_id)s, error = NULL,
+            settled_at = %(now)s, ended_at = %(now)s, last_updated = %(now)s, next_attempt_at = NULL
         WHERE command_id = %(command_id)s AND status = 'executed'
         """,
-        {"command_id": command_id, "tx_hash": tx_hash, "now": now},
+        {"command_id": command_id, "tx_hash": tx_hash, "transaction_id": transaction_id, "now": now},
     )
     return changed == 1
 

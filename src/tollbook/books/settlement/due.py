@@ -1,6 +1,6 @@
 """What is due: the commands that the worker has to look at, by what is to be done with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -171,6 +171,22 @@ async def find_transactions(tx: ReadTx, dues: Sequence[Due]) -> dict[str, list[T
     for transaction in await transactions.find(tx, purposes=list(owners)) if owners else []:
         found.setdefault(owners[transaction.purpose].command_id, []).append(transaction)
     return found
+
+
+async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> datetime | None:
+    """When the last transaction was made before one that these books do not know; by account, its count."""
+    return await tx.value(
+        """
+        SELECT min(k.created_at) FROM (
+            SELECT t.created_at, t.nonce,
+                   lead(t.nonce, 1, u.used) OVER (PARTITION BY t.sender ORDER BY t.nonce) AS next_nonce
+            FROM unnest(%(senders)s::text[], %(used)s::bigint[]) AS u (sender, used)
+            JOIN core.transactions t ON t.sender = u.sender AND t.nonce < u.used
+            WHERE t.network = %(network)s AND t.status NOT IN ('lost', 'dropped')
+        ) AS k WHERE k.next_nonce > k.nonce + 1
+        """,
+        {"network": network, "senders": list(used), "used": list(used.values())},
+    )
 
 
 async def find_bound(

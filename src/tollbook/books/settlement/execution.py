@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 
 from tollbook.books.settlement import commands, due
 from tollbook.books.settlement.due import Confirmed, Due
-from tollbook.books.settlement.looks import Lookout, Sight, read_receipts
+from tollbook.books.settlement.looks import CLOCKS_APART_MAX, Lookout, Sight, read_receipts
 from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
 from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
@@ -264,14 +264,18 @@ class Desk:
             else all_rounds
             for command_id, all_rounds in known.items()
         }
+        for each in [each for one in dues for each in own.get(one.command_id, ()) if each.status == "lost"]:
+            await self._displace(each)  # of a former round: it may come back, until its nonce is another's
         sights = await self.lookout.look(dues, own)
         left: list[Due] = []
         for one in dues:
             if one.command_id in sights:
                 await self._note_sight(one, sights[one.command_id], now)
-            elif one.command_id not in reserved and (one.attempts >= ATTEMPTS_MAX or one.is_over(now)):
+            elif one.command_id in reserved:
+                left.append(one)
+            elif one.attempts >= ATTEMPTS_MAX or one.is_over(now - CLOCKS_APART_MAX):
                 await self._give_up(one)
-            else:
+            elif not one.is_over(now):  # else whoever began it in time may be about to send it
                 left.append(one)
         choices = await self._choose_again(left)
         async with self.database.write() as tx:
@@ -331,7 +335,9 @@ class Desk:
             if not await due.lock(tx, [one.due]) or not await due.is_final(tx, one):
                 return False
             if shown:
-                return await commands.settle(tx, command_id, tx_hash=one.hash, now=now)
+                return await commands.settle(
+                    tx, command_id, tx_hash=one.hash, transaction_id=one.due.transaction_id, now=now
+                )
             why = (
                 f"{one.hash} succeeded, and shows no transfer of {one.due.amount_minor} minor units to "
                 f"{one.due.payee}. See what it moved before it is tried again."
@@ -471,7 +477,7 @@ async def open_desk(
     )
     try:
         async with lanes, Chain(network, url) as chain:
-            lookout = Lookout(chain, node, lanes.addresses, depth)
+            lookout = Lookout(database, chain, node, lanes.addresses, depth)
             purse = Purse(node, lanes.addresses)
             yield Desk(database, network, lanes, node, purse, lookout, pace, dry_run)
     finally:

@@ -5,22 +5,29 @@ refused. Every token transfer carries its command's mark, so that it is known ag
 what is new. The network's own coin carries no mark: of that, only the lanes know.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from tollbook.books.settlement import due as books
 from tollbook.books.settlement.due import Due
 from tollbook.books.settlement.transfers import MARK_BYTES
+from tollbook.core import clock
 from tollbook.core.chain_logs import Event, find_block_before, find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, Receipt, read_receipt
+from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Transaction
 from tollbook.core.lanes.node import Ask, Node
 
 CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
+BLOCKS_KEPT = 2_000  # after so many, what was read is kept, though the node give up on the rest
+LOOK_BACK_MAX = timedelta(days=7)  # for transactions that these books do not know
+LATEST = "latest"
 LIVE = ("reserved", "signed", "sent", "lost")  # the lanes' own may have a block yet
 
 logger = logging.getLogger(__name__)
@@ -77,11 +84,15 @@ class _Reading:
 class Lookout:
     """Reads what the accounts `senders` moved on one network, `depth` blocks of which may still change."""
 
+    database: Database
     chain: Chain
     node: Node
     senders: Sequence[str]
     depth: int
     newest: int = 0
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _forgotten_since: datetime | None = None
+    _room: int = FOUND_MAX
     _readings: dict[str, _Reading] = field(default_factory=dict[str, _Reading])
     _read: dict[str, int] = field(default_factory=dict[str, int])  # hashes in blocks that may still change
     _found: dict[bytes, Trace] = field(default_factory=dict[bytes, Trace])
@@ -90,8 +101,12 @@ class Lookout:
         """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
 
         `own` are the lanes' transactions of former rounds, and this round's where it was dropped: a node may
-        have taken what it said it refused. Raises ChainUnreachable, ChainRefused.
+        have taken what it said it refused. Raises ChainUnreachable, ChainRefused, DatabaseUnreachable.
         """
+        async with self._lock:  # who reads everything anew takes nothing away from another one's look
+            return await self._look(dues, own)
+
+    async def _look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         await self._read_news(dues)
         traces = {due.command_id: self._trace(due, own.get(due.command_id, ())) for due in dues}
         hashes = list({trace.hash for one in traces.values() for trace in one})
@@ -125,20 +140,43 @@ class Lookout:
             return known
         marked = {trace.hash for trace in self._found.values()}
         if not marked.isdisjoint(set(hashes) - known):  # their blocks are no more: read all of it again
-            self._readings, self._read, self._found = {}, {}, {}
+            self._forget()
             raise self.node.complain("a transfer that it showed is gone")
         return known
 
     async def _read_news(self, dues: Sequence[Due]) -> None:
-        if len(self._found) > FOUND_MAX:  # read again what still matters
-            self._readings, self._read, self._found = {}, {}, {}
+        if is_full := len(self._found) > self._room:
+            self._forget()  # and read again what still matters
         self.newest = await self.chain.get_block_number()
         oldest: dict[str, datetime] = {}
         for due in dues:
             if due.asset is not None:
                 oldest[due.asset] = min(oldest.get(due.asset, due.received_at), due.received_at)
+        if oldest and self._forgotten_since is None:
+            self._forgotten_since = await self._find_forgotten()
         for asset, since in oldest.items():
-            await self._catch_up(asset, since)
+            await self._catch_up(asset, min(since, self._forgotten_since or since))
+        if is_full:  # where all of it matters, it is not read again and again
+            self._room = max(FOUND_MAX, 2 * len(self._found))
+
+    def _forget(self) -> None:
+        self._readings, self._read, self._found, self._forgotten_since = {}, {}, {}, None
+
+    async def _find_forgotten(self) -> datetime:
+        """Since when the chain may have transactions of ours that these books do not know; else, now.
+
+        Restored books have forgotten commands too: one that is sent again was received, by them, just now.
+        """
+        said = await self.node.ask_all(
+            [Ask("eth_getTransactionCount", (one, LATEST)) for one in self.senders]
+        )
+        used = [self.node.read_int("eth_getTransactionCount", answer.result) for answer in said]
+        async with self.database.read() as tx:
+            since = await books.find_forgotten(
+                tx, self.node.network, dict(zip(self.senders, used, strict=True))
+            )
+        now = clock.now()
+        return max(since or now, now - LOOK_BACK_MAX)
 
     async def _catch_up(self, asset: str, since: datetime) -> None:
         reading = self._readings.get(asset)
@@ -146,10 +184,17 @@ class Lookout:
             start = await find_block_before(self.chain, since - CLOCKS_APART_MAX, self.newest)
             if reading is None:
                 reading = self._readings[asset] = _Reading(since, start, start - 1)
-            await self._read_blocks(asset, start, reading.first - 1)
-            reading.since, reading.first = since, start
-        await self._read_blocks(asset, reading.position + 1, self.newest)
-        reading.position = max(reading.position, self.newest - self.depth)
+            while reading.first > start:  # backwards, so that nothing between is left out
+                first = max(start, reading.first - BLOCKS_KEPT)
+                await self._read_blocks(asset, first, reading.first - 1)
+                reading.first = first
+            reading.since = since
+        read = reading.position
+        while read < self.newest:
+            last = min(read + BLOCKS_KEPT, self.newest)
+            await self._read_blocks(asset, read + 1, last)
+            read = last
+            reading.position = max(reading.position, min(read, self.newest - self.depth))
         self._read = {one: block for one, block in self._read.items() if block > self.newest - self.depth}
 
     async def _read_blocks(self, asset: str, first: int, last: int) -> None:
@@ -167,4 +212,5 @@ class Lookout:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.chain.complain("eth_getTransactionByHash", error)
         self._read[event.transaction_hash] = event.block_number
-        self._found[data[-MARK_BYTES:]] = Trace(event.transaction_hash, sender)
+        if sender in self.senders:  # a stranger may move nothing of ours, with a mark that he copied
+            self._found[data[-MARK_BYTES:]] = Trace(event.transaction_hash, sender)
