@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from fixtures.backups import SHOP_ROWS, ask, execute
 from tollbook.migrate.backup import backup
 from tollbook.migrate.cli import group
-from tollbook.migrate.places import SWEEP_AGE_SECONDS, Folder, temporary
+from tollbook.migrate.places import Folder
+from tollbook.migrate.scratch import SWEEP_AGE_SECONDS, temporary
 
 
 def run(books: str, *arguments: object, give: str | None = None) -> Result:

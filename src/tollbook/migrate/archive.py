@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tollbook.migrate import age, grants, places, retention
+from tollbook.migrate import age, grants, places, retention, scratch
 from tollbook.migrate.backup import AGE, TAR
 from tollbook.migrate.errors import RestoreFailed, ToolMissing
 from tollbook.migrate.manifest import Manifest
@@ -185,7 +185,7 @@ def opened(archive: Archive, *, jobs: int) -> Generator[Path | None]:
     if archive.path or (jobs == 1 and not archive.is_tar):
         yield archive.path
         return
-    with places.temporary("tollbook-restore-") as folder:
+    with scratch.temporary("tollbook-restore-") as folder:
         if archive.is_tar:
             _unpack(archive, folder)
             yield folder
@@ -201,7 +201,7 @@ def _opened_head(archive: Archive) -> Generator[_Head]:
     if archive.path:
         yield _Head(archive.path)
     elif archive.is_tar:
-        with places.temporary("tollbook-restore-") as folder:
+        with scratch.temporary("tollbook-restore-") as folder:
             _unpack(archive, folder, only=TOC)
             yield _Head(folder)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from tollbook.migrate import places
+from tollbook.migrate import scratch
 from tollbook.migrate.errors import ToolMissing, WrongUsage
 from tollbook.migrate.manifest import MANIFEST
 
@@ -169,5 +169,5 @@ class ObjectDraft:
     @contextmanager
     def parts(self) -> Generator[Path]:
         """Give a folder among the temporary files."""
-        with places.temporary("tollbook-dump-") as path:
+        with scratch.temporary("tollbook-dump-") as path:
             yield path

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from tollbook.migrate.age import Key
     from tollbook.migrate.backup import Backup
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
     from tollbook.migrate.restore import Restored
     from tollbook.migrate.retention import Listed
     from tollbook.migrate.trial import Tried

@@ -9,7 +9,7 @@ from tollbook.migrate.errors import MigrateError, WrongUsage
 
 if TYPE_CHECKING:
     from tollbook.migrate.bundle import Bundle
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
     from tollbook.migrate.seeds import Seeding
 
 out_option = click.option("--out", type=click.Path(dir_okay=False), help="The file to write.")

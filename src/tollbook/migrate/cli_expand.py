@@ -9,7 +9,7 @@ import click
 from tollbook.migrate.errors import WrongUsage
 
 if TYPE_CHECKING:
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
 
 KINDS = ("rename-column", "change-type", "add-not-null", "contract")
 

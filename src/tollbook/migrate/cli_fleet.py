@@ -16,7 +16,7 @@ from tollbook.migrate.events import Event, ignore
 
 if TYPE_CHECKING:
     from tollbook.migrate.application import ApplyResult
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
     from tollbook.migrate.fleet import Done, Fleet, FleetLine, Target
     from tollbook.migrate.runlog import RunLog
 

@@ -9,7 +9,7 @@ from tollbook.migrate import report
 from tollbook.migrate.errors import WrongUsage
 
 if TYPE_CHECKING:
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
 
 EXIT_HAZARDS = 3  # what every checking command exits with
 

@@ -9,7 +9,7 @@ from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.events import Event
 
 if TYPE_CHECKING:
-    from tollbook.migrate.cli import Call
+    from tollbook.migrate.call import Call
     from tollbook.migrate.rehearsal import Plan
 
 EXIT_PENDING = 3
@@ -59,7 +59,7 @@ def _make(
     quiet: bool,
 ) -> "Plan":
     from tollbook.migrate import rehearsal
-    from tollbook.migrate.cli import logged
+    from tollbook.migrate.call import logged
     from tollbook.migrate.cli_lint import find_pending
 
     if depth == "static":

@@ -10,8 +10,8 @@ from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.events import ignore
 
 if TYPE_CHECKING:
+    from tollbook.migrate.call import Call
     from tollbook.migrate.check import Checked, Draft
-    from tollbook.migrate.cli import Call
     from tollbook.migrate.drift import Difference, Drift
     from tollbook.migrate.squash import Squash
 

@@ -7,8 +7,6 @@ import itertools
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tollbook.migrate.manifest import MANIFEST
+from tollbook.migrate.scratch import hold, sweep
 
 PARTIAL = ".partial"  # what is being written; nobody takes it for a backup
 PARTS = ".parts" + PARTIAL  # a folder of pg_dump's directory format, until it is one file
 OURS = re.compile(r"_\d{8}T\d{6}\.\d{6}Z\.(dump|tar)(\.age)?(\.json|\.parts)?\.partial$")
 CHUNK_BYTES = 1 << 20
-SWEEP_MAX = 100  # left-over partial files looked at in one go
-SWEEP_AGE_SECONDS = 60  # a younger one may be about to be locked by its writer
 FILES_MAX = 100_000  # looked at in one place
 BUCKET = "s3://"
 
@@ -187,8 +184,7 @@ class Folder:
     def sweep(self) -> None:
         """Remove what a killed backup left half written: partial files that nobody holds any more."""
         ours = (path for path in self.path.glob(f"*{PARTIAL}") if OURS.search(path.name))
-        for left in itertools.islice(ours, SWEEP_MAX):
-            _sweep(left)
+        sweep(ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,41 +224,8 @@ class FileDraft:
         """Give a folder beside the file."""
         path = self.folder.path / (self.name + PARTS)
         path.mkdir(mode=0o700)
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with hold(path):
             yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(held)
-
-
-@contextmanager
-def temporary(prefix: str) -> Generator[Path]:
-    """Give a closed folder among the temporary files; those that a kill left go too."""
-    for left in itertools.islice(Path(tempfile.gettempdir()).glob(f"{prefix}*"), SWEEP_MAX):
-        _sweep(left)
-    path = Path(tempfile.mkdtemp(prefix=prefix))
-    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
-
-
-def _sweep(left: Path) -> None:
-    """Remove a file or folder of ours that nobody holds any more."""
-    with suppress(OSError):  # another's, or just gone
-        held = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(held)
-            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > SWEEP_AGE_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        finally:
-            os.close(held)
 
 
 def _read(path: Path) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
-from tollbook.migrate import places
+from tollbook.migrate import scratch
 from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.pg_tools import Target
 
@@ -101,7 +101,7 @@ def _make_context(options: Mapping[str, str]) -> ssl.SSLContext:
 @contextmanager
 def _serving(route: Route) -> Generator[str]:
     """Serve a socket while inside; gives its folder, which only its owner may enter."""
-    with places.temporary("tollbook-relay-") as folder:
+    with scratch.temporary("tollbook-relay-") as folder:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
