@@ -6,6 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tollbook.core import ids
+from tollbook.core.journal import Entry, Fact, Position
 from tollbook.core.webhooks import rules
 from tollbook.core.webhooks.errors import EventTypeMalformed
 from tollbook.core.webhooks.sending import read_retry_after
@@ -69,6 +71,14 @@ def test_there_is_always_a_next_try_until_three_days_are_over(
 def test_whatever_retry_after_says_it_is_bounded(text: str) -> None:
     found = read_retry_after(text, now=NOW)
     assert found is None or 0 <= found <= rules.RETRY_AFTER_SECONDS_MAX
+
+
+def test_what_an_event_names_in_its_details_is_named_as_the_api_does() -> None:
+    details = {"payment_id": "7", "refund_id": None, "tx_hash": "8", "key_id": "9", "n": 7}
+    entry = Entry(Position(), NOW, Fact("payments", "token.issued", "6", details=details))
+    data = rules.describe(entry, {"payments.payment.": "pay", "payments.token.": "tok"})
+    assert (data["id"], data["subject"]) == (ids.show("tok", 6), "6")
+    assert data["details"] == {**details, "payment_id": ids.show("pay", 7)}
 
 
 def test_retry_after_may_be_a_date() -> None:

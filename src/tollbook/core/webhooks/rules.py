@@ -135,9 +135,16 @@ def write_body(event_type: str, at: datetime, data: dict[str, object]) -> str:
 def describe(entry: Entry, id_prefixes: Mapping[str, str] = NO_PREFIXES) -> dict[str, object]:
     """The data of an event: the fact, with its amount as a text, for JSON's numbers end before money does.
 
-    `id_prefixes` say of which types, by their beginnings, the subject is a number that is shown as an id.
+    `id_prefixes` say of which types, by their beginnings, the subject is a number that is shown as an id; so
+    is, in the details, a payment_id where they name "payments.payment.".
     """
     fact = entry.fact
+    details = {
+        name: _show_subject(f"{fact.book}.{name.removesuffix('_id')}.", value, id_prefixes)
+        if isinstance(value, str) and name.endswith("_id")
+        else value
+        for name, value in fact.details.items()
+    }
     return {
         "id": _show_subject(show_type(fact.book, fact.kind), fact.subject, id_prefixes),
         "subject": fact.subject,
@@ -146,7 +153,7 @@ def describe(entry: Entry, id_prefixes: Mapping[str, str] = NO_PREFIXES) -> dict
         "amount": None if fact.amount is None else str(fact.amount),
         "from": fact.from_party,
         "to": fact.to_party,
-        "details": dict(fact.details),
+        "details": details,
     }
 
 
