@@ -261,6 +261,26 @@ async def test_a_subscription_that_is_removed_is_told_nothing_more(keeper: Tollk
     assert keeper.endpoint.told == []
 
 
+async def test_a_subscription_removed_while_an_event_is_put_in_its_queues_leaves_none(
+    keeper: Tollkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = await keeper.subscribe("payments.*")
+    await keeper.happen(fact("a"))
+    reached, go = pause(monkeypatch, dispatch.journal, "advance")
+    dispatching = asyncio.create_task(keeper.dispatch())
+    await reached.wait()
+
+    async def remove() -> None:
+        async with keeper.database.write() as tx:
+            await subscriptions.remove(tx, grant.subscription.subscription_id)
+
+    removing = asyncio.create_task(remove())
+    await asyncio.sleep(0.1)
+    go.set()
+    await asyncio.gather(dispatching, removing)
+    assert await keeper.query("SELECT * FROM settlement.webhook_queues") == []
+
+
 async def test_a_journal_that_nobody_listened_to_is_not_read_through(keeper: Tollkeeper) -> None:
     await keeper.happen(*(fact(str(n)) for n in range(50)))
     await keeper.subscribe("payments.*")

@@ -248,16 +248,17 @@ async def remove(tx: WriteTx, subscription_id: str) -> None:
 
     Raises SubscriptionNotFound.
     """
+    await journal.hold(tx, READER)  # nothing is being put in its queues, which nobody would look at again
+    await tx.execute(
+        "DELETE FROM settlement.webhook_queues WHERE subscription_id = %(subscription_id)s",
+        {"subscription_id": subscription_id},
+    )
     removed = await tx.execute(
         "DELETE FROM settlement.webhook_subscriptions WHERE subscription_id = %(subscription_id)s",
         {"subscription_id": subscription_id},
     )
     if removed == 0:
         raise SubscriptionNotFound(subscription_id)
-    await tx.execute(
-        "DELETE FROM settlement.webhook_queues WHERE subscription_id = %(subscription_id)s",
-        {"subscription_id": subscription_id},
-    )
     await _tell(tx, "deleted", subscription_id)
 
 
