@@ -154,13 +154,20 @@ async def test_enabling_writes_no_more_queues_than_wait_for_a_retry(keeper: Toll
 async def test_enabling_can_bring_what_was_missed(keeper: Tollkeeper) -> None:
     grant = await keeper.subscribe("payments.*")
     name = grant.subscription.subscription_id
+    await keeper.happen(fact("a", 1))  # while no worker runs
     await desk.change(keeper.database, name, enabled=False)
-    await keeper.happen(fact("a", 1))
+    await keeper.happen(fact("a", 2))
     await keeper.tell()
-    await desk.change(keeper.database, name, enabled=True, replay_missed=True)
+    await desk.change(keeper.database, name, enabled=True)
     keeper.wait(1)
     await keeper.tell()
     assert keeper.endpoint.by_subject() == {"a": [1]}
+    await desk.change(keeper.database, name, enabled=False)
+    await keeper.happen(fact("a", 3))
+    await desk.change(keeper.database, name, enabled=True, replay_missed=True)
+    keeper.wait(1)
+    await keeper.tell()
+    assert keeper.endpoint.by_subject() == {"a": [1, 2, 3]}
 
 
 @pytest.mark.parametrize(

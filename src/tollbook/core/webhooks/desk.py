@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from tollbook.core import clock, ids
 from tollbook.core.database import Database
-from tollbook.core.webhooks import deliveries, pings, replays, rules, subscriptions
+from tollbook.core.webhooks import deliveries, dispatch, pings, replays, rules, subscriptions
 from tollbook.core.webhooks.deliveries import Attempt, Delivery, Status
 from tollbook.core.webhooks.pings import Ping
 from tollbook.core.webhooks.replays import Replay
@@ -16,6 +16,7 @@ from tollbook.core.webhooks.subscriptions import Grant, Subscription
 # What was recorded just before it was disabled may not have been in its queues yet; twice does no harm.
 BEFORE_DISABLED = timedelta(minutes=1)
 BY_HAND = "disabled by hand"
+TURNS_BEFORE_DISABLED = 50
 
 
 async def subscribe(
@@ -58,6 +59,8 @@ async def change(
         async with Post(read_settings()) as post:
             await post.check(url)
     now = clock.now()
+    if enabled is False:
+        await _catch_up(database, now)
     async with database.write() as tx:
         before = found = await subscriptions.get(tx, subscription_id)
         if url is not None or event_types is not None or description is not None:
@@ -72,6 +75,13 @@ async def change(
         elif enabled is False:
             found = await subscriptions.disable(tx, subscription_id, reason=BY_HAND, now=now)
     return found
+
+
+async def _catch_up(database: Database, now: datetime) -> None:
+    """Put in the queues what has happened by now, also where no worker has run: it waits there."""
+    for _ in range(TURNS_BEFORE_DISABLED):
+        if not await dispatch.dispatch(database, now=now):
+            return
 
 
 async def send_test(
