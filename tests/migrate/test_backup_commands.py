@@ -85,7 +85,7 @@ def test_what_a_kill_left_among_the_temporary_files_goes(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = """
 import os, signal, sys
-from tollbook.migrate.places import temporary
+from tollbook.migrate.scratch import temporary
 with temporary("tollbook-restore-") as folder:
     (folder / "dump").write_text("rows")
     os.kill(os.getpid(), signal.SIGKILL)
