@@ -14,7 +14,7 @@ from tollbook.books.settlement.settings import Limits, SettlementSettings
 from tollbook.core import clock
 from tollbook.core.database import Database, Params, Row, WriteTx
 from tollbook.core.errors import Refusal
-from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
+from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, TOKEN_ADDRESS, LocalChain
 
 
 @pytest.fixture
@@ -118,6 +118,13 @@ async def test_what_would_revert_is_not_sent_and_refused_after_some_tries(
     assert (refused.status, refused.attempts) == ("refused", execution.REVERTS_MAX)
     assert "revert" in str(refused.error)
     assert int(chain.call("eth_getTransactionCount", payroll.operators[0].address, "latest"), 16) == 0
+
+
+async def test_nobody_pays_a_token_to_itself(payroll: Payroll) -> None:
+    command_id = await payroll.order(payee=TOKEN_ADDRESS)
+    await payroll.validate()
+    refused = await payroll.get(command_id)
+    assert (refused.status, "is lost" in str(refused.error)) == ("refused", True)
 
 
 @pytest.mark.parametrize("missing", ["gas", "tokens"])

@@ -80,7 +80,10 @@ def resolve(
         served = ", ".join(tables.assets) or "none: set TOLLBOOK_RPC_URLS"
         raise CommandUnpayable(f"Network {network} is not served here. Served: {served}.")
     found = _find_asset(network, known, asset_symbol or None, asset)
-    return Terms(network, found.address, found.decimals, _count(amount, found.decimals), _read_payee(payee))
+    whom = _read_payee(payee)
+    if whom == found.address:
+        raise CommandUnpayable("The payee is the token itself: what goes there is lost.")
+    return Terms(network, found.address, found.decimals, _count(amount, found.decimals), whom)
 
 
 def _known(network: str) -> dict[str, Asset]:
