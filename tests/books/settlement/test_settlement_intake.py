@@ -182,6 +182,12 @@ async def test_the_database_itself_refuses_what_nobody_may_do(database: Database
                     "INSERT INTO settlement.settlement_commands (command_id, workflow_id, account_ref,"
                     f" amount_numeric) VALUES ('x', '', '', {amount})".encode()
                 )
+        for time in ("expires_at", "received_at", "last_updated"):  # no worker could read it
+            with pytest.raises(CheckViolation):
+                connection.execute(
+                    "INSERT INTO settlement.settlement_commands (command_id, workflow_id, account_ref,"
+                    f" {time}) VALUES ('x', '', '', 'infinity')".encode()
+                )
         with pytest.raises(RestrictViolation):
             connection.execute(
                 "INSERT INTO settlement.settlement_commands (command_id, workflow_id, account_ref, status)"

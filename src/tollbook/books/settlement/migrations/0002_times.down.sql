@@ -1,0 +1,1 @@
+ALTER TABLE settlement.settlement_commands DROP CONSTRAINT times_can_be_read;
