@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.webhooks import LOCAL, Endpoint, Told, Tollkeeper, answer, fact, make_facts
+from fixtures.webhooks import LOCAL, OK, Endpoint, Told, Tollkeeper, answer, fact, make_facts
 from tollbook.core.webhooks import deliveries, desk, rules, subscriptions
 from tollbook.core.webhooks.sending import ANSWER_BYTES_MAX, Post
 
@@ -273,6 +273,30 @@ async def test_an_answer_that_no_text_can_hold_is_kept_as_well_as_can_be(keeper:
     await keeper.happen(fact("a"))
     await keeper.tell()
     assert (await read_attempts(keeper))[0][3] == "a�b�"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_events(
+    keeper: Tollkeeper, at_once: bool
+) -> None:
+    await keeper.subscribe("payments.*")
+
+    async def answer_too_much(told: Told, writer: asyncio.StreamWriter) -> bytes | None:
+        if told.subject == "first" and at_once:
+            return OK * 2
+        if told.subject == "first":
+            asyncio.get_running_loop().call_later(0.05, writer.write, OK)
+            return OK
+        writer.close()
+        return None
+
+    keeper.endpoint.answers["/hooks"] = answer_too_much
+    await keeper.happen(fact("first"))
+    await keeper.tell()
+    await asyncio.sleep(0.1)
+    await keeper.happen(fact("second"))
+    await keeper.tell()
+    assert await keeper.statuses() == ["delivered", "pending"]
 
 
 async def until(true: Callable[[], bool]) -> None:

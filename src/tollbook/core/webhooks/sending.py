@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib.metadata import version
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from tollbook.core.webhooks import addresses, rules
 from tollbook.core.webhooks.addresses import AddressRefused, Lookup, Names
@@ -46,6 +50,28 @@ class Outcome:
         return self.error is None
 
 
+class _Connection(ResponseHandler):
+    """aiohttp's, which ends where more is answered than was asked.
+
+    Else that would be taken for the answer to the next event, or be heaped up while the connection is idle.
+    """
+
+    _answered = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request begins."""
+        self._answered = False
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """An answer came, or a word ahead of it (1xx)."""
+        if self._answered:
+            self.abort()
+            return
+        self._answered = data[0].code >= 200
+        super().feed_data(data, size)
+
+
 class Post:
     """Posts webhooks; keeps connections, no cookies, heeds no proxy: `async with Post(settings) as post`."""
 
@@ -63,6 +89,8 @@ class Post:
             keepalive_timeout=IDLE_SECONDS_MAX,
             socket_factory=addresses.make_socket_factory(self.settings.allow_networks),
         )
+        made = partial(_Connection, loop=asyncio.get_running_loop())
+        connector._factory = made  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
