@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -86,7 +86,7 @@ async def test_a_command_that_restored_books_have_forgotten_is_not_paid_again_wh
 def _an_hour_later(find_block_before: Callable[..., Any]) -> Callable[..., Any]:
     began_at = clock.now()
 
-    async def find(chain: Chain, moment: Any, newest: int) -> int:
+    async def find(chain: Chain, moment: datetime, newest: int) -> int:
         # What was received by the restored books is an hour younger than what they remember.
         is_new = moment + looks.CLOCKS_APART_MAX > began_at
         return await find_block_before(chain, moment + timedelta(hours=1 if is_new else 0), newest)
@@ -118,6 +118,28 @@ async def test_what_was_looked_at_is_kept_though_the_node_gives_up_on_the_rest(
             with suppress(ChainUnreachable):
                 await desk.send()
     assert (await payroll.get(command_id)).status == "executed"
+
+
+async def test_where_all_that_was_found_matters_it_is_not_read_again_and_again(
+    payroll: Payroll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = 0
+    find = looks.find_block_before
+
+    async def begin(chain: Chain, moment: datetime, newest: int) -> int:
+        nonlocal began
+        began += 1
+        return await find(chain, moment, newest)
+
+    monkeypatch.setattr(looks, "find_block_before", begin)
+    monkeypatch.setattr(looks, "FOUND_MAX", 0)
+    async with payroll.open_desk() as desk:
+        monkeypatch.setattr(desk.lookout, "_room", 0)
+        for _ in range(6):
+            command_id = await payroll.order()
+            await payroll.validate()
+            await payroll.settle(desk, command_id)
+    assert began <= 2
 
 
 async def test_a_round_that_may_come_back_keeps_the_next_one_waiting_and_not_for_ever(

@@ -182,7 +182,7 @@ async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> d
                    lead(t.nonce, 1, u.used) OVER (PARTITION BY t.sender ORDER BY t.nonce) AS next_nonce
             FROM unnest(%(senders)s::text[], %(used)s::bigint[]) AS u (sender, used)
             JOIN core.transactions t ON t.sender = u.sender AND t.nonce < u.used
-            WHERE t.network = %(network)s AND t.status NOT IN ('lost', 'dropped')
+            WHERE t.network = %(network)s AND t.status NOT IN ('lost', 'dropped') AND t.nonce IS NOT NULL
         ) AS k WHERE k.next_nonce > k.nonce + 1
         """,
         {"network": network, "senders": list(used), "used": list(used.values())},
