@@ -47,6 +47,7 @@ async def test_a_stranger_who_copies_a_mark_does_not_hide_the_payment(
     stranger = chain.make_account(wei=GAS_MONEY_WEI)
     data = TRANSFER_FROM + nothing + mark
     send_elsewhere(chain, stranger, 0, to=to_checksum_address(TOKEN_ADDRESS), data=data, gas=200_000)
+    chain.call("evm_mine")
     assert len(payroll.list_transfers()) == 2
     async with Database(copy) as books:
         restored = replace(payroll, database=books)
