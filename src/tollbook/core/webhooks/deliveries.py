@@ -123,27 +123,27 @@ async def claim(
     async with database.statement() as tx:
         return await tx.all(
             """
-            WITH due AS (
-                SELECT s.subscription_id, q.subject, s.url, s.secret, s.failing_since,
-                       CASE WHEN s.previous_secret_expires_at > %(now)s THEN s.previous_secret END
-                           AS previous_secret
-                -- A claim that a crash of PostgreSQL takes is no loss: its holder is asked no more for it.
-                FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick
-                CROSS JOIN settlement.webhook_subscriptions s
-                CROSS JOIN LATERAL (
-                    SELECT q.subject FROM settlement.webhook_queues q
-                    WHERE q.subscription_id = s.subscription_id AND q.next_attempt_at <= %(now)s
-                    ORDER BY q.next_attempt_at
-                    LIMIT coalesce((%(rooms)s::jsonb ->> s.subscription_id)::bigint, %(room)s)
-                    FOR UPDATE SKIP LOCKED
-                ) AS q
-                WHERE s.enabled AND (s.paused_until IS NULL OR s.paused_until <= %(now)s)
-            )
             UPDATE settlement.webhook_queues AS q
             SET next_attempt_at = %(leased_until)s, claim_id = %(claim_id)s
-            FROM due WHERE q.subscription_id = due.subscription_id AND q.subject = due.subject
-            RETURNING due.subscription_id, due.subject, due.url, due.secret, due.previous_secret,
-                      due.failing_since
+            FROM settlement.webhook_subscriptions s
+            -- By place: the planner cannot know how few there are, and would read the whole table.
+            WHERE q.ctid = ANY(ARRAY(
+                SELECT d.ctid
+                -- A claim that a crash of PostgreSQL takes is no loss: its holder is asked no more for it.
+                FROM (SELECT set_config('synchronous_commit', 'off', true)) AS quick
+                CROSS JOIN settlement.webhook_subscriptions w
+                CROSS JOIN LATERAL (
+                    SELECT o.ctid FROM settlement.webhook_queues o
+                    WHERE o.subscription_id = w.subscription_id AND o.next_attempt_at <= %(now)s
+                    ORDER BY o.next_attempt_at
+                    LIMIT coalesce((%(rooms)s::jsonb ->> w.subscription_id)::bigint, %(room)s)
+                    FOR UPDATE SKIP LOCKED
+                ) AS d
+                WHERE w.enabled AND (w.paused_until IS NULL OR w.paused_until <= %(now)s)
+            )) AND s.subscription_id = q.subscription_id
+            RETURNING q.subscription_id, q.subject, s.url, s.secret, s.failing_since,
+                      CASE WHEN s.previous_secret_expires_at > %(now)s THEN s.previous_secret END
+                          AS previous_secret
             """,
             {
                 "rooms": Jsonb(rooms),
@@ -258,7 +258,8 @@ async def _write_results(tx: WriteTx, results: Sequence[Result]) -> None:
             retrying_since = r.retrying_since, next_attempt_at = r.next_attempt_at,
             ended_at = CASE WHEN r.status <> 'pending' THEN r.at END
         FROM results r
-        WHERE d.subscription_id = r.subscription_id AND d.delivery_id = r.delivery_id AND d.status = 'pending'
+        WHERE d.subscription_id = r.subscription_id AND d.delivery_id = r.delivery_id
+          AND d.ended_at IS NULL  -- it is pending; said so, the planner may take the index of all that are
         """,
         _columns(results),
     )
