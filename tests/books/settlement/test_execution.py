@@ -255,6 +255,19 @@ async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again
     assert (await order("1"))[1] == "refused"
 
 
+async def test_what_was_validated_before_there_was_a_limit_gives_nothing_of_it_back(payroll: Payroll) -> None:
+    before = [await payroll.order("50") for _ in range(2)]
+    await payroll.validate()
+    ids = [await payroll.order("50") for _ in range(2)]
+    await payroll.validate(settlement_limits=LIMITS)
+    async with payroll.database.write() as tx:
+        for command_id in before:
+            await commands.cancel(tx, command_id, None, now=clock.now())
+    ids.append(await payroll.order("50"))
+    await payroll.validate(settlement_limits=LIMITS)
+    assert [(await payroll.get(one)).status for one in ids] == ["validated", "validated", "refused"]
+
+
 class Explained(WriteTx):
     """Tells how statements would be carried out, and does nothing."""
 

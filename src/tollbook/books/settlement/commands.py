@@ -98,15 +98,19 @@ async def validate(
     asset: str | None,
     decimals: int,
     amount_minor: int,
+    counted: bool = False,
     now: datetime,
 ) -> bool:
-    """Enter that it can be paid, and in which minor units of what; whether it was received and in time."""
+    """Enter that it can be paid, and in which minor units of what; whether it was received and in time.
+
+    `counted` where it took something of its day's limits: that is given back where it ends without paying.
+    """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
         SET status = 'validated', validated_at = %(now)s, last_updated = %(now)s, next_attempt_at = %(now)s,
             network = %(network)s, asset = %(asset)s, decimals = %(decimals)s,
-            amount_minor = %(amount_minor)s, error = NULL, attempts = 0
+            amount_minor = %(amount_minor)s, counted = %(counted)s, error = NULL, attempts = 0
         WHERE command_id = %(command_id)s AND status = 'received'
           AND (expires_at IS NULL OR expires_at > %(now)s)
         """,
@@ -116,6 +120,7 @@ async def validate(
             "asset": asset,
             "decimals": decimals,
             "amount_minor": Decimal(amount_minor),
+            "counted": counted,
             "now": now,
         },
     )
@@ -295,7 +300,7 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
         """
         UPDATE settlement.settlement_commands
         SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, error = NULL,
-            executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL,
+            executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL, counted = false,
             last_updated = %(now)s, next_attempt_at = %(now)s
         WHERE command_id = %(command_id)s AND status = 'failed'
           AND (expires_at IS NULL OR expires_at > %(now)s)
@@ -303,6 +308,17 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
         {"command_id": command_id, "now": now},
     )
     return await _get_moved(tx, command_id, changed, "tried again")
+
+
+async def note_counted(tx: WriteTx, command_id: str) -> None:
+    """Enter that one that is tried again took something of its day's limits."""
+    await tx.execute(
+        """
+        UPDATE settlement.settlement_commands SET counted = true
+        WHERE command_id = %(command_id)s AND status = 'validated'
+        """,
+        {"command_id": command_id},
+    )
 
 
 async def get(tx: ReadTx, command_id: str) -> Command:

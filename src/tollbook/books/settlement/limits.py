@@ -1,8 +1,8 @@
 """Limits: how much may go by one command, to one payee in a day, and in a day at all.
 
 What a command takes is counted in settlement.spending by a conditional upsert, in the transaction that
-validates it: however many validate at once, no day has more than its limit. A trigger gives it back where
-the command ends without paying. A day is one of UTC: the one of validated_at.
+validates it: however many validate at once, no day has more than its limit. A trigger gives back what was
+counted where the command ends without paying. A day is one of UTC: the one of validated_at.
 """
 
 from collections.abc import Mapping
@@ -86,20 +86,20 @@ def check_command(limit: Limit | None, terms: Terms) -> None:
         )
 
 
-async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime) -> None:
-    """Count what a command takes, all of it or nothing. Raises LimitReached.
+async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime) -> bool:
+    """Count what a command takes, all of it or nothing; False where no day's limit holds. Raises LimitReached.
 
     It locks the sums of all payees before those of one: whoever takes several in a transaction takes them in
     the order of network, asset and payee.
     """
     check_command(limit, terms)
     if limit is None or (limit.day is None and limit.payee_day is None):
-        return
+        return False
     most = {ALL_PAYEES: limit.day, terms.payee: limit.payee_day}
     full: list[str] = []
     async with tx.connection.transaction():
         for payee, limit_of_day in most.items():
-            if limit_of_day is not None and not await _add(tx, payee, limit_of_day, terms, now):
+            if not await _add(tx, payee, limit_of_day, terms, now):
                 full.append(payee)
                 raise Rollback
     if full:
@@ -107,6 +107,7 @@ async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime)
         raise LimitReached(
             f"{terms.amount_minor} minor units more {whom} would be above the day's limit, {most[full[0]]}."
         )
+    return True
 
 
 async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetime) -> Command:
@@ -126,13 +127,14 @@ async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetim
     terms = Terms(
         command.network, command.asset, command.decimals or 0, command.amount_minor, command.payee.lower()
     )
-    await take(tx, table.get((command.network, command.asset)), terms, now=now)
+    if await take(tx, table.get((command.network, command.asset)), terms, now=now):
+        await commands.note_counted(tx, command_id)
     return command
 
 
-async def _add(tx: WriteTx, payee: str, most: int, terms: Terms, now: datetime) -> bool:
+async def _add(tx: WriteTx, payee: str, most: int | None, terms: Terms, now: datetime) -> bool:
     """Whether there was room."""
-    if terms.amount_minor > most:
+    if most is not None and terms.amount_minor > most:
         return False
     added = await tx.execute(
         """
@@ -140,7 +142,7 @@ async def _add(tx: WriteTx, payee: str, most: int, terms: Terms, now: datetime) 
         VALUES (%(network)s, %(asset)s, %(payee)s, %(day)s, %(amount_minor)s)
         ON CONFLICT (network, asset, payee, day) DO UPDATE
             SET amount_minor = s.amount_minor + excluded.amount_minor
-            WHERE s.amount_minor + excluded.amount_minor <= %(most)s
+            WHERE %(most)s::numeric IS NULL OR s.amount_minor + excluded.amount_minor <= %(most)s::numeric
         """,
         {
             "network": terms.network,
@@ -148,7 +150,7 @@ async def _add(tx: WriteTx, payee: str, most: int, terms: Terms, now: datetime) 
             "payee": payee,
             "day": now.date(),
             "amount_minor": Decimal(terms.amount_minor),
-            "most": Decimal(most),
+            "most": None if most is None else Decimal(most),
         },
     )
     return added == 1

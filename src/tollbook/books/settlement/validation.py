@@ -76,7 +76,7 @@ async def _validate(
         await commands.refuse(tx, one.command_id, terms.sentence, now=now)
         return
     try:
-        await limits.take(tx, standards.limits.get((terms.network, terms.asset)), terms, now=now)
+        counted = await limits.take(tx, standards.limits.get((terms.network, terms.asset)), terms, now=now)
     except LimitReached as refusal:
         await commands.refuse(tx, one.command_id, refusal.sentence, now=now)
         return
@@ -87,5 +87,6 @@ async def _validate(
         asset=terms.asset,
         decimals=terms.decimals,
         amount_minor=terms.amount_minor,
+        counted=counted,
         now=now,
     )
