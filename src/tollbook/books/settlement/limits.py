@@ -87,7 +87,7 @@ def check_command(limit: Limit | None, terms: Terms) -> None:
 
 
 async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime) -> bool:
-    """Count what a command takes, all of it or nothing; False where no day's limit holds. Raises LimitReached.
+    """Count what a command takes, all of it or nothing; False where no day is limited. Raises LimitReached.
 
     It locks the sums of all payees before those of one: whoever takes several in a transaction takes them in
     the order of network, asset and payee.
