@@ -1,9 +1,7 @@
 """The operator's private keys: where they come from, and how they are refused without being shown."""
 
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -12,10 +10,10 @@ from eth_account import Account
 from solders.keypair import Keypair
 
 from tollbook.core.errors import Refusal
+from tollbook.core.private_files import read_private
 
 KEY_VARIABLE = "TOLLBOOK_FACILITATOR_KEY"
 SOLANA_KEY_VARIABLE = "TOLLBOOK_SOLANA_KEY"
-KEY_FILE_BYTES_MAX = 1024
 
 _KEY = re.compile(r"0x[0-9a-f]{64}")
 _KEYPAIR = re.compile(r"\[.*|[1-9A-HJ-NP-Za-km-z]{80,90}", re.DOTALL)
@@ -38,7 +36,7 @@ def read_operator_key(key_file: Path | None, environment: Mapping[str, str]) -> 
         if not key:
             raise OperatorKeyUnusable(f"There is no operator's key. Set {KEY_VARIABLE}, or name a key file.")
         return check_operator_key(key)
-    return check_operator_key(_read_key_file(key_file))
+    return check_operator_key(read_private(key_file, "The key file", OperatorKeyUnusable))
 
 
 def read_operator_keys(key_files: Sequence[Path], environment: Mapping[str, str]) -> list[str]:
@@ -46,26 +44,12 @@ def read_operator_keys(key_files: Sequence[Path], environment: Mapping[str, str]
 
     EVM's as 0x and 64 hex digits, Solana's as the base 58 text of 64 bytes. Raises OperatorKeyUnusable.
     """
-    texts = [_read_key_file(file) for file in key_files]
+    texts = [read_private(file, "The key file", OperatorKeyUnusable) for file in key_files]
     for variable, of_solana in ((KEY_VARIABLE, False), (SOLANA_KEY_VARIABLE, True)):
         text = environment.get(variable, "")
         if text and not any(is_solana_key(other) is of_solana for other in texts):
             texts.append(text)
     return [str(read_keypair(text)) if is_solana_key(text) else check_operator_key(text) for text in texts]
-
-
-def _read_key_file(key_file: Path) -> str:
-    try:
-        with key_file.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            key = file.read(KEY_FILE_BYTES_MAX).decode("ascii", errors="replace")
-    except OSError as error:
-        raise OperatorKeyUnusable(f"The key file {key_file} cannot be read: {error.strerror}.") from error
-    if mode & 0o077:
-        raise OperatorKeyUnusable(
-            f"The key file {key_file} is open to others (mode {mode:04o}). Run: chmod 600 {key_file}"
-        )
-    return key
 
 
 def check_operator_key(text: str) -> str:

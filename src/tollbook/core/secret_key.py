@@ -4,11 +4,11 @@ import functools
 import os
 import re
 import secrets
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tollbook.core.errors import Refusal
+from tollbook.core.private_files import read_private
 
 if TYPE_CHECKING:
     from tollbook.core.settings import Settings
@@ -17,7 +17,6 @@ VARIABLE = "TOLLBOOK_SECRET_KEY"
 FILE_VARIABLE = "TOLLBOOK_SECRET_KEY_FILE"
 FILE = "secret.key"
 KEY_BYTES = 32
-FILE_BYTES_MAX = 1024
 
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -73,17 +72,7 @@ def _read_or_make(file: Path) -> bytes:
 
 
 def _read_file(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
-            text = opened.read(FILE_BYTES_MAX).decode("ascii", errors="replace")
-    except OSError as error:
-        raise SecretKeyUnusable(f"The secret key's file {file} cannot be read: {error.strerror}.") from None
-    if mode & 0o077:
-        raise SecretKeyUnusable(
-            f"The secret key's file {file} is open to others (mode {mode:04o}). Run: chmod 600 {file}"
-        )
-    return _read(text, str(file))
+    return _read(read_private(file, "The secret key's file", SecretKeyUnusable), str(file))
 
 
 def _read(text: str, where: str) -> bytes:
