@@ -126,7 +126,7 @@ def _write(environment: Environment, function: Callable[[], None], direction: st
         with _entered(environment, context, offline=pen.ask) as operations:
             operations.get_bind = lambda: pen.blind
             function()
-    except Exception:
+    except Exception:  # a program of the user's that text cannot say: it is run instead, and says it then
         return None
     if pen.asked or (direction == "upgrade" and not _note_types(environment, context)):
         return None
