@@ -9,9 +9,10 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
-from pglast import ast, parse_sql
+from pglast import ast
 from pglast.parser import ParseError, scan
 
+from tollbook.migrate import grammar
 from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 
@@ -66,7 +67,7 @@ def read(script: Script) -> tuple[Backfill | None, list[Problem]]:
         ]
     try:
         found = _find_marks(script.text)
-        raw: tuple[Any, ...] = parse_sql(_blank(script.text, found))
+        raw: tuple[Any, ...] = grammar.parse(_blank(script.text, found))
     except ParseError as error:
         return None, [_refuse(script, int(error.args[1]), f"{error.args[0]}.", "Correct the SQL.")]
     if len(raw) != 1 or not isinstance(raw[0].stmt, CHANGES):

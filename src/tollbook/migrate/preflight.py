@@ -164,26 +164,29 @@ def _find_renamed_folder(standing: Standing) -> list[Problem]:
 
 def prepare(pending: Iterable[Migration]) -> tuple[list["Prepared"], list[Problem]]:
     """Read the pending files by grammar; return them ready to run, and what must not run."""
+    from tollbook.migrate import grammar
+
+    with grammar.unchecked():
+        read = [_prepare(migration) for migration in pending]
+    return [one for one, _ in read], [problem for _, problems in read for problem in problems]
+
+
+def _prepare(migration: Migration) -> tuple["Prepared", list[Problem]]:
     from tollbook.migrate import backfill_file, promises, statements
     from tollbook.migrate.execution import Prepared
 
-    ready: list[Prepared] = []
-    problems: list[Problem] = []
-    for migration in pending:
-        up = statements.read(migration.up)
-        check = statements.read(migration.check) if migration.check else None
-        problems += [*up.problems, *(check.problems if check else ())]
-        if check:
-            problems += _refuse_cuts(migration.check, check)
-        if migration.down:  # found now, not on the day it is needed
-            problems += statements.read(migration.down).problems
-        made = promises.collect(up.statements)
-        if migration.up.program:  # nobody can tell beforehand what it makes or drops
-            made.opaque = made.may_remove = True
-        fill, wrong = backfill_file.read(migration.backfill) if migration.backfill else (None, [])
-        problems += wrong
-        ready.append(Prepared(migration, up, made, check, fill))
-    return ready, problems
+    up = statements.read(migration.up)
+    check = statements.read(migration.check) if migration.check else None
+    problems = [*up.problems, *(check.problems if check else ())]
+    if check:
+        problems += _refuse_cuts(migration.check, check)
+    if migration.down:  # found now, not on the day it is needed
+        problems += statements.read(migration.down).problems
+    made = promises.collect(up.statements)
+    if migration.up.program:  # nobody can tell beforehand what it makes or drops
+        made.opaque = made.may_remove = True
+    fill, wrong = backfill_file.read(migration.backfill) if migration.backfill else (None, [])
+    return Prepared(migration, up, made, check, fill), [*problems, *wrong]
 
 
 def _refuse_cuts(script: Script | None, reading: "statements.Reading") -> list[Problem]:

@@ -7,9 +7,10 @@ nothing of what the file does to the database, and all others are refused by nam
 import re
 from dataclasses import dataclass
 
-from pglast import ast, parse_sql
+from pglast import ast
 from pglast.parser import ParseError
 
+from tollbook.migrate import grammar
 from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 
@@ -193,7 +194,7 @@ class _Reader:
         # Commands of psql may stand before it: they are not SQL, and were read already.
         lines = (line for line in statement.splitlines() if not line.lstrip().startswith("\\"))
         try:
-            raw = parse_sql("\n".join(lines))
+            raw = grammar.parse("\n".join(lines))
         except ParseError:
             return False
         return bool(raw) and takes_rows(raw[-1].stmt)

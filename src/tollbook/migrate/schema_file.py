@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pglast import ast, parse_sql
+from pglast import ast
 
-from tollbook.migrate import drift, formats, replay
+from tollbook.migrate import drift, formats, grammar, replay
 from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.events import Listener, ignore
 from tollbook.migrate.files import Folder
@@ -97,7 +97,7 @@ def clean(text: str, user: str) -> str:
     raw = text.encode()
     kept: list[str] = []
     functions = False
-    for one in parse_sql(text):
+    for one in grammar.parse(text):
         tree = one.stmt
         if isinstance(tree, ast.VariableSetStmt) or _sets_config(tree):
             continue

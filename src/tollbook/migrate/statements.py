@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pglast import ast, parse_sql
+from pglast import ast
 from pglast.enums import DiscardMode, ObjectType, ReindexObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
 from pglast.parser import ParseError
 
-from tollbook.migrate import psql
+from tollbook.migrate import grammar, psql
 from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 
@@ -59,13 +59,13 @@ def read(script: Script) -> Reading:
         return Reading((), (script.refusal,))
     plain = psql.Plain(script.text, (), ())
     try:
-        raw: tuple[Any, ...] = parse_sql(script.text)
+        raw: tuple[Any, ...] = grammar.parse(script.text)
     except ParseError as error:
         plain = psql.strip(script)
         if plain.problems:
             return Reading((), plain.problems)
         try:
-            raw = parse_sql(plain.text)
+            raw = grammar.parse(plain.text)
         except ParseError as left:
             return Reading((), (_explain(script, left if plain.rows else error),))
     return _Sorter(script, plain).sort(raw)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pglast import ast, parse_plpgsql, parse_sql
+from pglast import ast, parse_plpgsql
 from pglast.parser import ParseError, scan
 
+from tollbook.migrate import grammar
 from tollbook.migrate.lint.trees import is_a
 from tollbook.migrate.lint.words import quote, text
 
@@ -76,7 +77,7 @@ def _query(expression: Any) -> str:
 def _add(expression: Any, line: int, found: list[Inner], hidden: list[str]) -> None:
     query = _query(expression)
     try:
-        found += [Inner(node.stmt, query, line) for node in parse_sql(query)]
+        found += [Inner(node.stmt, query, line) for node in grammar.parse(query)]
     except ParseError:
         hidden.append(f"line {line}: a statement that cannot be read before it runs")
 
@@ -84,7 +85,7 @@ def _add(expression: Any, line: int, found: list[Inner], hidden: list[str]) -> N
 def _add_dynamic(expression: Any, line: int, found: list[Inner], hidden: list[str]) -> None:
     query = _query(expression)
     try:
-        tree: Any = parse_sql(f"SELECT {query}")[0].stmt
+        tree: Any = grammar.parse(f"SELECT {query}")[0].stmt
         words = fold(tree.targetList[0].val)
     except (ParseError, IndexError):
         words = None
@@ -92,7 +93,7 @@ def _add_dynamic(expression: Any, line: int, found: list[Inner], hidden: list[st
         hidden.append(f"line {line}: EXECUTE {query}, which is put together only when it runs")
         return
     try:
-        found += [Inner(node.stmt, words, line) for node in parse_sql(words)]
+        found += [Inner(node.stmt, words, line) for node in grammar.parse(words)]
     except ParseError:
         hidden.append(f"line {line}: EXECUTE of what does not parse")
 
