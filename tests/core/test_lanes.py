@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fixtures.lanes import key_of, make_call, send_elsewhere
+from fixtures.lanes import count_paid, find, key_of, make_call, mine, send_elsewhere
 from fixtures.serve import serve
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
-from tollbook.core.lanes import CallMalformed, Lanes, NoGasMoney, PurposeReused
+from tollbook.core.lanes import CallMalformed, Lanes, NoGasMoney, PurposeBarred, PurposeReused, transactions
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 
@@ -67,6 +67,22 @@ async def test_another_call_under_the_same_purpose_is_refused(
         assert again is not None
         assert again.transaction_id == sent.transaction_id
         assert await lanes.find("never heard of") is None
+
+
+async def test_a_purpose_that_is_barred_is_never_sent_and_one_that_is_in_hand_is_not_barred(
+    database: Database, chain: LocalChain, operator: LocalAccount
+) -> None:
+    barred, sent = make_call(), make_call()
+    async with Lanes(database, {NETWORK: chain.url}, [key_of(operator)]) as lanes:
+        await lanes.submit(sent)
+        for _ in range(2):  # once more is no harm
+            async with database.write() as tx:
+                assert await transactions.bar(tx, barred)
+                assert not await transactions.bar(tx, sent)
+        with pytest.raises(PurposeBarred):
+            await lanes.submit(barred)
+        await mine(lanes, await find(lanes, sent.purpose))
+    assert (count_paid(chain, barred), count_paid(chain, sent)) == (0, 1)
 
 
 async def test_two_hundred_calls_from_three_pools_leave_no_gap(

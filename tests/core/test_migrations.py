@@ -37,7 +37,14 @@ def read_schemas(connection: psycopg.Connection) -> list[str]:
 
 
 def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> None:
-    assert NAMES == ["0001_core", "0002_jobs", "0003_lanes", "0004_lanes_lost", "0005_webhooks"]
+    assert NAMES == [
+        "0001_core",
+        "0002_jobs",
+        "0003_lanes",
+        "0004_lanes_lost",
+        "0005_webhooks",
+        "0006_lanes_barred",
+    ]
     for _ in range(2):
         for name in NAMES:
             run(empty, name, "up")
@@ -62,6 +69,7 @@ def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> 
         ("0003_lanes", "DROP INDEX core.transactions_nonce"),
         ("0003_lanes", "DROP FUNCTION core.take_nonces"),
         ("0005_webhooks", "ALTER TABLE settlement.webhook_subscriptions DROP COLUMN began_in"),
+        ("0006_lanes_barred", "ALTER TABLE core.transactions DROP COLUMN barred"),
     ],
 )
 def test_a_check_sees_what_is_missing(empty: psycopg.Connection, name: str, breakage: str) -> None:

@@ -24,7 +24,7 @@ from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import DatabaseUnreachable, Refusal
-from tollbook.core.lanes import Call, Lanes, PurposeReused, SubmissionOpen, Transaction
+from tollbook.core.lanes import Call, Lanes, PurposeReused, SubmissionOpen, Transaction, transactions
 from tollbook.core.lanes.mend import FILLER
 from tollbook.core.lanes.node import Node
 from tollbook.core.lanes.transactions import GAS_MIN
@@ -214,8 +214,8 @@ class Desk:
             known = await due.find_transactions(tx, dues)
         unsent: list[Due] = []
         for one in dues:
-            transactions = {each.purpose: each for each in known.get(one.command_id, ())}
-            current = transactions.get(one.transfer.purpose)
+            by_purpose = {each.purpose: each for each in known.get(one.command_id, ())}
+            current = by_purpose.get(one.transfer.purpose)
             if current is None or current.status in UNSENT:
                 unsent.append(one)
             else:
@@ -251,22 +251,16 @@ class Desk:
         """They have none that lives. Nothing is sent anew before the chain was looked at."""
         if not dues:
             return
-        # Reserved by who died, or is about to sign it: the lanes know which, and wait for him.
+        # By who died, or is about to sign it: the lanes know which, and wait for him.
         reserved = {
             one.command_id
             for one in dues
             for each in known.get(one.command_id, ())
             if each.purpose == one.transfer.purpose and each.status == "reserved"
         }
-        own = {
-            command_id: [each for each in all_rounds if each.status != "reserved"]
-            if command_id in reserved
-            else all_rounds
-            for command_id, all_rounds in known.items()
-        }
-        for each in [each for one in dues for each in own.get(one.command_id, ()) if each.status == "lost"]:
+        for each in [each for one in dues for each in known.get(one.command_id, ()) if each.status == "lost"]:
             await self._displace(each)  # of a former round: it may come back, until its nonce is another's
-        sights = await self.lookout.look(dues, own)
+        sights = await self.lookout.look(dues, known)
         left: list[Due] = []
         for one in dues:
             if one.command_id in sights:
@@ -297,14 +291,18 @@ class Desk:
         logger.warning("%s is paid by %s, which was not sent for sure", one.command_id, sight.hash)
         if sight.hash is not None and sight.is_final:
             async with self.database.write() as tx:
-                if await due.lock(tx, [one]):
+                if await self._bar(tx, one):
                     await commands.settle(tx, one.command_id, tx_hash=sight.hash, now=now)
+
+    async def _bar(self, tx: WriteTx, one: Due) -> bool:
+        """Whether it is ours to end, and no worker that stood still meanwhile can send it any more."""
+        return bool(await due.lock(tx, [one])) and await transactions.bar(tx, one.transfer.make_call())
 
     async def _give_up(self, one: Due) -> None:
         """Nothing of it was sent, and nothing will be."""
         why = "its time was over" if one.attempts < ATTEMPTS_MAX else f"it was tried {one.attempts} times"
         async with self.database.write() as tx:
-            if await due.lock(tx, [one]):
+            if await self._bar(tx, one):
                 last = await due.get_error(tx, one.command_id)
                 error = f"Nothing was sent, and {why}. The last time: {last or 'nothing was said'}"
                 await commands.fail(tx, one.command_id, error, now=clock.now())

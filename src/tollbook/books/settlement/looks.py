@@ -71,6 +71,11 @@ def _read_receipt(node: Node, wanted: str, answer: Any) -> Receipt | None:
     return receipt
 
 
+def _may_come(due: Due, own: Transaction) -> bool:
+    """Not what was reserved for this round by who died, or is about to sign it: the lanes know which."""
+    return own.status in LIVE and (own.status, own.purpose) != ("reserved", due.transfer.purpose)
+
+
 @dataclass(slots=True)
 class _Reading:
     """What was read of one token: every block from `first`, which was there at `since`, to `position`."""
@@ -100,8 +105,9 @@ class Lookout:
     async def look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
 
-        `own` are the lanes' transactions of former rounds, and this round's where it was dropped: a node may
-        have taken what it said it refused. Raises ChainUnreachable, ChainRefused, DatabaseUnreachable.
+        `own` are the lanes' transactions of former rounds, and this round's where it was dropped, or reserved
+        since: a node may have taken what it said it refused. Raises ChainUnreachable, ChainRefused,
+        DatabaseUnreachable.
         """
         async with self._lock:  # who reads everything anew takes nothing away from another one's look
             return await self._look(dues, own)
@@ -114,7 +120,7 @@ class Lookout:
         waiting = await self._find_waiting([one for one, receipt in receipts.items() if receipt is None])
         sights: dict[str, Sight] = {}
         for due in dues:
-            if any(one.status in LIVE for one in own.get(due.command_id, ())):
+            if any(_may_come(due, one) for one in own.get(due.command_id, ())):
                 sights[due.command_id] = Sight(None, is_final=False)
             for trace in traces[due.command_id]:
                 receipt = receipts[trace.hash]
@@ -126,7 +132,11 @@ class Lookout:
         return sights
 
     def _trace(self, due: Due, own: Sequence[Transaction]) -> list[Trace]:
-        traces = [Trace(one, transaction.sender) for transaction in own for one in transaction.hashes]
+        traces = [
+            Trace(one, transaction.sender)
+            for transaction in own
+            for one in (*transaction.hashes, *transaction.former_hashes)
+        ]
         marked = self._found.get(due.transfer.mark) if due.asset is not None else None
         return traces if marked is None else [*traces, marked]
 

@@ -26,6 +26,7 @@ from tollbook.core.lanes.transactions import (
     Call,
     CallMalformed,
     Keyless,
+    PurposeBarred,
     PurposeReused,
     Transaction,
     find_keyless,
@@ -41,6 +42,7 @@ __all__ = [
     "NoGasMoney",
     "NodeRefusedTransaction",
     "NonceContested",
+    "PurposeBarred",
     "PurposeReused",
     "SigningKeyUnusable",
     "StillReserved",
@@ -151,9 +153,10 @@ class Lanes:
 
         It is committed before any node sees it. Status `sent`: a node has it; `signed`: whether one has it is
         not known, and `mend` sends it again. Raises where it is sure that nothing was sent: NoGasMoney,
-        NodeRefusedTransaction, NonceContested, FeesAboveCap, PurposeReused, CallMalformed, UnknownNetwork,
-        ChainUnreachable; the purpose may then be submitted again. DatabaseUnreachable and SubmissionOpen
-        leave it open: the latter within SUBMIT_SECONDS_MAX, however long a node keeps silent.
+        NodeRefusedTransaction, NonceContested, FeesAboveCap, PurposeReused, PurposeBarred, CallMalformed,
+        UnknownNetwork, ChainUnreachable; the purpose may then be submitted again, unless it is barred.
+        DatabaseUnreachable and SubmissionOpen leave it open: the latter within SUBMIT_SECONDS_MAX, however
+        long a node keeps silent.
         """
         call = call.check()
         queue = self._get_queue(call.network)

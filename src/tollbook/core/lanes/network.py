@@ -28,7 +28,14 @@ from tollbook.core.lanes.outcomes import (
     find_known,
     read_outcome,
 )
-from tollbook.core.lanes.transactions import Call, PurposeReused, Signed, Transaction, Unfinished
+from tollbook.core.lanes.transactions import (
+    Call,
+    PurposeBarred,
+    PurposeReused,
+    Signed,
+    Transaction,
+    Unfinished,
+)
 
 ISSUE_ATTEMPTS_MAX = 8  # each under new nonces, where others took the last ones or an account was empty
 EMPTY_SECONDS = 5.0  # an account without gas money is passed over for so long, where there are others
@@ -303,6 +310,8 @@ class NetworkLanes:
         }
 
     def _judge(self, call: Call, found: Transaction, fingerprint: bytes) -> Transaction | Exception | _Again:
+        if found.barred:
+            return PurposeBarred(f"{call.purpose} was given up for good. Nothing was sent.")
         if fingerprint != call.fingerprint or call.sender not in (None, found.sender):
             return PurposeReused(
                 f"{call.purpose} is the purpose of another transaction. "

@@ -7,12 +7,12 @@ takes back all the same is lost: its nonce goes to another, and when that one is
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tollbook.core import clock
+from tollbook.core import clock, ids
 from tollbook.core.chains import Receipt, normalize_address
 from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.errors import Refusal
@@ -39,6 +39,13 @@ class PurposeReused(Refusal):
 
     reason = "purpose-reused"
     status = 422
+
+
+class PurposeBarred(Refusal):
+    """Its owner has said that it will not be sent. Nothing was sent."""
+
+    reason = "purpose-barred"
+    status = 409
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class Call:
 class Transaction:
     """A transaction as the books have it. `fee_paid` is in wei, L1 data fee included.
 
-    `hashes` are all that were signed under its nonce, `hash` is the newest, or the one that was mined.
+    `hashes` are all that were signed under its nonce, `hash` is the newest, or the one that was mined;
+    `former_hashes` those under nonces that it lost. One that is `barred` is never sent again.
     `receipt` is there when it was waited for. It is final when `confirmed_at` is set.
     """
 
@@ -104,6 +112,8 @@ class Transaction:
     sent_at: datetime | None
     mined_at: datetime | None
     confirmed_at: datetime | None
+    former_hashes: list[str] = field(default_factory=list[str])
+    barred: bool = False
     receipt: Receipt | None = None
 
 
@@ -269,6 +279,30 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
     )
 
 
+async def bar(tx: WriteTx, call: Call) -> bool:
+    """See that a purpose is never sent, or never again; False where somebody has it in hand, or it was mined.
+
+    From the commit on whoever comes late is refused: its owner may tell others that it came to nothing.
+    """
+    return bool(
+        await tx.execute(
+            """
+            INSERT INTO core.transactions AS t
+                (transaction_id, purpose, fingerprint, network, status, barred, created_at)
+            VALUES (%(id)s, %(purpose)s, %(fingerprint)s, %(network)s, 'dropped', true, %(now)s)
+            ON CONFLICT (purpose) DO UPDATE SET barred = true WHERE t.status = 'dropped'
+            """,
+            {
+                "id": ids.make(),
+                "purpose": call.purpose,
+                "fingerprint": call.fingerprint,
+                "network": call.network,
+                "now": clock.now(),
+            },
+        )
+    )
+
+
 async def renumber(tx: WriteTx, row: Unfinished, nonce: int, new_hash: str, fees: Fees) -> bool:
     """Its nonce is another's for good: go on with a new one; False where somebody sent it meanwhile."""
     return bool(
@@ -407,7 +441,7 @@ async def find(tx: ReadTx, *, ids: Sequence[int] = (), purposes: Sequence[str] =
         """
         SELECT transaction_id, purpose, network, coalesce(sender, '') AS sender, nonce, status,
                coalesce(hash, '') AS hash, hashes, succeeded, block_number, block_hash, gas_used, fee_paid,
-               created_at, sent_at, mined_at, confirmed_at
+               created_at, sent_at, mined_at, confirmed_at, former_hashes, barred
         FROM core.transactions
         WHERE transaction_id = ANY (%(ids)s::bigint[]) OR purpose = ANY (%(purposes)s::text[])
         """,

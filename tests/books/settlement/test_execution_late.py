@@ -1,0 +1,107 @@
+"""Execution by nodes that lied before and workers that come late: what is over is not paid once more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fixtures.rpc_proxy import Proxy, play_proxy
+from fixtures.settling import Payroll, make_payroll
+from tollbook.books.settlement import execution
+from tollbook.core import clock
+from tollbook.core.database import Database
+from tollbook.core.lanes import transactions
+from tollbook.core.lanes.network import NetworkLanes
+from tollbook.core.local_chain import LocalChain
+
+SEND = "eth_sendRawTransaction"
+LOOK_UP = "eth_getTransactionByHash"
+WEI = 10**11
+
+
+@pytest.fixture
+async def proxied(database: Database, own_chain: LocalChain) -> AsyncIterator[tuple[Payroll, Proxy]]:
+    """A payroll on a chain of its own, behind a node that misbehaves."""
+    own_chain.ensure_token()
+    async with play_proxy(own_chain.url) as proxy:
+        yield make_payroll(database, own_chain, url=proxy.url), proxy
+
+
+@pytest.fixture
+def payroll(database: Database, chain: LocalChain, token: str) -> Payroll:
+    """A payroll of one account."""
+    assert token
+    return make_payroll(database, chain)
+
+
+async def order_coin(payroll: Payroll) -> str:
+    """A validated command to pay a little of the network's coin, which carries no mark."""
+    command_id = await payroll.order("0.0000001", asset_symbol="ETH")
+    await payroll.validate()
+    return command_id
+
+
+def count_wei(payroll: Payroll, payee: str | None) -> int:
+    return int(payroll.chain.call("eth_getBalance", payee, "latest"), 16)
+
+
+async def test_a_node_that_hid_what_it_took_and_a_worker_that_died_make_nobody_pay_twice(
+    proxied: tuple[Payroll, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payroll, proxy = proxied
+    command_id = await order_coin(payroll)
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.false_refusals = {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        with monkeypatch.context() as patch:
+            patch.setattr(transactions, "record_signed", _die)
+            proxy.answers = {LOOK_UP: None}  # the node does not tell of it
+            await payroll.make_due()
+            await desk.resume()
+    proxy.answers = {}
+    payroll.chain.call("evm_mine")
+    payroll.chain.call("evm_setAutomine", True)
+    async with payroll.database.write() as tx:
+        await tx.execute(
+            "UPDATE core.transactions SET created_at = %(then)s WHERE status = 'reserved'",
+            {"then": clock.now() - timedelta(minutes=1)},
+        )
+    async with payroll.open_desk() as desk:
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert settled.status == "settled"
+    assert count_wei(payroll, settled.payee) == WEI
+
+
+async def _die(*_: Any) -> set[int]:
+    raise RuntimeError("killed")
+
+
+async def test_who_stood_still_does_not_pay_what_another_one_said_to_have_failed(
+    payroll: Payroll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is frozen has a clock that stands still too: no time-out of its own tells it."""
+    monkeypatch.setattr(execution, "ATTEMPTS_MAX", 0)
+    command_id = await order_coin(payroll)
+    go_on = asyncio.Event()
+    issue = NetworkLanes.issue
+
+    async def issue_late(lanes: NetworkLanes, *calls: Any, **options: Any) -> Any:
+        await go_on.wait()
+        return await issue(lanes, *calls, **options)
+
+    async with payroll.open_desk() as frozen, payroll.open_desk() as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(NetworkLanes, "issue", issue_late)
+            sending = asyncio.create_task(frozen.send())
+            await asyncio.sleep(0.1)
+        await payroll.make_due()
+        await other.resume()
+        assert (await payroll.get(command_id)).status == "failed"
+        go_on.set()
+        await sending
+    failed = await payroll.get(command_id)
+    assert (failed.status, count_wei(payroll, failed.payee)) == ("failed", 0)
