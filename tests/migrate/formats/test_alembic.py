@@ -8,11 +8,12 @@ import pytest
 from click.testing import Result
 
 from tollbook.migrate import Folder, formats
-from tollbook.migrate.errors import FolderRefused
 
 Apply = Callable[..., Result]
 
-HEAD = "import sqlalchemy as sa\nfrom alembic import context, op\nrevision, down_revision = {}, {}\n"
+IMPORTS = "import sqlalchemy as sa\nfrom alembic import context, op\n"
+HEAD = "revision: str = {}\ndown_revision = {}\n"
+UNUSUAL = "revision, down_revision = {}, {}\n"  # only running it tells
 ENV = (
     "import sqlalchemy as sa\nfrom alembic import context\nfrom logging.config import fileConfig\n"
     "fileConfig(context.config.config_file_name)\nprint('not for our output')\n"
@@ -22,7 +23,14 @@ ENV = (
 )
 
 
-def lay(folder: Path, *bodies: str, env: str = "", settings: str = "", versions: str = "db/versions") -> None:
+def lay(
+    folder: Path,
+    *bodies: str,
+    env: str = "",
+    settings: str = "",
+    versions: str = "db/versions",
+    head: str = HEAD,
+) -> None:
     (folder / versions).mkdir(parents=True)
     (folder / "alembic.ini").write_text(settings or "[alembic]\nscript_location = db\n")
     (folder / "db").mkdir(exist_ok=True)
@@ -30,13 +38,14 @@ def lay(folder: Path, *bodies: str, env: str = "", settings: str = "", versions:
     before = "None"
     for number, body in enumerate(bodies, 1):
         lines = "".join(f"    {line}\n" for line in body.splitlines())
-        head = HEAD.format(repr(f"r{number}"), before)
-        (folder / versions / f"r{number}_x.py").write_text(f"{head}def upgrade():\n{lines}")
+        said = head.format(repr(f"r{number}"), before)
+        (folder / versions / f"r{number}_x.py").write_text(f"{IMPORTS}{said}def upgrade():\n{lines}")
         before = repr(f"r{number}")
 
 
 TABLE = "op.create_table('t', sa.Column('i', sa.Integer()), sa.Column('s', sa.Text()))"
 SAID = "sa.table('t', sa.column('i', sa.Integer), sa.column('s', sa.Text))"
+SAYS = "op.execute('INSERT INTO t (s) VALUES (current_schema())')\n"
 HOLDS: dict[str, tuple[str, str]] = {
     "a sign of percent": ("op.execute(\"INSERT INTO t VALUES (1, 'a%b')\")", "SELECT s = 'a%b' FROM t"),
     "a tab": ("op.execute(\"INSERT INTO t VALUES (1, 'a\\tb')\")", "SELECT s = e'a\\tb' FROM t"),
@@ -107,9 +116,26 @@ def test_a_revision_does_what_alembic_makes_it_do(name: str, folder: Path, apply
 def test_a_type_of_an_earlier_revision_is_not_made_again(folder: Path, apply: Apply, ask: Any) -> None:
     table = "op.create_table('{}', sa.Column('e', sa.Enum('a', name='e')))"
     asks = "op.get_bind().execute(sa.text('SELECT 1')).scalar()\n" + table.replace("'e'))", "'f'))")
-    lay(folder, *(text.format(name) for text, name in zip((table, table, asks, asks), "abcd", strict=True)))
+    texts = (text.format(name) for text, name in zip((table, table, asks, asks), "abcd", strict=True))
+    lay(folder, *texts, head=UNUSUAL)
+    assert apply("--to", "r1").exit_code == 0
     assert apply().exit_code == 0
     assert ask("SELECT to_regclass('d') IS NOT NULL")
+
+
+def test_what_is_applied_is_not_run_again_and_an_edit_of_it_is_found(
+    folder: Path, apply: Apply, run: Apply
+) -> None:
+    seen = folder / "seen"
+    lay(folder, TABLE, "pass", head=f"{HEAD}open({str(seen)!r}, 'a').write(revision)\n")
+    assert apply("--to", "r1").exit_code == 0
+    assert run("status").exit_code == 3
+    assert apply().exit_code == 0
+    assert run("status").exit_code == 0
+    first = folder / "db/versions/r1_x.py"
+    first.write_text(first.read_text().replace("'s'", "'z'"))
+    assert "edited" in run("status").output
+    assert seen.read_text() == "r1r2"
 
 
 @pytest.mark.parametrize(
@@ -137,11 +163,27 @@ def test_revisions_are_found_wherever_they_are_looked_for(
     assert [one.version for one in formats.read([Folder("x", root / inside)])] == ["r1"]
 
 
-def test_an_application_that_is_not_there_is_named_with_the_revision(tmp_path: Path) -> None:
-    lay(tmp_path, TABLE, "import not_there_at_all")
-    path = tmp_path / "db/versions/r2_x.py"
-    path.write_text("import not_there_at_all\n" + path.read_text())
-    with pytest.raises(FolderRefused, match="needs the module not_there_at_all") as caught:
-        formats.read([Folder("x", tmp_path)])
-    assert caught.value.place is not None
-    assert caught.value.place.path == str(path)
+def test_an_application_that_is_not_there_is_named_where_it_is_needed(
+    folder: Path, apply: Apply, run: Apply
+) -> None:
+    lay(folder, TABLE, "import not_there_at_all")
+    path = folder / "db/versions/r2_x.py"
+    path.write_text("import not_there_at_all\nrevision = 'r2'\ndown_revision = 'r1'\n")
+    assert apply("--to", "r1").exit_code == 0
+    assert "pending" in run("status").output
+    result = apply()
+    assert result.exit_code == 1
+    assert f"{path}: This needs the module not_there_at_all" in result.output
+
+
+def test_alembics_operations_are_those_of_one_database_at_a_time(
+    folder: Path, apply: Apply, ask: Any
+) -> None:
+    """They are one for the whole process, and a program goes on while another waits."""
+    waits = "op.get_bind().execute(sa.text('SELECT pg_sleep(0.05)'))\n"
+    lay(folder, f"{TABLE}\n{(waits + SAYS) * 3}")
+    assert ask("CREATE SCHEMA a; CREATE SCHEMA b; SELECT 1")
+    result = apply("--schemas", "?", "--jobs", "2")
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT array_agg(s) FROM a.t") == ["a"] * 3
+    assert ask("SELECT array_agg(s) FROM b.t") == ["b"] * 3

@@ -8,7 +8,6 @@ import configparser
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,33 +64,22 @@ def read(folder: Folder) -> list[Migration]:
 
     config, directory = _open(folder.path.resolve())
     try:
-        with revisions.quiet():
+        with revisions.quiet(), revisions.glancing():
             found = list(directory.walk_revisions())
     except Exception as error:  # a revision is a program: importing it may raise anything
-        raise _explain(folder.path, error) from error
+        raise revisions.explain(folder.path, error) from error
     below = sorted({one.parent for one in Path(directory.dir).rglob("*.py")}) if not found else []
     if hidden := next(filter(_holds_revisions, below), None):
         raise FolderRefused(
             "Alembic finds no revisions; these lie here. Give this folder by --dir.", Place(str(hidden))
         )
-    environment = revisions.read_environment(config, directory)
+    environment = revisions.Environment(folder.path, config, directory)
     return [_make(folder, environment, revision) for revision in reversed(found)]
 
 
-def _explain(path: Path, error: Exception) -> FolderRefused:
-    frames = [one.filename for one in traceback.extract_tb(error.__traceback__)]
-    inside = [name for name in frames if name.startswith(str(path.resolve()))]
-    place = Place(inside[-1] if inside else str(path))
-    if isinstance(error, ModuleNotFoundError):
-        text = (
-            f"This needs the module {error.name}, which is not there. Install the application that the "
-            "folder belongs to beside tollbook, or run this where it lies (PYTHONPATH)."
-        )
-        return FolderRefused(text, place)
-    return FolderRefused(f"Alembic cannot read this folder: {error}", place)
-
-
 def _open(path: Path) -> "tuple[Config, ScriptDirectory]":
+    from tollbook.migrate.formats import revisions
+
     try:
         from alembic.script import ScriptDirectory
     except ImportError:
@@ -104,7 +92,7 @@ def _open(path: Path) -> "tuple[Config, ScriptDirectory]":
         config = _configure(path)
         return config, ScriptDirectory.from_config(config)
     except Exception as error:
-        raise _explain(path, error) from error
+        raise revisions.explain(path, error) from error
 
 
 def _configure(path: Path) -> "Config":
@@ -173,15 +161,15 @@ def _place(config: "Config", location: Path, versions: list[Path]) -> "Config":
 def _make(folder: Folder, environment: "Environment", revision: "Revision") -> Migration:
     from tollbook.migrate.formats import revisions
 
-    path = Path(revision.path)
     after = revision.down_revision or ()
     needs = revision.dependencies or ()
+    up, down = revisions.defer(environment, revision)
     return Migration(
         folder.name,
         revision.revision,
-        path.stem,
-        revisions.render(environment, revision, "upgrade"),
-        revisions.render(environment, revision, "downgrade"),
+        up.path.stem,
+        up,
+        down,
         after=tuple([after] if isinstance(after, str) else after)
         + tuple([needs] if isinstance(needs, str) else needs),
     )

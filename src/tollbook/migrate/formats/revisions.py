@@ -2,24 +2,35 @@
 
 A revision that asks the database, or that SQL alone does not say in full (parameters, defaults made in
 Python, another way when it is rendered), is a program: it runs on the engine's session, in its transaction.
+Neither happens before a revision's text is asked for: most are applied long since.
 """
 
+import ast
 import contextlib
-import hashlib
 import io
+import itertools
 import logging
 import logging.config
 import re
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from tollbook.migrate.errors import FolderRefused, Place
 from tollbook.migrate.files import Script, read_script
 
 SINGLE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
+# What a revision says of its place, by the names that Alembic asks its module for.
+SAID = ("revision", "down_revision", "branch_labels", "depends_on")
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+ALONE = threading.RLock()
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -27,78 +38,181 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 
-@dataclass(slots=True)
-class Environment:
-    """What revisions run in: their folder, and what the application's env.py gives to context.configure.
+@dataclass(frozen=True, slots=True)
+class Direction(Script):
+    """One direction of a revision, rendered when its text or its program is first asked for.
 
-    types are those that the revisions rendered so far make with their tables. Alembic makes each but once
-    in a run, so that a later revision may name it again: that one asks the database, as all do behind a
-    program.
+    types are those that it then makes with its tables.
     """
 
+    render: Callable[["Direction"], None] = field(kw_only=True, compare=False)
+    types: set[tuple[str | None, str]] = field(
+        default_factory=set[tuple[str | None, str]], compare=False, kw_only=True
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("text", "program"):
+            raise AttributeError(name)
+        self.render(self)
+        return getattr(self, name)
+
+    def forget(self) -> "Direction":
+        """Have it rendered when it is asked for."""
+        object.__delattr__(self, "text")
+        object.__delattr__(self, "program")
+        return self
+
+    def settle(self, text: str, program: Callable[[Any, bool], None] | None) -> None:
+        """Take what it was rendered to."""
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "program", program)
+
+
+@dataclass(slots=True)
+class Environment:
+    """What revisions run in: their folder, and what the application's env.py gives to context.configure."""
+
+    path: Path
     config: "Config"
     directory: "ScriptDirectory"
-    said: Mapping[str, Any]
-    types: set[tuple[str | None, str]] = field(default_factory=set)
-    opaque: bool = False  # whether one was a program
+    said: Mapping[str, Any] | None = None  # until env.py was asked
+    upgrades: list[Direction] = field(default_factory=list[Direction])  # in their order
 
 
 class _Told(BaseException):
     """env.py has said all that is asked of it; it goes no further, so that it migrates nothing itself."""
 
 
-def read_environment(config: "Config", directory: "ScriptDirectory") -> Environment:
-    """Ask env.py for what names objects. One that cannot be run here has nothing to say."""
+@contextlib.contextmanager
+def glancing() -> Generator[None]:
+    """Let Alembic see of each revision what its file says of its place, without running it."""
+    import alembic.util
+
+    load = alembic.util.load_python_file
+
+    def glance(folder: Path, name: str) -> Any:
+        try:
+            said = _read_literals(ast.parse(Path(folder, name).read_bytes()))
+        except (ValueError, TypeError, SyntaxError):  # only running it tells
+            return load(folder, name)
+        return SimpleNamespace(**said, load=partial(load, folder, name))
+
+    alembic.util.load_python_file = glance
+    try:
+        yield
+    finally:
+        alembic.util.load_python_file = load
+
+
+def _read_literals(module: ast.Module) -> dict[str, Any]:
+    """Return the values of the names in SAID. Raises ValueError where they are not written out."""
+    said: dict[str, Any] = {}
+    for one in module.body:
+        target = one.targets[0] if isinstance(one, ast.Assign) else getattr(one, "target", None)
+        if isinstance(one, ast.Assign | ast.AnnAssign) and one.value and _is_said(target):
+            said[target.id] = ast.literal_eval(one.value)
+        elif not isinstance(one, DEFINITIONS) and any(map(_is_said, ast.walk(one))):
+            raise ValueError(one)
+    if not {"revision", "down_revision"} <= said.keys():
+        raise ValueError
+    return said
+
+
+def _is_said(node: ast.AST | None) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in SAID
+
+
+def _ask(environment: Environment) -> Mapping[str, Any]:
+    """Ask env.py, once, for what names objects. One that cannot be run here has nothing to say."""
     from alembic.runtime.environment import EnvironmentContext
 
     def listen(*args: object, **given: Any) -> None:
-        said["target_metadata"] = given.get("target_metadata")
+        environment.said = {"target_metadata": given.get("target_metadata")}
         raise _Told
 
-    said: dict[str, Any] = {}
-    asking = EnvironmentContext(config, directory, as_sql=True)
-    asking.configure = listen
-    try:
-        with asking, quiet(), contextlib.redirect_stderr(io.StringIO()):
-            directory.run_env()
-    except _Told:
-        return Environment(config, directory, said)
-    except (Exception, SystemExit):  # a program of the application's, which may lack anything here
-        return Environment(config, directory, {})
-    return Environment(config, directory, {})
+    if environment.said is None:
+        environment.said = {}
+        asking = EnvironmentContext(environment.config, environment.directory, as_sql=True)
+        asking.configure = listen
+        # It is a program of the application's, which may lack anything here.
+        done = contextlib.suppress(_Told, Exception, SystemExit)
+        with done, quiet(), asking, contextlib.redirect_stderr(io.StringIO()):
+            environment.directory.run_env()
+    return environment.said
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep what the application's programs print and log out of our own output, and our logging as it is."""
-    known = logging.config.fileConfig
-    logging.config.fileConfig = _ignore
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.config.fileConfig = known
+    """Keep what the application's programs print and log out of our own output, and our logging as it is.
+
+    Alembic gives its operations to all of the process (`alembic.op`): one thread at a time may use them.
+    """
+    with ALONE:
+        known = logging.config.fileConfig
+        logging.config.fileConfig = _ignore
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        try:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.config.fileConfig = known
 
 
-def render(environment: Environment, revision: "Revision", direction: str) -> Script:
-    """Return a direction as SQL; where that would not be the same, as a program."""
+def defer(environment: Environment, revision: "Revision") -> tuple[Script, Script]:
+    """Return the two directions of a revision, with the checksum of its program.
+
+    Their text is SQL, or empty where that would not be the same: then there is a program. Asking for either
+    raises FolderRefused where the revision cannot be loaded.
+    """
     source = read_script(Path(revision.path))
-    function: Callable[[], None] = getattr(revision.module, direction, _nothing)
-    # The checksum is of the program: what is rendered may change with the library.
-    checksum = hashlib.sha256(source.text.encode()).hexdigest()
-    text = None if "as_sql" in source.text else _write(environment, function, direction)
-    environment.opaque = environment.opaque or text is None
-    if text is None:
-        return Script(
+    up, down = (
+        Direction(
             source.path,
             "",
-            checksum,
+            source.checksum,
             source.options,
-            program=lambda conn, committing: _run(environment, conn, function, committing=committing),
+            render=partial(_render, environment, revision, name, source.text),
+        ).forget()
+        for name in ("upgrade", "downgrade")
+    )
+    environment.upgrades.append(up)
+    return up, down
+
+
+def _render(environment: Environment, revision: "Revision", name: str, source: str, one: Direction) -> None:
+    function: Callable[[], None] = getattr(_load(environment, revision), name, _nothing)
+    text = None if "as_sql" in source else _write(environment, function, one)
+    if text is not None and name == "upgrade" and _may_be_there(environment, one):
+        text = None
+    if text is None:
+        one.settle("", lambda conn, committing: _run(environment, conn, function, committing=committing))
+    else:
+        one.settle(text, None)
+
+
+def _load(environment: Environment, revision: "Revision") -> ModuleType:
+    if isinstance(revision.module, SimpleNamespace):
+        try:
+            with quiet():
+                revision.module = revision.module.load()
+        except Exception as error:  # it is a program: anything may be raised
+            raise explain(environment.path, error) from error
+    return revision.module
+
+
+def explain(path: Path, error: Exception) -> FolderRefused:
+    """Say why a program of the folder cannot be loaded."""
+    frames = [one.filename for one in traceback.extract_tb(error.__traceback__)]
+    inside = [name for name in frames if name.startswith(str(path.resolve()))]
+    place = Place(inside[-1] if inside else str(path))
+    if isinstance(error, ModuleNotFoundError):
+        text = (
+            f"This needs the module {error.name}, which is not there. Install the application that the "
+            "folder belongs to beside tollbook, or run this where it lies (PYTHONPATH)."
         )
-    return Script(source.path, text, checksum, source.options)
+        return FolderRefused(text, place)
+    return FolderRefused(f"Alembic cannot read this folder: {error}", place)
 
 
 def _nothing() -> None:
@@ -109,7 +223,7 @@ def _ignore(*args: object, **given: object) -> None:
     return None
 
 
-def _write(environment: Environment, function: Callable[[], None], direction: str) -> str | None:
+def _write(environment: Environment, function: Callable[[], None], one: Direction) -> str | None:
     """Return the SQL that a direction sends; None where it asks for more than it is given here."""
     from alembic.migration import MigrationContext
 
@@ -117,10 +231,11 @@ def _write(environment: Environment, function: Callable[[], None], direction: st
     context = MigrationContext.configure(
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},  # with any other, each % is doubled
-        opts={**environment.said, "as_sql": True, "literal_binds": True, "output_buffer": buffer},
+        opts={**_ask(environment), "as_sql": True, "literal_binds": True, "output_buffer": buffer},
     )
     pen = _Pen(context.dialect, buffer)
-    context.impl._exec = pen.write  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
+    impl: Any = context.impl
+    impl._exec = pen.write
     context.connection = pen.blind  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with _entered(environment, context, offline=pen.ask) as operations:
@@ -128,18 +243,18 @@ def _write(environment: Environment, function: Callable[[], None], direction: st
             function()
     except Exception:  # a program of the user's that text cannot say: it is run instead, and says it then
         return None
-    if pen.asked or (direction == "upgrade" and not _note_types(environment, context)):
-        return None
-    return buffer.getvalue()
+    one.types.update(*impl.memo.values())
+    return None if pen.asked else buffer.getvalue()
 
 
-def _note_types(environment: Environment, context: Any) -> bool:
-    """Whether all types that a revision makes with its tables are surely not there yet."""
-    made: set[tuple[str | None, str]] = {one for kind in context.impl.memo.values() for one in kind}
-    if made & environment.types or (made and environment.opaque):
-        return False
-    environment.types |= made
-    return True
+def _may_be_there(environment: Environment, one: Direction) -> bool:
+    """Whether a type that a revision makes with its tables may have been made by an earlier one.
+
+    Alembic makes each but once in a run, so that a later revision may name it again: that one asks the
+    database, as all do behind a program.
+    """
+    earlier = itertools.takewhile(lambda other: other is not one, environment.upgrades)
+    return bool(one.types) and any(other.program or one.types & other.types for other in earlier)
 
 
 class _Asked(Exception):
@@ -203,7 +318,7 @@ def _entered(environment: Environment, context: Any, offline: Callable[[], bool]
     given.is_offline_mode = offline
     given._migration_context = context  # pyright: ignore[reportPrivateUsage]
     context.environment_context = given
-    with given, Operations.context(context) as operations, quiet():
+    with quiet(), given, Operations.context(context) as operations:
         yield operations
 
 
@@ -220,7 +335,7 @@ def _run(environment: Environment, conn: Any, function: Callable[[], None], *, c
         "postgresql+psycopg://", creator=lambda: _Lent(conn), poolclass=StaticPool, use_native_hstore=False
     )
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts=dict(environment.said))
+        context = MigrationContext.configure(connection, opts=dict(_ask(environment)))
         context.impl.memo = _find_types(conn)
         block = (lambda: _outside(conn)) if committing else contextlib.nullcontext
         context.autocommit_block = block  # pyright: ignore[reportAttributeAccessIssue]
