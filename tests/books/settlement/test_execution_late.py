@@ -17,7 +17,7 @@ from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.local_chain import LocalChain
 
 SEND = "eth_sendRawTransaction"
-LOOK_UP = "eth_getTransactionByHash"
+COUNT, LOOK_UP = "eth_getTransactionCount", "eth_getTransactionByHash"
 WEI = 10**11
 
 
@@ -58,7 +58,7 @@ async def test_a_node_that_hid_what_it_took_and_a_worker_that_died_make_nobody_p
         await desk.send()
         with monkeypatch.context() as patch:
             patch.setattr(transactions, "record_signed", _die)
-            proxy.answers = {LOOK_UP: None}  # the node does not tell of it
+            proxy.answers = {LOOK_UP: None, COUNT: "0x0"}  # the node does not tell of it
             await payroll.make_due()
             await desk.resume()
     proxy.answers = {}

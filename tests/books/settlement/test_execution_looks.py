@@ -84,6 +84,34 @@ async def test_a_command_that_restored_books_have_forgotten_is_not_paid_again_wh
     assert payroll.count_paid(found) == 3_000_000, "once"
 
 
+async def test_restored_books_wait_for_what_they_do_not_know_and_a_block_may_still_take(
+    payroll: Payroll, back_up: Callable[[Database], str]
+) -> None:
+    """What was sent just before they were restored is in no block yet, where its mark could be read."""
+    command_id = await payroll.order("3")
+    await payroll.validate()
+    copy = back_up(payroll.database)
+    payroll.chain.call("evm_setAutomine", False)
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        sent = await payroll.get(command_id)
+    async with Database(copy) as books:
+        restored = replace(payroll, database=books)
+        another = await restored.order("1")
+        await restored.validate()
+        async with restored.open_desk() as desk:
+            await desk.send()
+            await desk.resume()
+            waiting = [await restored.get(one) for one in (command_id, another)]
+            assert {one.status for one in waiting} == {"validated"}
+            assert all("do not know" in str(one.error) for one in waiting)
+            payroll.chain.call("evm_mine")
+            payroll.chain.call("evm_setAutomine", True)
+            found, other = await restored.settle(desk, command_id, another)
+    assert (found.tx_hash, payroll.count_paid(found)) == (sent.tx_hash, 3_000_000)
+    assert (other.status, payroll.count_paid(other)) == ("settled", 1_000_000)
+
+
 def _an_hour_later(find_block_before: Callable[..., Any]) -> Callable[..., Any]:
     began_at = clock.now()
 

@@ -189,6 +189,25 @@ async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> d
     )
 
 
+async def find_strangers(
+    tx: ReadTx, network: str, senders: Sequence[str], *, used: Sequence[int], handed_out: Sequence[int]
+) -> list[str]:
+    """Those accounts of which something waits that these books do not know; by account, the node's counts."""
+    rows = await tx.dicts(
+        """
+        SELECT w.sender
+        FROM unnest(%(senders)s::text[], %(used)s::bigint[], %(handed_out)s::bigint[])
+             AS w (sender, used, handed_out)
+        WHERE w.handed_out - w.used > (
+            SELECT count(DISTINCT t.nonce) FROM core.transactions t
+            WHERE t.network = %(network)s AND t.sender = w.sender AND t.status <> 'dropped'
+              AND t.nonce >= w.used AND t.nonce < w.handed_out)
+        """,
+        {"network": network, "senders": list(senders), "used": list(used), "handed_out": list(handed_out)},
+    )
+    return [row["sender"] for row in rows]
+
+
 async def find_bound(
     tx: ReadTx, network: str, senders: Sequence[str], besides: Sequence[str] = ()
 ) -> dict[tuple[str, str | None], int]:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 
 from tollbook.books.settlement import commands, due
 from tollbook.books.settlement.due import Confirmed, Due
-from tollbook.books.settlement.looks import CLOCKS_APART_MAX, Lookout, Sight, read_receipts
+from tollbook.books.settlement.looks import CLOCKS_APART_MAX, Lookout, Sight, StrangerWaits, read_receipts
 from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
 from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
@@ -101,8 +101,12 @@ class Desk:
             former = await due.find_transactions(tx, [one for one in dues if one.round])
         if not dues:
             return 0
-        sights = await self.lookout.look(dues, former)
-        choices = await self._choose([one for one in dues if one.command_id not in sights])
+        sights: Mapping[str, Sight] = {}
+        try:
+            sights = await self.lookout.look(dues, former)
+            choices = await self._choose([one for one in dues if one.command_id not in sights])
+        except StrangerWaits as refusal:
+            choices = [Choice(one.transfer, refusal=refusal) for one in dues]
         chosen = {one.transfer.command_id: one for one in choices}
         now, began_at = clock.now(), time.monotonic()  # the node may have taken long
         async with self.database.write() as tx:

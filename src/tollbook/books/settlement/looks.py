@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from tollbook.books.settlement import due as books
 from tollbook.books.settlement.due import Due
@@ -27,10 +27,18 @@ CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
 BLOCKS_KEPT = 2_000  # after so many, what was read is kept, though the node give up on the rest
 LOOK_BACK_MAX = timedelta(days=7)  # for transactions that these books do not know
-LATEST = "latest"
+COUNT = "eth_getTransactionCount"
+LATEST, PENDING = "latest", "pending"
 LIVE = ("reserved", "signed", "sent", "lost")  # the lanes' own may have a block yet
 
 logger = logging.getLogger(__name__)
+
+
+class StrangerWaits(Refusal):
+    """A transaction that these books do not know waits for its block: it may pay what is to be paid."""
+
+    reason: ClassVar[str] = "stranger-waits"
+    status: ClassVar[int] = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +115,13 @@ class Lookout:
 
         `own` are the lanes' transactions of former rounds, and this round's where it was dropped, or reserved
         since: a node may have taken what it said it refused. Raises ChainUnreachable, ChainRefused,
-        DatabaseUnreachable.
+        StrangerWaits, DatabaseUnreachable.
         """
         async with self._lock:  # who reads everything anew takes nothing away from another one's look
             return await self._look(dues, own)
 
     async def _look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
+        await self._check_pending()  # what waits now could have its block after the blocks were read
         await self._read_news(dues)
         traces = {due.command_id: self._trace(due, own.get(due.command_id, ())) for due in dues}
         hashes = list({trace.hash for one in traces.values() for trace in one})
@@ -169,6 +178,21 @@ class Lookout:
         if is_full:  # where all of it matters, it is not read again and again
             self._room = max(FOUND_MAX, 2 * len(self._found))
 
+    async def _check_pending(self) -> None:
+        """Restored books do not know what was sent last, and its mark can be read only in a block."""
+        asked = [Ask(COUNT, (sender, tag)) for sender in self.senders for tag in (LATEST, PENDING)]
+        counts = [self.node.read_int(COUNT, said.result) for said in await self.node.ask_all(asked)]
+        async with self.database.read() as tx:
+            strangers = await books.find_strangers(
+                tx, self.node.network, self.senders, used=counts[::2], handed_out=counts[1::2]
+            )
+        if strangers:
+            raise StrangerWaits(
+                f"A transaction of {', '.join(strangers)} that these books do not know waits for its block "
+                f"on {self.node.network} and may pay this. It goes on by itself when that one has its block. "
+                "Give Tollbook a key of its own; what is stuck may be replaced under its nonce."
+            )
+
     def _forget(self) -> None:
         self._readings, self._read, self._found, self._forgotten_since = {}, {}, {}, None
 
@@ -177,10 +201,8 @@ class Lookout:
 
         Restored books have forgotten commands too: one that is sent again was received, by them, just now.
         """
-        said = await self.node.ask_all(
-            [Ask("eth_getTransactionCount", (one, LATEST)) for one in self.senders]
-        )
-        used = [self.node.read_int("eth_getTransactionCount", answer.result) for answer in said]
+        said = await self.node.ask_all([Ask(COUNT, (one, LATEST)) for one in self.senders])
+        used = [self.node.read_int(COUNT, answer.result) for answer in said]
         async with self.database.read() as tx:
             since = await books.find_forgotten(
                 tx, self.node.network, dict(zip(self.senders, used, strict=True))
