@@ -21,7 +21,7 @@ from tollbook.core.commands import to_plain
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
 from tollbook.core.webhooks import desk
-from tollbook.core.webhooks.subscriptions import Grant, make_id
+from tollbook.core.webhooks.subscriptions import SECRETS_MAX, Grant, make_id
 from tollbook.entrypoints import doctor
 from tollbook.entrypoints.api import create_api
 from tollbook.entrypoints.cli import tollbook
@@ -153,6 +153,49 @@ async def test_two_secrets_are_valid_for_a_day_after_a_rotation(
     assert len(told.headers["webhook-signature"].split()) == 1
     with pytest.raises(WebhookVerificationError):
         Webhook(made["secret"]).verify(told.body, late)
+
+
+async def test_a_receiver_that_knows_any_secret_of_the_last_day_is_content_however_often_it_was_rotated(
+    keeper: Tollkeeper, api: httpx.AsyncClient
+) -> None:
+    made = await add(api, keeper.endpoint.url())
+    at = f"/v1/webhooks/{made['subscription_id']}"
+    valid = [made["secret"]]
+    for _ in range(SECRETS_MAX - 1):
+        valid.append((await api.post(f"{at}/rotate")).json()["secret"])
+    assert (await api.post(f"{at}/test")).json()["attempt"]["status_code"] == 200
+    await keeper.happen(fact("a"))
+    await keeper.tell()
+    for told in keeper.endpoint.told:
+        verify(told, *valid)
+    refused = await api.post(f"{at}/rotate")
+    assert (refused.status_code, refused.json()["title"]) == (409, "webhook rotated too often")
+    assert "Wait until" in refused.json()["detail"]
+    await keeper.query(  # a day later
+        "UPDATE settlement.webhook_subscriptions SET previous_secret_expires_at = now(), "
+        "older_secrets_expire_at = array_fill(now(), ARRAY[cardinality(older_secrets)]) RETURNING 1"
+    )
+    last = (await api.post(f"{at}/rotate")).json()["secret"]
+    await keeper.happen(fact("b"))
+    await keeper.tell()
+    told = keeper.endpoint.told[-1]
+    assert len(told.headers["webhook-signature"].split()) == 2
+    verify(told, valid[-1], last)
+
+
+async def test_a_new_secret_helps_where_the_one_before_cannot_be_read_any_more(
+    keeper: Tollkeeper, api: httpx.AsyncClient
+) -> None:
+    """Restored without the installation's key."""
+    made = await add(api, keeper.endpoint.url())
+    await keeper.query("UPDATE settlement.webhook_subscriptions SET secret = 'of another key' RETURNING 1")
+    rotated = (await api.post(f"/v1/webhooks/{made['subscription_id']}/rotate")).json()
+    assert (await api.post(f"/v1/webhooks/{made['subscription_id']}/test")).status_code == 200
+    await keeper.happen(fact("a"))
+    await keeper.tell()
+    for told in keeper.endpoint.told:
+        verify(told, rotated["secret"])
+    assert len(keeper.endpoint.told) == 2
 
 
 async def test_a_test_is_sent_at_once_signed_and_its_outcome_is_the_answer(

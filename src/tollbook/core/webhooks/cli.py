@@ -132,7 +132,7 @@ def remove(subscription_id: str, *, settings: Settings, as_json: bool) -> None:
 @storage_options
 @json_option
 def rotate(subscription_id: str, *, settings: Settings, as_json: bool) -> None:
-    """Give it a new secret, shown now and never again; the one before signs beside it for 24 hours."""
+    """Give it a new secret, shown now and never again; each one before signs beside it for 24 hours."""
 
     async def change(database: Database) -> Grant:
         key = find_secret_key(settings)

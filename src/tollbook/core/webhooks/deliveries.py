@@ -65,7 +65,7 @@ class Claim:
     subject: str
     url: str
     secret: str = field(repr=False)
-    previous_secret: str | None = field(repr=False)
+    former_secrets: list[str] = field(repr=False)
     failing_since: datetime | None
 
 
@@ -142,8 +142,14 @@ async def claim(
                 WHERE w.enabled AND (w.paused_until IS NULL OR w.paused_until <= %(now)s)
             )) AND s.subscription_id = q.subscription_id
             RETURNING q.subscription_id, q.subject, s.url, s.secret, s.failing_since,
-                      CASE WHEN s.previous_secret_expires_at > %(now)s THEN s.previous_secret END
-                          AS previous_secret
+                      ARRAY(
+                          SELECT f.secret
+                          FROM unnest(
+                              array_append(s.older_secrets, s.previous_secret::text),
+                              array_append(s.older_secrets_expire_at, s.previous_secret_expires_at)
+                          ) AS f (secret, until)
+                          WHERE f.until > %(now)s
+                      ) AS former_secrets
             """,
             {
                 "rooms": Jsonb(rooms),

@@ -44,6 +44,13 @@ class SubscriptionsFull(Refusal):
     status = 409
 
 
+class RotatedTooOften(Refusal):
+    """As many secrets as fit are valid."""
+
+    reason = "webhook-rotated-too-often"
+    status = 409
+
+
 class DeliveryNotFound(Refusal):
     """This subscription has no such delivery."""
 

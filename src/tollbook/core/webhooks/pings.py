@@ -9,7 +9,7 @@ from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.webhooks import deliveries, rules, subscriptions
 from tollbook.core.webhooks.deliveries import Attempt, Delivery
 from tollbook.core.webhooks.sending import Post
-from tollbook.core.webhooks.signing import open_secret, sign
+from tollbook.core.webhooks.signing import list_signers, open_secret, sign
 
 EVENT_TYPE = "webhooks.test"
 
@@ -18,7 +18,7 @@ EVENT_TYPE = "webhooks.test"
 class _Target:
     url: str
     secret: str = field(repr=False)
-    previous_secret: str | None = field(repr=False)
+    former_secrets: list[str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,9 @@ async def ping(
     """Send a test, also to one that is disabled. Raises SubscriptionNotFound, SecretUnreadable."""
     async with database.read() as tx:
         target = await _find(tx, subscription_id, now)
-    sealed = [target.secret] if target.previous_secret is None else [target.secret, target.previous_secret]
-    signers = [open_secret(one, subscription_id, key) for one in sealed]
+    signers = list_signers(
+        target.secret, target.former_secrets, lambda sealed: open_secret(sealed, subscription_id, key)
+    )
     message_id = f"msg_{secrets.token_hex(13)}"
     body = rules.write_body(EVENT_TYPE, now, {"id": subscription_id, "subject": subscription_id})
     outcome = await post.send(target.url, body.encode(), sign(signers, message_id, body, now=now))
@@ -57,8 +58,15 @@ async def _find(tx: ReadTx, subscription_id: str, now: datetime) -> _Target:
     await subscriptions.get(tx, subscription_id)
     return await tx.one(
         """
-        SELECT url, secret, CASE WHEN previous_secret_expires_at > %(now)s THEN previous_secret END
-               AS previous_secret
+        SELECT url, secret,
+               ARRAY(
+                   SELECT f.secret
+                   FROM unnest(
+                       array_append(older_secrets, previous_secret::text),
+                       array_append(older_secrets_expire_at, previous_secret_expires_at)
+                   ) AS f (secret, until)
+                   WHERE f.until > %(now)s
+               ) AS former_secrets
         FROM settlement.webhook_subscriptions WHERE subscription_id = %(subscription_id)s
         """,
         {"subscription_id": subscription_id, "now": now},

@@ -151,7 +151,7 @@ def _add_subscriptions(router: APIRouter, settings: Settings) -> None:
 
     @router.post("/{subscription_id}/rotate", dependencies=[require(WRITE)])
     async def rotate_secret(database: Base, subscription_id: WebhookPath) -> Made:
-        """A new secret, in this answer alone. The one before signs beside it for 24 hours."""
+        """A new secret, in this answer alone. Each one before signs beside it for 24 hours."""
         key = find_secret_key(settings)
         async with database.write() as tx:
             return _show(await subscriptions.rotate(tx, subscription_id, key=key, now=clock.now()))

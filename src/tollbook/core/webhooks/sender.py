@@ -22,7 +22,7 @@ from tollbook.core.webhooks.deliveries import LEASE, Attempt, Claim, Due, Result
 from tollbook.core.webhooks.endpoints import Verdict
 from tollbook.core.webhooks.errors import SecretUnreadable
 from tollbook.core.webhooks.sending import GONE, SECONDS_MAX, Outcome, Post
-from tollbook.core.webhooks.signing import Webhook, open_secret, sign
+from tollbook.core.webhooks.signing import Webhook, list_signers, open_secret, sign
 
 WINDOW_FIRST = 4
 WINDOW_MAX = 32  # POSTs to one endpoint at once, from one process
@@ -179,7 +179,9 @@ class Sender:
         return await self._post.send(claim.url, body.encode(), headers)
 
     def _write(self, claim: Claim, due: Due) -> tuple[str, dict[str, str]]:
-        signers = [self._open(sealed, claim.subscription_id) for sealed in _list_secrets(claim)]
+        signers = list_signers(
+            claim.secret, claim.former_secrets, lambda sealed: self._open(sealed, claim.subscription_id)
+        )
         data = rules.describe(_read_entry(due), self._id_prefixes)
         body = rules.write_body(due.event_type, due.recorded_at, data)
         return body, sign(signers, due.message_id, body, now=self._now())
@@ -288,10 +290,6 @@ class Sender:
 def _has_time(lane: Lane, now: datetime) -> bool:
     """Whether an attempt begun now ends before another process may take the queue."""
     return now + timedelta(seconds=2 * SECONDS_MAX) < lane.leased_until
-
-
-def _list_secrets(claim: Claim) -> list[str]:
-    return [claim.secret] if claim.previous_secret is None else [claim.secret, claim.previous_secret]
 
 
 def _read_entry(due: Due) -> Entry:

@@ -3,6 +3,8 @@
 import secrets
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from standardwebhooks import Webhook
@@ -36,6 +38,18 @@ def open_secret(sealed: str, subscription_id: str, key: bytes) -> Webhook:
             f"The secret of {subscription_id} was sealed with another key than this installation's. Give "
             "every process the key of before, or make a new secret: tollbook webhooks rotate."
         ) from None
+
+
+def list_signers(secret: str, former: Sequence[str], open_one: Callable[[str], Webhook]) -> list[Webhook]:
+    """Those that sign: the newest secret, and of the ones before all that can be read. They are sealed.
+
+    Raises SecretUnreadable, where the newest one cannot.
+    """
+    signers = [open_one(secret)]
+    for sealed in former:
+        with suppress(SecretUnreadable):  # of the key before: that is why it was rotated
+            signers.append(open_one(sealed))
+    return signers
 
 
 def sign(signers: list[Webhook], message_id: str, body: str, *, now: datetime) -> dict[str, str]:

@@ -12,13 +12,19 @@ from tollbook.core import ids, journal
 from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.journal import Fact
 from tollbook.core.webhooks import rules
-from tollbook.core.webhooks.errors import EventTypeMalformed, SubscriptionNotFound, SubscriptionsFull
+from tollbook.core.webhooks.errors import (
+    EventTypeMalformed,
+    RotatedTooOften,
+    SubscriptionNotFound,
+    SubscriptionsFull,
+)
 from tollbook.core.webhooks.signing import make_secret, seal_secret
 
 BOOK = "webhooks"
 READER = "webhooks"  # of the journal
 SUBSCRIPTIONS_MAX = 1_000
-SECRETS_BOTH_VALID = timedelta(hours=24)
+SECRETS_VALID = timedelta(hours=24)  # beside a newer one
+SECRETS_MAX = 5  # at once: as many signatures are in a header
 REASON_LETTERS_MAX = 200
 NO_BOOKS = ["core", "information_schema", "jobs", "public", "stores", "tollbook_migrate"]  # schemas
 
@@ -183,24 +189,43 @@ async def change(
 
 
 async def rotate(tx: WriteTx, subscription_id: str, *, key: bytes, now: datetime) -> Grant:
-    """Give it a new secret. The one before signs beside it for a day. Raises SubscriptionNotFound."""
+    """Give it a new secret. Each one before signs beside it for a day.
+
+    Raises SubscriptionNotFound; RotatedTooOften where SECRETS_MAX are valid already.
+    """
     secret = make_secret()
     changed = await tx.execute(
         """
-        UPDATE settlement.webhook_subscriptions
-        SET secret = %(secret)s, previous_secret = secret, previous_secret_expires_at = %(until)s
-        WHERE subscription_id = %(subscription_id)s
+        UPDATE settlement.webhook_subscriptions AS s
+        SET secret = %(secret)s, previous_secret = s.secret, previous_secret_expires_at = %(until)s,
+            (older_secrets, older_secrets_expire_at) = (
+                SELECT coalesce(array_agg(f.secret ORDER BY f.until), '{}'),
+                       coalesce(array_agg(f.until ORDER BY f.until), '{}')
+                FROM unnest(
+                    array_append(s.older_secrets, s.previous_secret::text),
+                    array_append(s.older_secrets_expire_at, s.previous_secret_expires_at)
+                ) AS f (secret, until)
+                WHERE f.until > %(now)s)
+        WHERE s.subscription_id = %(subscription_id)s AND %(secrets_max)s - 1 > (
+            SELECT count(*) FROM unnest(s.older_secrets_expire_at || s.previous_secret_expires_at) AS until
+            WHERE until > %(now)s)
         """,
         {
             "subscription_id": subscription_id,
             "secret": seal_secret(secret, subscription_id, key),
-            "until": now + SECRETS_BOTH_VALID,
+            "until": now + SECRETS_VALID,
+            "now": now,
+            "secrets_max": SECRETS_MAX,
         },
     )
+    subscription = await get(tx, subscription_id)
     if changed == 0:
-        raise SubscriptionNotFound(subscription_id)
+        raise RotatedTooOften(
+            f"{subscription_id} has {SECRETS_MAX} secrets that are valid. Wait until the oldest has expired, "
+            "a day after its rotation, or remove the webhook and add it again. Nothing was changed."
+        )
     await _tell(tx, "rotated", subscription_id)
-    return Grant(secret, await get(tx, subscription_id))
+    return Grant(secret, subscription)
 
 
 async def enable(tx: WriteTx, subscription_id: str, *, now: datetime) -> Subscription:
