@@ -8,6 +8,9 @@ import psycopg
 import pytest
 from click.testing import Result
 
+from tollbook.migrate import Folder, formats, replay
+from tollbook.migrate.shadow import make_tablespaces
+
 Run = Callable[..., Result]
 
 
@@ -83,7 +86,7 @@ def test_a_file_that_only_runs_elsewhere_is_named(write: Any, run: Run, apply: R
     assert "0001_a cannot be carried out on a throw-away server (up): only here" in result.output
 
 
-def test_roles_and_search_path_are_the_databases(
+def test_roles_search_path_and_tablespaces_are_the_databases(
     write: Any, run: Run, url: str, ask: Any, migrate_server: Any, apply: Run
 ) -> None:
     name = url.split("///")[1].split("?")[0]
@@ -91,13 +94,18 @@ def test_roles_and_search_path_are_the_databases(
         connection.execute("DROP ROLE IF EXISTS reader")
         connection.execute("CREATE ROLE reader")
         connection.execute("CREATE SCHEMA tollbook AUTHORIZATION tollbook")
+        make_tablespaces(connection, ["cold", "warm"])
+        connection.execute(f"ALTER DATABASE {name} SET default_tablespace = warm".encode())
         connection.execute(f"""ALTER DATABASE {name} SET search_path = "$user", app""")  # pyright: ignore
     write("0001_a", up="CREATE SCHEMA app; CREATE TABLE a (i int); GRANT SELECT ON a TO reader, tollbook")
+    write("0002_b", up="CREATE TABLE b (i int PRIMARY KEY USING INDEX TABLESPACE cold) TABLESPACE cold")
     assert apply().exit_code == 0
     result = run("drift")
     assert result.exit_code == 0, result.output
-    ask("REVOKE ALL ON a FROM reader; SELECT 1")
-    assert "missing  grant table tollbook.a to reader" in run("drift").output
+    ask("REVOKE ALL ON a FROM reader; ALTER TABLE b SET TABLESPACE pg_default; SELECT 1")
+    output = run("drift").output
+    assert "missing  grant table tollbook.a to reader" in output
+    assert "missing  tablespace table tollbook.b" in output
     ask("DROP TABLE a; SELECT 1")
     with psycopg.connect(migrate_server.url("postgres", user="postgres"), autocommit=True) as connection:
         connection.execute("DROP ROLE reader")
@@ -152,3 +160,16 @@ def test_a_disabled_trigger_is_told_and_mended(write: Any, apply: Run, run: Run,
     ask("ALTER TABLE a DISABLE TRIGGER a_f; SELECT 1")
     assert "the trigger public.a.a_f is disabled" in run("verify").output
     assert "ALTER TABLE public.a ENABLE TRIGGER a_f;" in run("drift", "--sql").output
+
+
+def test_the_tablespaces_that_files_name_are_found(write: Any, folder: Any) -> None:
+    write(
+        "0001_a",
+        up="""CREATE TABLE a (i int UNIQUE USING INDEX TABLESPACE a1) TABLESPACE a2;
+        ALTER TABLE a SET (fillfactor=9); CREATE INDEX ON a (i) TABLESPACE a3;
+        CREATE MATERIALIZED VIEW v TABLESPACE a4 AS SELECT 1;
+        SET default_tablespace = a5; ALTER TABLE ALL IN TABLESPACE pg_default SET TABLESPACE a6""",
+        down="SET default_tablespace = ''; RESET default_tablespace; ALTER INDEX a_i_idx SET TABLESPACE a7",
+    )
+    found = replay.find_tablespaces(formats.read([Folder("shop", folder)]))
+    assert found == {f"a{number}" for number in range(1, 8)}

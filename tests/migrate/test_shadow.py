@@ -17,7 +17,7 @@ from psycopg.rows import scalar_row
 from tollbook.embedded import Server, throwaway
 from tollbook.migrate import catalog
 from tollbook.migrate.session import connected
-from tollbook.migrate.shadow import Shadow, empty, shadow
+from tollbook.migrate.shadow import Shadow, empty, make_tablespaces, shadow
 
 SHOP = """
 CREATE SCHEMA shop;
@@ -72,9 +72,12 @@ def target(own_server: Server) -> str:
         connection.execute("GRANT SELECT ON shop.orders TO reader")
         connection.execute("CREATE POLICY p ON shop.buyers TO reader USING (true)")
     with psycopg.connect(own_server.url("shop", user="postgres"), autocommit=True) as connection:
+        make_tablespaces(connection, ["cold store"])
         connection.execute(
             """CREATE TABLE public.others (i int); ALTER TABLE public.others OWNER TO "odd ""one";
-            GRANT SELECT ON public.others TO app; CREATE EXTENSION hstore; ANALYZE shop.orders"""
+            GRANT SELECT ON public.others TO app;
+            ALTER TABLE public.others SET TABLESPACE "cold store";
+            CREATE EXTENSION hstore; ANALYZE shop.orders"""
         )
     return address
 

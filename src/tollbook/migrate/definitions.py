@@ -29,6 +29,22 @@ WITH foreigners AS MATERIALIZED (
     JOIN pg_type t ON t.oid = a.atttypid
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE r.relkind IN ('r', 'p', 'f', 'c')
+), identities AS MATERIALIZED (
+    SELECT d.refobjid AS attrelid, d.refobjsubid::smallint AS attnum,
+        nullif(concat_ws(' ', 'START ' || nullif(q.seqstart, CASE WHEN up THEN q.seqmin ELSE q.seqmax END),
+        'INCREMENT ' || nullif(q.seqincrement, 1),
+        'MINVALUE ' || nullif(q.seqmin, CASE WHEN up THEN 1 ELSE -highest - 1 END),
+        'MAXVALUE ' || nullif(q.seqmax, CASE WHEN up THEN highest ELSE -1 END),
+        'CACHE ' || nullif(q.seqcache, 1), CASE WHEN q.seqcycle THEN 'CYCLE' END), '') AS options,
+        format('SET START %s SET INCREMENT %s SET MINVALUE %s SET MAXVALUE %s SET CACHE %s SET %s',
+        q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache,
+        CASE WHEN q.seqcycle THEN '' ELSE 'NO ' END || 'CYCLE') AS change,
+        ARRAY[q.seqstart, q.seqincrement] AS numbered
+    FROM pg_sequence q JOIN relations r ON r.oid = q.seqrelid
+    JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'i'
+        AND d.refclassid = 'pg_class'::regclass,
+    LATERAL (SELECT q.seqincrement > 0 AS up, CASE q.seqtypid WHEN 'smallint'::regtype THEN 32767
+        WHEN 'integer'::regtype THEN 2147483647 ELSE 9223372036854775807 END AS highest) x
 ), routines AS MATERIALIZED (
     SELECT p.*, format('%s.%I(%s)', s.name, p.proname, pg_get_function_identity_arguments(p.oid)) AS
         full_name,
@@ -92,7 +108,8 @@ UNION ALL SELECT 'table', full_name,
         CASE WHEN relispartition THEN 'partition of ' || p.parents || ' ' || pg_get_expr(relpartbound, oid)
             WHEN p.parents IS NOT NULL THEN 'inherits ' || p.parents END,
         CASE WHEN relrowsecurity THEN 'row security' END, CASE WHEN relforcerowsecurity THEN 'forced' END,
-        CASE relreplident WHEN 'f' THEN 'replica identity full' WHEN 'n' THEN 'replica identity nothing' END,
+        CASE relreplident WHEN 'f' THEN 'replica identity full' WHEN 'n' THEN 'replica identity nothing'
+            WHEN 'i' THEN 'replica identity ' || coalesce('by ' || x.columns, 'by an index that is gone') END,
         'with ' || array_to_string(reloptions, ', ')),
     NULL, format('DROP %s %s', CASE relkind WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END, full_name), NULL,
     'pg_class', oid, 0,
@@ -100,22 +117,32 @@ UNION ALL SELECT 'table', full_name,
         relforcerowsecurity, 'replica', relreplident, 'options', coalesce(to_jsonb(reloptions), '[]'),
         'key', pg_get_partkeydef(oid), 'bound', CASE WHEN relispartition THEN pg_get_expr(relpartbound,
             oid) END,
-        'parents', p.parents),
+        'parents', p.parents, 'replica_by', x.columns, 'replica_index', x.name, 'replica_of', x.of),
     relowner::regrole::text
 FROM relations LEFT JOIN LATERAL (SELECT string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno) AS
     parents
     FROM pg_inherits WHERE inhrelid = relations.oid) p ON true
+LEFT JOIN LATERAL (SELECT quote_ident(o.relname) AS name, coalesce(relations.full_name || '.' ||
+        quote_ident(k.conname), o.full_name) AS of,
+        (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY n)
+        FROM unnest(i.indkey) WITH ORDINALITY u (num, n) JOIN pg_attribute a ON a.attrelid = i.indrelid
+        AND a.attnum = u.num WHERE n <= i.indnkeyatts) AS columns
+    FROM pg_index i JOIN relations o ON o.oid = i.indexrelid LEFT JOIN pg_constraint k ON k.conindid = o.oid
+        AND k.contype IN ('p', 'u') WHERE i.indrelid = relations.oid AND i.indisreplident
+        AND relations.relreplident = 'i') x ON true
 WHERE relkind IN ('r', 'p', 'f')
 UNION ALL SELECT 'column', full_name || '.' || name,
     concat_ws(' ', type, CASE WHEN attnotnull THEN 'not null' END, CASE WHEN attnotnull AND EXISTS (
         SELECT FROM pg_constraint k WHERE k.conrelid = attrelid AND k.contype = 'n' AND NOT k.convalidated
         AND k.conkey = ARRAY[attnum]) THEN '(not valid)' END,
         CASE WHEN attgenerated <> '' THEN 'generated ' ELSE 'default ' END || expression,
-        CASE attidentity WHEN 'a' THEN 'identity always' WHEN 'd' THEN 'identity by default' END),
+        CASE attidentity WHEN 'a' THEN 'identity always' WHEN 'd' THEN 'identity by default' END,
+        '(' || lower(i.options) || ')'),
     NULL, format('ALTER TABLE %s DROP COLUMN %s', full_name, name), full_name, 'column', attrelid, attnum,
     jsonb_build_object('name', name, 'type', type, 'required', attnotnull, 'expression', expression,
-        'generated', attgenerated, 'identity', attidentity, 'inherited', attinhcount > 0), NULL
-FROM columns WHERE relkind <> 'c'
+        'generated', attgenerated, 'identity', attidentity, 'inherited', attinhcount > 0,
+        'options', i.options, 'change', i.change, 'numbered', i.numbered), NULL
+FROM columns LEFT JOIN identities i USING (attrelid, attnum) WHERE columns.relkind <> 'c'
 UNION ALL SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, full_name,
     concat_ws(' ', 'with ' || array_to_string(reloptions, ', '), pg_get_viewdef(oid)),
     format('CREATE %s %s%s AS%s', CASE relkind WHEN 'v' THEN 'VIEW' ELSE 'MATERIALIZED VIEW' END, full_name,
@@ -165,8 +192,10 @@ WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 
 UNION ALL SELECT 'sequence owner', r.full_name, c.full_name || '.' || c.name,
     format('ALTER SEQUENCE %s OWNED BY %s.%s', r.full_name, c.full_name, c.name),
     format('ALTER SEQUENCE %s OWNED BY NONE', r.full_name), r.full_name, 'sequence owner', r.oid, 0,
-        NULL, NULL
-FROM relations r JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'a'
+    jsonb_build_object('table', c.full_name, 'name', c.name, 'numbered',
+        ARRAY[q.seqstart, q.seqincrement]), NULL
+FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid
+JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'a'
     AND d.refclassid = 'pg_class'::regclass
 JOIN columns c ON c.attrelid = d.refobjid AND c.attnum = d.refobjsubid
 WHERE r.relkind = 'S'
@@ -325,6 +354,26 @@ FROM columns c, LATERAL (SELECT string_agg(format('ALTER %s %s', c.name, x.given
         string_agg(split_part(o, '=', 1), ', ') FROM unnest(c.attoptions) o)) WHERE c.attoptions IS NOT NULL
     ) x) s
 WHERE s.given IS NOT NULL AND c.relkind IN ('r', 'p')
+UNION ALL SELECT 'access method', lower(w.word) || ' ' || r.full_name, quote_ident(m.amname),
+    format('ALTER %s %s SET ACCESS METHOD %I', w.word, r.full_name, m.amname), format(
+    'ALTER %s %s SET ACCESS METHOD %s', w.word, r.full_name, CASE r.relkind WHEN 'p' THEN 'DEFAULT' ELSE
+        quote_ident(current_setting('default_table_access_method')) END),
+    r.full_name, 'access method', r.oid, 0, NULL, NULL
+FROM relations r JOIN pg_am m ON m.oid = r.relam, LATERAL (SELECT CASE r.relkind WHEN 'm' THEN
+    'MATERIALIZED VIEW' ELSE 'TABLE' END AS word) w
+WHERE r.relkind IN ('r', 'p', 'm') AND m.amname <> current_setting('default_table_access_method')
+UNION ALL SELECT 'tablespace', lower(w.word) || ' ' || r.full_name, quote_ident(s.spcname),
+    format('ALTER %s %s SET TABLESPACE %I', w.word, r.full_name, s.spcname), format(
+    'ALTER %s %s SET TABLESPACE %I', w.word, r.full_name, (SELECT o.spcname FROM pg_database b
+        JOIN pg_tablespace o ON o.oid = b.dattablespace WHERE b.datname = current_database())),
+    coalesce(t.full_name, r.full_name), 'tablespace', r.oid, 0, jsonb_build_object('of', CASE WHEN t.oid
+        IS NOT NULL THEN coalesce(t.full_name || '.' || quote_ident(k.conname), r.full_name) END), NULL
+FROM relations r JOIN pg_tablespace s ON s.oid = r.reltablespace
+LEFT JOIN pg_index i ON i.indexrelid = r.oid LEFT JOIN relations t ON t.oid = i.indrelid
+LEFT JOIN pg_constraint k ON k.conindid = r.oid AND k.contype IN ('p', 'u', 'x'),
+LATERAL (SELECT CASE WHEN t.oid IS NOT NULL THEN 'INDEX' WHEN r.relkind = 'm' THEN 'MATERIALIZED VIEW'
+    ELSE 'TABLE' END AS word) w
+WHERE NOT (r.relispartition AND t.oid IS NOT NULL)
 UNION ALL SELECT 'default privileges', format('%s to %s', d.scope, g.receiver), g.listed || g.may,
     format('ALTER DEFAULT PRIVILEGES %s GRANT %s ON %s TO %s%s', d.for_whom, g.listed, d.word, g.receiver,
         g.may),

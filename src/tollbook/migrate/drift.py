@@ -99,8 +99,13 @@ def compare(
     applied = order(migrations, standing)
     made = {one.name for each in standing.applied for one in each.promised if one.kind == "schema"}
     path, there = _read_path(conn)
-    target = stage.make(path=path, schemas=[schema for schema in there if schema not in made])
+    tablespace, inside = _read_tablespaces(conn)
     admit(stage, applied, conn)
+    target = stage.make(
+        settings={"search_path": path, "default_tablespace": inside},
+        schemas=[schema for schema in there if schema not in made],
+        tablespace=tablespace,
+    )
     replay.play(target, applied, stage.listen)
     stage.listen(Event("comparing", "Comparing the catalogs."))
     conn.execute(READING)
@@ -132,11 +137,16 @@ def order(migrations: Sequence[Migration], standing: Standing) -> list[Migration
 
 
 def admit(stage: Stage, migrations: Sequence[Migration], conn: Connection | None = None) -> None:
-    """Make on the stage the roles and databases that the files name, and the roles of the live server."""
+    """Make on the stage what is a server's own: what the files name of it, and what the live one has.
+
+    These are roles, tablespaces and databases.
+    """
     named, made = replay.find_roles(migrations)
+    tablespaces = replay.find_tablespaces(migrations)
     if conn is not None:
         named |= {name for (name,) in conn.execute("SELECT rolname::text FROM pg_roles")}
-    stage.admit(sorted(named - made))
+        tablespaces |= {name for (name,) in conn.execute("SELECT spcname::text FROM pg_tablespace")}
+    stage.admit(named - made, tablespaces)
     if databases := replay.find_databases(migrations):
         stage.house(databases)
 
@@ -151,6 +161,17 @@ def _read_path(conn: Connection) -> tuple[str, list[str]]:
     ).fetchone()
     assert row is not None
     return str(row[0]), list(row[1])
+
+
+def _read_tablespaces(conn: Connection) -> tuple[str, str]:
+    """Return the database's tablespace, and the setting that may say another for what is made."""
+    row = conn.execute(
+        """SELECT spcname::text, current_setting('default_tablespace')
+        FROM pg_database d JOIN pg_tablespace t ON t.oid = d.dattablespace
+        WHERE datname = current_database()"""
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tuple[Side, Side, list[str]]:

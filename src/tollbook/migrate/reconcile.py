@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tollbook.migrate.catalog import Catalog, Key, Object, Place
 
@@ -26,6 +27,8 @@ RANKS = (
     "trigger",
     "event trigger",
     "policy",
+    "access method",
+    "tablespace",
     "owner",
     "default privileges",
     "grant",
@@ -79,6 +82,7 @@ class _Work:
 
     altered: list[str] = field(default_factory=list[str])
     replaced: set[Key] = field(default_factory=set[Key])
+    made: set[Key] = field(default_factory=set[Key])  # what is said anew, without being dropped
     retyped: set[Place] = field(default_factory=set[Place])
     left: list[str] = field(default_factory=list[str])  # comments: what nobody but a person should do
 
@@ -102,6 +106,7 @@ def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ..
         for key in wanted.objects
         if key not in live.objects
         or key in replaced
+        or key in work.made
         or not gone.isdisjoint(_list_wholes(wanted.objects[key]))
     ]
     remade = {key for key in replaced if key not in wanted.objects}
@@ -115,12 +120,33 @@ def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ..
         *(_make(wanted.objects[key], wanted.objects) for key in first),
         *work.altered,
         *(_make(wanted.objects[key], wanted.objects) for key in last),
+        *(_advance(one.facts["table"], one.facts) for one in _find_renumbered(wanted.objects, made, whole)),
+        *_identify(live.objects, wanted.objects, {key[1] for key in made}),
         *(_make(live.objects[key], live.objects) for key in again),
         *work.left,
         *_leave(live, wanted, remade, drops=drops),
     ]
     checked = any("CREATE OR REPLACE" in line for line in lines)
     return (*(("SET check_function_bodies = off;",) if checked else ()), *lines)
+
+
+def _find_renumbered(wanted: Catalog, made: Iterable[Key], whole: set[str]) -> Iterable[Object]:
+    """Return the owners of sequences that are made anew, where there may be rows."""
+    owners = [wanted[key] for key in made if key[0] == "sequence owner" and ("sequence", key[1]) in made]
+    return [one for one in owners if one.facts["table"] not in whole]
+
+
+def _identify(live: Catalog, wanted: Catalog, made: set[str]) -> Iterable[str]:
+    """Name the index by which replicas know a table's rows, once it is there: that goes with the index."""
+    known = [one for one in wanted.values() if one.kind == "table" and one.facts["replica_by"]]
+    for one in known:
+        have = live.get(one.key)
+        if (
+            have is None
+            or have.facts["replica_by"] != one.facts["replica_by"]
+            or one.facts["replica_of"] in made
+        ):
+            yield f"ALTER TABLE {one.name} REPLICA IDENTITY USING INDEX {one.facts['replica_index']};"
 
 
 def _split(order: list[Key], work: _Work) -> tuple[list[Key], list[Key]]:
@@ -176,12 +202,39 @@ def _change_column(have: Object, want: Object, work: _Work) -> None:
         work.altered += [f"{alter} DROP NOT NULL;", f"{alter} SET NOT NULL;"]
     if default[1] and (retyped or default[0] != default[1]):
         work.altered.append(f"{alter} SET DEFAULT {default[1]};")
-    if new["identity"] and old["identity"] != new["identity"]:
-        how = f"GENERATED {IDENTITIES[new['identity']]}"
-        work.altered.append(f"{alter} {f'SET {how}' if old['identity'] else f'ADD {how} AS IDENTITY'};")
+    work.altered += _change_identity(alter, table or "", old, new)
+
+
+def _change_identity(alter: str, table: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
+    if not new["identity"]:
+        return
+    if not old["identity"]:
+        yield f"{alter} ADD {_describe_identity(new)};"
+        yield _advance(table, new)
+        return
+    if old["identity"] != new["identity"]:
+        yield f"{alter} SET GENERATED {IDENTITIES[new['identity']]};"
+    if old["options"] != new["options"]:
+        yield f"{alter} {new['change']};"
 
 
 IDENTITIES = {"a": "ALWAYS", "d": "BY DEFAULT"}
+
+
+def _advance(table: str, facts: Mapping[str, Any]) -> str:
+    """Return what takes a column's new sequence beyond the rows that are there: it would repeat them."""
+    column, (start, step) = facts["name"], facts["numbered"]
+    last = f"max({column})" if step > 0 else f"min({column})"
+    raw = column[1:-1].replace('""', '"') if column.startswith('"') else column
+    return (
+        f"SELECT setval(pg_get_serial_sequence({_literal(table)}, {_literal(raw)}), {last}) FROM {table} "  # noqa: S608
+        f"HAVING {last} {'>=' if step > 0 else '<='} {start};"
+    )
+
+
+def _describe_identity(facts: Mapping[str, Any]) -> str:
+    options = f" ({facts['options']})" if facts["options"] else ""
+    return f"GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY{options}"
 
 
 def _change_table(have: Object, want: Object, work: _Work) -> None:
@@ -244,6 +297,10 @@ def _change_sequence(have: Object, want: Object, work: _Work) -> None:
     work.altered.append(f"{want.facts['change']};")
 
 
+def _change_place(have: Object, want: Object, work: _Work) -> None:
+    work.made.add(want.key)
+
+
 def _change_type(have: Object, want: Object, work: _Work) -> None:
     old, new = have.facts, want.facts
     if old["kind"] == new["kind"] == "e" and _change_enum(want.name, old["labels"], new["labels"], work):
@@ -285,6 +342,8 @@ CHANGES: Mapping[str, Callable[[Object, Object, _Work], None]] = {
     "sequence": _change_sequence,
     "type": _change_type,
     "publication": _change_publication,
+    "access method": _change_place,
+    "tablespace": _change_place,
 }
 
 
@@ -415,7 +474,7 @@ def describe_column(column: Object) -> str:
     elif facts["expression"]:
         text += f" DEFAULT {facts['expression']}"
     if facts["identity"]:
-        text += f" GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY"
+        text += f" {_describe_identity(facts)}"
     return text + (" NOT NULL" if facts["required"] else "")
 
 

@@ -1,14 +1,14 @@
 """Migrations carried out on a throw-away server, to see what they really make."""
 
 import itertools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from pglast import ast, visitors
-from pglast.enums import ObjectType, RoleSpecType
+from pglast.enums import AlterTableType, ObjectType, RoleSpecType
 from psycopg import sql
 
 from tollbook.embedded.errors import EmbeddedServerFailed
@@ -23,7 +23,7 @@ from tollbook.migrate.session import Connection, connected, read_pid
 from tollbook.migrate.traffic import Guard, Traffic
 
 LOCK_TIMEOUT_SECONDS = 60.0
-PATH_DEFAULT = '"$user", public'
+DEFAULT_TABLESPACE = "pg_default"
 
 
 class NotReplayable(MigrateError):
@@ -41,25 +41,31 @@ class Stage:
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     def make(
-        self, *, path: str = PATH_DEFAULT, schemas: Sequence[str] = (), template: str | None = None
+        self,
+        *,
+        settings: Mapping[str, str] | None = None,
+        schemas: Sequence[str] = (),
+        tablespace: str = DEFAULT_TABLESPACE,
+        template: str | None = None,
     ) -> str:
         """Return the address of a new database with these schemas; `template` is that of one to copy."""
         name = f"stage_{next(self._numbers)}"
         like = _name(template) if template else "template0"
         with connected(self.admin_url) as conn:
-            conn.execute(_compose("CREATE DATABASE {} TEMPLATE {}", name, like))
+            conn.execute(_compose("CREATE DATABASE {} TEMPLATE {} TABLESPACE {}", name, like, tablespace))
         url = self.admin_url.replace(f"/{_name(self.admin_url)}?", f"/{name}?", 1)
-        if path != PATH_DEFAULT:
-            _set_path(url, name, path, schemas)
+        if settings:
+            _settle(url, name, settings, schemas)
         return url
 
-    def admit(self, roles: Sequence[str]) -> None:
-        """Make the roles that are not there yet; none of them can log in."""
+    def admit(self, roles: Iterable[str] = (), tablespaces: Iterable[str] = ()) -> None:
+        """Make the roles and tablespaces that are not there yet; none of the roles can log in."""
         with connected(self.admin_url) as conn:
             there = {name for (name,) in conn.execute("SELECT rolname::text FROM pg_roles")}
             for role in sorted({*roles} - there):
                 if not role.startswith("pg_"):
                     conn.execute(_compose("CREATE ROLE {}", role))
+            shadows.make_tablespaces(conn, tablespaces)
 
     def house(self, databases: Iterable[str]) -> None:
         """Make the databases that are not there yet, empty: a file may grant or set something on its own."""
@@ -77,10 +83,12 @@ def _name(url: str) -> str:
     return url.split("?")[0].rpartition("/")[2]
 
 
-def _set_path(url: str, name: str, path: str, schemas: Sequence[str]) -> None:
+def _settle(url: str, name: str, settings: Mapping[str, str], schemas: Sequence[str]) -> None:
     with connected(url) as conn:
-        conn.execute("SELECT set_config('search_path', %(path)s, false)", {"path": path})
-        conn.execute(_compose("ALTER DATABASE {} SET search_path FROM CURRENT", name))
+        for setting, value in settings.items():
+            asked = {"setting": setting, "value": value}
+            conn.execute("SELECT set_config(%(setting)s, %(value)s, false)", asked)
+            conn.execute(_compose("ALTER DATABASE {} SET {} FROM CURRENT", name, setting))
         for schema in schemas:
             conn.execute(_compose("CREATE SCHEMA IF NOT EXISTS {}", schema))
 
@@ -140,6 +148,32 @@ def _name_databases(tree: Any) -> Iterable[str]:
     if kind is ast.AlterOwnerStmt and tree.objectType == ObjectType.OBJECT_DATABASE:
         return [tree.object.sval]
     return []
+
+
+def find_tablespaces(migrations: Sequence[Migration]) -> set[str]:
+    """Return the tablespaces that the files put something into."""
+    found: set[str] = set()
+
+    class Finder(visitors.Visitor):
+        def note(self, ancestors: object, node: Any) -> None:
+            words = ("tablespacename", "tableSpace", "tableSpaceName", "indexspace", "new_tablespacename")
+            for word in words:
+                found.add(getattr(node, word, None) or "")
+
+        visit_CreateStmt = visit_IntoClause = visit_IndexStmt = visit_Constraint = note  # noqa: N815
+        visit_AlterTableMoveAllStmt = note  # noqa: N815
+
+        def visit_AlterTableCmd(self, ancestors: object, node: Any) -> None:  # noqa: N802
+            found.add((node.subtype == AlterTableType.AT_SetTableSpace and node.name) or "")
+
+        def visit_VariableSetStmt(self, ancestors: object, node: Any) -> None:  # noqa: N802
+            values = node.args or () if node.name == "default_tablespace" else ()
+            found.update(value.val.sval for value in values)
+
+    for script in (part for one in migrations for part in (one.up, one.down) if part):
+        for statement in statements.read(script).statements:
+            Finder()(statement.tree)
+    return found - {""}
 
 
 def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:

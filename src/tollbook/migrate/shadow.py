@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
@@ -131,6 +131,7 @@ def _build(conn: Connection, url: str, server: Server, rows: int, listen: Listen
     database, owner, user = row
     with _admin(server) as admin:
         _copy_roles(conn, admin)
+        make_tablespaces(admin, (name for (name,) in conn.execute("SELECT spcname::text FROM pg_tablespace")))
         lacks = extensions.offer(server, admin, conn)
         for text in ("DROP DATABASE IF EXISTS {}", "CREATE DATABASE {} TEMPLATE template0 OWNER {}"):
             if database != "postgres":
@@ -182,6 +183,15 @@ def _copy_roles(conn: Connection, admin: Connection) -> None:
             admin.execute(sql.SQL(text).format(sql.Identifier(role), sql.Identifier(member)))  # pyright: ignore[reportArgumentType]
 
 
+def make_tablespaces(admin: Connection, names: Iterable[str]) -> None:
+    """Make the tablespaces that are not there yet, in the throw-away server's own folder."""
+    there = {name for (name,) in admin.execute("SELECT spcname::text FROM pg_tablespace")}
+    for name in sorted({*names} - there):
+        admin.execute("SET allow_in_place_tablespaces = on")
+        for text in ("CREATE TABLESPACE {} LOCATION ''", "GRANT CREATE ON TABLESPACE {} TO PUBLIC"):
+            admin.execute(sql.SQL(text).format(sql.Identifier(name)))  # pyright: ignore[reportArgumentType]
+
+
 def _copy_schema(url: str, to: str) -> list[str]:
     """Copy every definition. Returns a sentence for each that the shadow cannot have. Raises ShadowFailed."""
     target = read_target(url)
@@ -193,7 +203,6 @@ def _copy_schema(url: str, to: str) -> list[str]:
         "--schema-only",
         "--format=custom",
         "--compress=0",
-        "--no-tablespaces",
         "--no-security-labels",
         "--no-subscriptions",
         f"--lock-wait-timeout={LOCK_WAIT_SECONDS_MAX}s",
