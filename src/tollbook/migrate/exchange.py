@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, LiteralString
+from uuid import UUID
 
 import psycopg
 from psycopg import generators, pq
@@ -40,9 +41,23 @@ def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list
 
 
 def write(conn: Connection, queries: Iterable[Query]) -> str:
-    """Return queries as text, their parameters written in."""
-    cursor = psycopg.ClientCursor(conn)
-    return " ".join(f"{cursor.mogrify(sql, values)};" for sql, values in queries)
+    """Return queries as text, their parameters written in: %(name)s, of the kinds that `quote` knows."""
+    return " ".join(
+        f"{sql % {name: quote(conn, value) for name, value in values.items()}};" for sql, values in queries
+    )
+
+
+def quote(conn: Connection, value: str | int | UUID | Sequence[str] | None) -> str:
+    """Return a value as a literal. psycopg's own way there, by adapters, took a tenth of a whole run."""
+    match value:
+        case None:
+            return "NULL"
+        case int():
+            return f"({value})"
+        case str() | UUID():
+            return bytes(pq.Escaping(conn.pgconn).escape_literal(str(value).encode())).decode()
+        case _:
+            return f"ARRAY[{', '.join(quote(conn, one) for one in value)}]::text[]"
 
 
 def command(conn: Connection, sql: str) -> list[PGresult]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -138,11 +139,13 @@ def read_foreign(path: Path, language: str, tool: str) -> Script:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
+        with open(path, "rb", buffering=0) as file:
+            # Asked for first: to read up to so many bytes takes room for them all, for every file anew.
+            large = os.fstat(file.fileno()).st_size > FILE_BYTES_MAX
+            content = b"" if large else file.read()
     except OSError as error:
         raise FolderRefused(f"This file cannot be read ({error.strerror}).", Place(str(path))) from None
-    if len(content) > FILE_BYTES_MAX:
+    if large:
         raise FolderRefused(
             f"This file is larger than {FILE_BYTES_MAX // 2**20} MiB. Load data with COPY from a program, "
             "and keep migrations to statements.",

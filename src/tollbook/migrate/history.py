@@ -1,16 +1,14 @@
 """The record kept in the database itself: what was applied, what was reverted, and every run."""
 
 import getpass
+import json
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
 from uuid import UUID, uuid4
-
-from psycopg.types.json import Jsonb
 
 from tollbook.migrate.exchange import Query, command, write
 from tollbook.migrate.files import Folder, Migration, find_schema
@@ -81,7 +79,7 @@ CREATE TABLE IF NOT EXISTS tollbook_migrate.backfills (
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A migration that is in force, with what it promised, and what of earlier promises it took away."""
+    """A migration that is in force."""
 
     id: int
     folder: str
@@ -92,8 +90,18 @@ class Applied:
     duration: timedelta
     applied_by: str
     down_sql: str | None
-    promised: tuple[Promise, ...]
-    removed: tuple[Promise, ...]
+    packed_promised: str
+    packed_removed: str
+
+    @property
+    def promised(self) -> tuple[Promise, ...]:
+        """What it promised, unpacked when asked for: mostly nothing is pending and nobody asks."""
+        return tuple(unpack(packed) for packed in json.loads(self.packed_promised))
+
+    @property
+    def removed(self) -> tuple[Promise, ...]:
+        """What of earlier promises it took away, unpacked when asked for."""
+        return tuple(unpack(packed) for packed in json.loads(self.packed_removed))
 
     @property
     def name(self) -> str:
@@ -179,18 +187,12 @@ def read(conn: Connection, folders: Sequence[Folder] = ()) -> list[Applied]:
         return []
     rows = conn.execute(
         """SELECT id, folder, version::text, name, checksum, applied_at, duration, applied_by, down_sql,
-                  promised, removed
+                  promised::text, removed::text
         FROM tollbook_migrate.history WHERE reverted_at IS NULL
           AND (%(names)s::text[] IS NULL OR folder = ANY(%(names)s)) ORDER BY id""",
         {"names": [one.name for one in folders] if find_schema(folders) is not None else None},
     )
-    return [_read_row(row) for row in rows]
-
-
-def _read_row(row: tuple[Any, ...]) -> Applied:
-    number, folder, version, name, checksum, at, duration, by, down, promised, removed = row
-    made, gone = (tuple(unpack(packed) for packed in kept) for kept in (promised, removed))
-    return Applied(number, folder, version, name, checksum, at, duration, by, down, made, gone)
+    return [Applied(*row) for row in rows]
 
 
 def read_progress(conn: Connection) -> dict[tuple[str, str], Progress]:
@@ -361,11 +363,11 @@ def _record(
         "name": migration.label,
         "checksum": migration.up.checksum,
         "run": run,
-        "duration": duration,
+        "duration": f"{duration.total_seconds():.6f} s",
         "engine": engine_version(),
         "down": migration.down.text if migration.down else None,
-        "promised": Jsonb([promise.pack() for promise in promised]),
-        "removed": Jsonb([promise.pack() for promise in removed]),
+        "promised": json.dumps([promise.pack() for promise in promised]),
+        "removed": json.dumps([promise.pack() for promise in removed]),
     }
     return [(REPLACE, values), (RECORD, values)] if migration.repeatable else [(RECORD, values)]
 

@@ -197,11 +197,12 @@ def find_expected(ours: Sequence[Applied], everything: Sequence[Applied]) -> dic
     """Return, by folder, what must be there now: promised, not removed later, each object once."""
     expected: dict[str, list[Promise]] = {one.folder: [] for one in ours}
     seen: set[tuple[object, ...]] = set()
+    # By the last that removed it.
+    removed_by = {_name(promise): one.id for one in everything for promise in one.removed}
     for one in ours:
-        removed = {_name(promise) for later in everything if later.id > one.id for promise in later.removed}
         for promise in one.promised:
             name = _name(promise)
-            if name not in removed and name not in seen:
+            if removed_by.get(name, 0) <= one.id and name not in seen:
                 seen.add(name)
                 expected[one.folder].append(promise)
     return expected

@@ -273,7 +273,7 @@ def check_objects(
         for promise in one.promises.made:
             known = there.setdefault((promise.kind, promise.name), [])
             before = next((other for other in known if promise.name and same(promise, other)), None)
-            marked.append(replace(promise, made=before is None))
+            marked.append(replace(promise, made=False) if before else promise)
             # No conflict if it is dropped before, or if something could drop it that the grammar cannot see.
             begun = (one.migration.folder, one.migration.version) in progress
             freed = begun or opaque or any(same(gone, promise) for gone in dropped)

@@ -89,14 +89,14 @@ def ask(promises: Sequence[Promise]) -> list[Query]:
 
 RELATION_KINDS = ("table", "view", "materialized view", "sequence", "index")
 # An index ON ONLY a partitioned table is invalid until those of all partitions are attached: it is as made.
+# A subquery for the schema's name: to join and plan that took longer than all the rest.
 RELATIONS = """
-SELECT 'relation', n.nspname::text, c.relname::text,
+SELECT 'relation', (SELECT n.nspname FROM pg_namespace n WHERE n.oid = c.relnamespace)::text, c.relname::text,
     CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'f' THEN 'table'
         WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
         WHEN 'c' THEN 'type' ELSE 'index' END,
     c.relkind <> 'i' OR (SELECT i.indisvalid FROM pg_index i WHERE i.indexrelid = c.oid)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relname = ANY(%(names)s) AND c.relpersistence <> 't'"""
+FROM pg_class c WHERE c.relname = ANY(%(names)s) AND c.relpersistence <> 't'"""
 # The indexes of a table that are no constraint's, newest first.
 INDEXES = """
 SELECT 'its index', n.nspname::text, t.relname::text, c.relname::text

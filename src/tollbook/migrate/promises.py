@@ -92,7 +92,8 @@ class Promises:
         if promise.schema is None and promise.kind not in ("schema", "extension"):
             # An index or trigger lies in its table's schema, which need not be the first of the search path.
             tables = (other.schema for other in self.made if other.name == promise.on) if promise.on else ()
-            promise = replace(promise, schema=next(iter(tables), self.schema))
+            if schema := next(iter(tables), self.schema):
+                promise = replace(promise, schema=schema)
         # By name first: a dump makes thousands of objects in one file.
         if promise.name is None or not any(
             other.name == promise.name and same(promise, other) for other in self.made

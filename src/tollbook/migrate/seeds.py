@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from tollbook.migrate import execution, preflight, statements
@@ -246,7 +245,7 @@ def _run(
             "file": one.script.path.name,
             "checksum": one.script.checksum,
             "environment": environment,
-            "duration": timedelta(seconds=time.monotonic() - started),
+            "duration": f"{time.monotonic() - started:.6f} s",
         }
         command(conn, write(conn, [(_RECORD, values), ("COMMIT", {})]))
     except BaseException:
