@@ -1,6 +1,7 @@
 """The grammar's quick way gives the same trees as pglast's own, and leaves pglast as it was."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pglast import ast, parse_sql
@@ -18,7 +19,7 @@ GRANT SELECT (a) ON t TO PUBLIC; COPY t FROM STDIN (FORMAT csv, HEADER true);
 MERGE INTO t USING s ON t.a = s.a WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (1);"""
 
 
-def describe(tree: object) -> object:
+def describe(tree: Any) -> object:
     """Return a tree as plain values, with the exact kind of each: True is not 1."""
     if isinstance(tree, tuple):
         return tuple(describe(one) for one in tree)
