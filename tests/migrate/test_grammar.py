@@ -1,7 +1,7 @@
 """The grammar's quick way gives the same trees as pglast's own, and leaves pglast as it was."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pglast import ast, parse_sql
@@ -22,10 +22,10 @@ MERGE INTO t USING s ON t.a = s.a WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN
 def describe(tree: Any) -> object:
     """Return a tree as plain values, with the exact kind of each: True is not 1."""
     if isinstance(tree, tuple):
-        return tuple(describe(one) for one in tree)
+        return tuple(describe(one) for one in cast("tuple[Any, ...]", tree))
     if isinstance(tree, ast.Node):
-        return type(tree), [(name, describe(getattr(tree, name))) for name in tree]
-    return type(tree), tree
+        return type(tree).__name__, [(name, describe(getattr(tree, name))) for name in tree]
+    return type(tree).__name__, tree
 
 
 @pytest.mark.parametrize("text", [MORE, *(path.read_text() for path in FILES)], ids=lambda text: text[:20])
