@@ -120,6 +120,26 @@ async def test_what_would_revert_is_not_sent_and_refused_after_some_tries(
     assert int(chain.call("eth_getTransactionCount", payroll.operators[0].address, "latest"), 16) == 0
 
 
+async def test_who_waited_for_money_is_not_refused_at_the_first_revert(
+    payroll: Payroll, chain: LocalChain
+) -> None:
+    operator = payroll.operators[0].address
+    chain.set_gas_money(operator, 0)
+    command_id = await order_odd(payroll, DEAF)
+    async with payroll.open_desk() as desk:
+        for _ in range(execution.REVERTS_MAX):
+            await payroll.make_due()
+            await desk.send()
+        chain.set_gas_money(operator, GAS_MONEY_WEI)
+        for _ in range(execution.REVERTS_MAX):
+            await payroll.make_due()
+            await desk.send()
+        reverting = await payroll.get(command_id)
+        assert (reverting.status, "revert" in str(reverting.error)) == ("validated", True)
+        [refused] = await payroll.settle(desk, command_id)
+    assert refused.status == "refused"
+
+
 async def test_nobody_pays_a_token_to_itself(payroll: Payroll) -> None:
     command_id = await payroll.order(payee=TOKEN_ADDRESS)
     await payroll.validate()

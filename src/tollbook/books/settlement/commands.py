@@ -203,20 +203,30 @@ async def note_sent(
 
 
 async def postpone(
-    tx: WriteTx, command_id: str, error: str | None, *, next_attempt_at: datetime, now: datetime
+    tx: WriteTx,
+    command_id: str,
+    error: str | None,
+    *,
+    next_attempt_at: datetime,
+    reverted: bool = False,
+    now: datetime,
 ) -> bool:
-    """Leave it as it is and look at it again then, one attempt older; whether it was still on its way."""
+    """Leave it as it is and look at it again then, one attempt older; whether it was still on its way.
+
+    `reverted` where the transfer's simulation reverts: that is counted apart from what it waits for.
+    """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET attempts = attempts + 1, error = %(error)s, next_attempt_at = %(next_attempt_at)s,
-            last_updated = %(now)s
+        SET attempts = attempts + 1, reverts = reverts + %(reverted)s::integer, error = %(error)s,
+            next_attempt_at = %(next_attempt_at)s, last_updated = %(now)s
         WHERE command_id = %(command_id)s AND status IN ('received', 'validated', 'executed')
         """,
         {
             "command_id": command_id,
             "error": None if error is None else error[:REASON_LETTERS_MAX],
             "next_attempt_at": next_attempt_at,
+            "reverted": reverted,
             "now": now,
         },
     )
@@ -299,8 +309,8 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, error = NULL,
-            executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL, counted = false,
+        SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, reverts = 0,
+            error = NULL, executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL, counted = false,
             last_updated = %(now)s, next_attempt_at = %(now)s
         WHERE command_id = %(command_id)s AND status = 'failed'
           AND (expires_at IS NULL OR expires_at > %(now)s)

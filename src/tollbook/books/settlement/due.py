@@ -20,6 +20,7 @@ class Due:
     status: str
     round: int
     attempts: int
+    reverts: int
     payee: str | None
     asset_symbol: str | None
     amount: Decimal | None
@@ -61,8 +62,9 @@ async def find_received(tx: WriteTx, now: datetime, limit: int) -> list[Due]:
     """Those to be validated, in the order in which limits are taken; nobody else has them meanwhile."""
     return await tx.all(
         """
-        SELECT command_id, status, round, attempts, payee, asset_symbol, trim_scale(amount_numeric) AS amount,
-               chain_id, network, asset, amount_minor, received_at, expires_at, transaction_id, tx_hash
+        SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
+               trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
+               expires_at, transaction_id, tx_hash
         FROM settlement.settlement_commands
         WHERE status = 'received' AND next_attempt_at <= %(now)s
         ORDER BY network, next_attempt_at  -- no network yet: the index's order, or all of them are sorted
@@ -77,8 +79,9 @@ async def find(tx: ReadTx, status: str, network: str, now: datetime, limit: int)
     """Those of a network to be begun (validated), or to be looked after (executed)."""
     return await tx.all(
         """
-        SELECT command_id, status, round, attempts, payee, asset_symbol, trim_scale(amount_numeric) AS amount,
-               chain_id, network, asset, amount_minor, received_at, expires_at, transaction_id, tx_hash
+        SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
+               trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
+               expires_at, transaction_id, tx_hash
         FROM settlement.settlement_commands
         WHERE status = %(status)s AND network = %(network)s AND next_attempt_at <= %(now)s
         ORDER BY next_attempt_at LIMIT %(limit)s
@@ -105,7 +108,7 @@ async def find_confirmed(tx: ReadTx, network: str, limit: int) -> list[Confirmed
     """Executed commands of which the lanes say that their transactions are final."""
     rows = await tx.dicts(
         """
-        SELECT c.command_id, c.status, c.round, c.attempts, c.payee, c.asset_symbol,
+        SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
                trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
                c.received_at, c.expires_at, c.transaction_id, c.tx_hash,
                t.sender, t.hash, t.block_hash
@@ -128,7 +131,7 @@ async def find_taken_back(tx: ReadTx, network: str, limit: int) -> list[Due]:
     """Settled commands whose transactions were final, and are on the chain no more."""
     return await tx.all(
         """
-        SELECT c.command_id, c.status, c.round, c.attempts, c.payee, c.asset_symbol,
+        SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
                trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
                c.received_at, c.expires_at, c.transaction_id, c.tx_hash
         FROM core.transactions t
@@ -148,7 +151,7 @@ async def find_forgone(tx: ReadTx, limit: int) -> list[Due]:
     """Settled commands whose transactions were taken back, and can never come back by now."""
     return await tx.all(
         """
-        SELECT c.command_id, c.status, c.round, c.attempts, c.payee, c.asset_symbol,
+        SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
                trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
                c.received_at, c.expires_at, c.transaction_id, c.tx_hash
         FROM core.transactions t
@@ -257,8 +260,9 @@ async def get(tx: WriteTx, command_id: str) -> Due:
     """One command; held until the transaction ends."""
     return await tx.one(
         """
-        SELECT command_id, status, round, attempts, payee, asset_symbol, trim_scale(amount_numeric) AS amount,
-               chain_id, network, asset, amount_minor, received_at, expires_at, transaction_id, tx_hash
+        SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
+               trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
+               expires_at, transaction_id, tx_hash
         FROM settlement.settlement_commands WHERE command_id = %(command_id)s FOR UPDATE
         """,
         {"command_id": command_id},

@@ -129,7 +129,7 @@ class Desk:
         if self.dry_run:
             says = _say_dry(choice)
             await commands.postpone(tx, one.command_id, says, next_attempt_at=now + REHEARSED, now=now)
-        elif isinstance(refusal, TransferReverts) and one.attempts >= REVERTS_MAX:
+        elif isinstance(refusal, TransferReverts) and one.reverts >= REVERTS_MAX:
             await commands.refuse(tx, one.command_id, refusal.sentence, now=now)
         elif refusal is not None:
             await self._postpone(tx, one, refusal, now)
@@ -182,7 +182,14 @@ class Desk:
 
     async def _postpone(self, tx: WriteTx, one: Due, refusal: Refusal, now: datetime) -> None:
         pause = min(self.pace.pause_min * 2 ** min(one.attempts, 10), PAUSE_MAX)
-        await commands.postpone(tx, one.command_id, refusal.sentence, next_attempt_at=now + pause, now=now)
+        await commands.postpone(
+            tx,
+            one.command_id,
+            refusal.sentence,
+            next_attempt_at=now + pause,
+            reverted=isinstance(refusal, TransferReverts),
+            now=now,
+        )
 
     def _watch(self, transaction_id: int) -> None:
         """Have the lanes ask for its block, and be told; many are asked for together. Bounded: see `mend`."""
