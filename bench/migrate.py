@@ -203,6 +203,7 @@ WAYS = (
 def run(command: Sequence[str], variables: dict[str, str]) -> tuple[float, int]:
     """Run a command; return its seconds and its greatest memory in KiB. Raises RuntimeError."""
     environment = {**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}", **variables}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled once, not at each start
     with tempfile.TemporaryFile() as said:
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -287,6 +288,7 @@ def main() -> None:
     # A vacuum of the server's own would disturb one tool and not the next, and keep a database from going.
     settings = {"autovacuum": "off"}
     with tempfile.TemporaryDirectory() as scratch, throwaway(settings=settings) as server:
+        print(f"server and files: {scratch} (TMPDIR says where; psql's own time is mostly that of its disk)")
         os.environ["TOLLBOOK_LOG_DIR"] = str(Path(scratch) / "logs")
         for size in SIZES:
             measure(server, tools, size, rounds, Path(scratch))
