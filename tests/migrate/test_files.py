@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollbook.migrate import files, formats
-from tollbook.migrate.errors import FolderRefused, WrongUsage
+from tollbook.migrate.errors import FolderRefused, WrongUsage, find, point
 from tollbook.migrate.files import Folder
 from tollbook.migrate.formats import native
 
@@ -125,3 +125,14 @@ def test_a_new_pair_gets_the_next_number(folder: Path, write: Write) -> None:
     up, down = native.create_pair(Folder("shop", folder), "Add refunds!")
     assert (up.name, down.name) == ("0008_add_refunds.up.sql", "0008_add_refunds.down.sql")
     assert [migration.version for migration in read(folder)] == ["7", "8"]
+
+
+@given(st.text("a\n\té"), st.integers(0, 30))
+def test_a_place_says_the_line_and_the_column_of_its_character(text: str, index: int) -> None:
+    index = min(index, len(text))
+    place = point("x.sql", text, index, caret=False)
+    lines = text[:index].split("\n")
+    assert (place.line, place.column) == (len(lines), len(lines[-1]) + 1)
+    assert place.line is not None
+    assert place.column is not None
+    assert find(text, place.line, place.column) == index

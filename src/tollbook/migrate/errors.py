@@ -1,11 +1,16 @@
 """Why a migration command stops: each refusal says what, where and what to do next."""
 
+import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 EXCERPT_CHARACTERS_MAX = 160
 PROBLEMS_SHOWN_MAX = 50
+TEXTS_KNOWN_MAX = 2  # of so many texts it is remembered where their lines begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,9 @@ class Place:
 def point(path: str, text: str, index: int, *, caret: bool = True) -> Place:
     """Return the place of the character `index` (from 0) of the text."""
     index = max(0, min(index, len(text)))
-    start = text.rfind("\n", 0, index) + 1
+    starts = find_lines(text)
+    number = bisect_right(starts, index)
+    start = starts[number - 1]
     end = text.find("\n", index)
     line = text[start : end if end >= 0 else len(text)].rstrip("\r")
     column = index - start
@@ -34,7 +41,19 @@ def point(path: str, text: str, index: int, *, caret: bool = True) -> Place:
     # Tabs stay tabs, so that the caret stands under its character however wide a terminal draws them.
     under = "".join("\t" if character == "\t" else " " for character in shown[: column - shift])
     excerpt = f"{shown}\n{under}^" if caret else shown
-    return Place(path, text.count("\n", 0, index) + 1, column + 1, excerpt)
+    return Place(path, number, column + 1, excerpt)
+
+
+def find(text: str, line: int, column: int) -> int:
+    """Return the character (from 0) of a line and a column (both from 1); the last where there is no such."""
+    starts = find_lines(text)
+    return min(starts[line - 1] + column - 1, len(text)) if line <= len(starts) else len(text)
+
+
+@lru_cache(maxsize=TEXTS_KNOWN_MAX)
+def find_lines(text: str) -> "array[int]":
+    """Return where each line begins. Counted anew for each place, a big file took minutes."""
+    return array("Q", [0, *(match.end() for match in re.finditer("\n", text))])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable
 from typing import Any
 
-from tollbook.migrate.errors import MigrateError
+from tollbook.migrate.errors import MigrateError, find_lines
 from tollbook.migrate.lint.rule import Example, Finding, Rule, Severity
 from tollbook.migrate.lint.rules import RULES
 from tollbook.migrate.lint.walk import File, Walk, locate
@@ -98,7 +98,9 @@ def _locate(walk: Walk, row: dict[str, Any]) -> tuple[File, int]:
 
 def find_index(text: str, line: int, column: int) -> int:
     """Return the character that squawk's line and column (both from 0, columns in bytes) mean."""
-    lines = text.split("\n")
-    before = sum(len(one) + 1 for one in lines[:line])
-    words = lines[line].encode()[:column].decode(errors="ignore") if line < len(lines) else ""
-    return before + len(words)
+    starts = find_lines(text)
+    if line >= len(starts):
+        return len(text)
+    # A character has no more columns than bytes, so that those of the line's beginning are enough.
+    words = text[starts[line] : starts[line] + column].encode()[:column].decode(errors="ignore")
+    return starts[line] + len(words)

@@ -1,5 +1,7 @@
 """Going through the files in order: each statement is shown to each rule, then followed."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -8,7 +10,7 @@ from pglast import ast
 from pglast.parser import ParseError, scan
 
 from tollbook.migrate import segments, statements
-from tollbook.migrate.errors import Place, point
+from tollbook.migrate.errors import Place, find, point
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.lint import allowances, blocks
 from tollbook.migrate.lint.allowances import Allowance
@@ -19,6 +21,7 @@ from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.world import World
 from tollbook.migrate.statements import Statement
 
+WORD = re.compile(r"\S")
 REFUSED = "refused"  # not a rule: what the engine itself will not run
 
 
@@ -37,7 +40,8 @@ class File:
 
     def number_at(self, index: int) -> int | None:
         """Return the number of the statement that a character belongs to, if any."""
-        return next((n for n, (begin, end) in enumerate(self.spans) if begin <= index < end), None)
+        number = bisect_right(self.spans, index, key=lambda span: span[0]) - 1
+        return number if number >= 0 and index < self.spans[number][1] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,8 @@ class Walk:
         """Return the file of a place, and the number of its statement; None where it is applied already."""
         files = [file for file in self.files if str(file.script.path) == place.path]
         for file in files:  # up and down may stand in one file
-            if (number := file.number_at(find_index(file.script.text, place))) is not None:
+            index = find(file.script.text, place.line or 1, place.column or 1)
+            if (number := file.number_at(index)) is not None:
                 return file, number
         return (files[0], None) if files else None
 
@@ -169,14 +174,6 @@ def names(allowance: Allowance, rule: Rule) -> bool:
 def locate(script: Script, index: int) -> Place:
     """Return the place of a character of a script."""
     return point(str(script.path), script.text, index, caret=False)
-
-
-def find_index(text: str, place: Place) -> int:
-    """Return the character that a place is."""
-    start = 0
-    for _ in range((place.line or 1) - 1):
-        start = text.find("\n", start) + 1
-    return start + (place.column or 1) - 1
 
 
 def begin(file: File, found: Sequence[Statement], made_in: str) -> Iterator[Unit]:
@@ -213,7 +210,8 @@ def unfold(unit: Unit) -> Iterator[Unit]:
         for _ in range(inner.line - 1):
             index = text.find("\n", index) + 1 or index
         if inner.line > 1:
-            index += len(text[index:]) - len(text[index:].lstrip())
+            word = WORD.search(text, index)
+            index = word.start() if word else len(text)
         yield replace(unit, tree=inner.tree, text=inner.text, index=index, block=True, hidden=())
 
 
