@@ -30,7 +30,7 @@ WITH foreigners AS MATERIALIZED (
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE r.relkind IN ('r', 'p', 'f', 'c')
 ), identities AS MATERIALIZED (
-    SELECT d.refobjid AS attrelid, d.refobjsubid::smallint AS attnum,
+    SELECT d.refobjid AS attrelid, d.refobjsubid::smallint AS attnum, r.full_name AS sequence, r.relname,
         nullif(concat_ws(' ', 'START ' || nullif(q.seqstart, CASE WHEN up THEN q.seqmin ELSE q.seqmax END),
         'INCREMENT ' || nullif(q.seqincrement, 1),
         'MINVALUE ' || nullif(q.seqmin, CASE WHEN up THEN 1 ELSE -highest - 1 END),
@@ -76,8 +76,8 @@ WITH foreigners AS MATERIALIZED (
     FROM types WHERE typacl IS NOT NULL
 ), defaults AS MATERIALIZED (
     SELECT d.*, concat_ws(' ', CASE WHEN x.others THEN x.role END, s.name, lower(x.word)) AS scope, x.word,
-        x.others, concat_ws(' ', CASE WHEN x.others THEN 'FOR ROLE ' || x.role END, 'IN SCHEMA ' || s.name) AS
-        for_whom,
+        x.others, s.name AS schema, concat_ws(' ', CASE WHEN x.others THEN 'FOR ROLE ' || x.role END,
+        'IN SCHEMA ' || s.name) AS for_whom,
         CASE WHEN s.oid IS NULL THEN acldefault(CASE defaclobjtype WHEN 'S' THEN 's' ELSE defaclobjtype END,
             defaclrole) END AS usual
     FROM pg_default_acl d LEFT JOIN spaces s ON s.oid = d.defaclnamespace,
@@ -141,7 +141,9 @@ UNION ALL SELECT 'column', full_name || '.' || name,
     NULL, format('ALTER TABLE %s DROP COLUMN %s', full_name, name), full_name, 'column', attrelid, attnum,
     jsonb_build_object('name', name, 'type', type, 'required', attnotnull, 'expression', expression,
         'generated', attgenerated, 'identity', attidentity, 'inherited', attinhcount > 0,
-        'options', i.options, 'change', i.change, 'numbered', i.numbered), NULL
+        'options', i.options, 'change', i.change, 'numbered', i.numbered, 'sequence', i.sequence,
+        'named', i.relname <> (SELECT c.relname FROM pg_class c WHERE c.oid = attrelid) || '_' || attname
+            || '_seq'), NULL
 FROM columns LEFT JOIN identities i USING (attrelid, attnum) WHERE columns.relkind <> 'c'
 UNION ALL SELECT CASE relkind WHEN 'v' THEN 'view' ELSE 'materialized view' END, full_name,
     concat_ws(' ', 'with ' || array_to_string(reloptions, ', '), pg_get_viewdef(oid)),
@@ -209,8 +211,9 @@ UNION ALL SELECT 'function', full_name,
         ELSE rtrim(pg_get_functiondef(oid), E'\\n') END,
     format('DROP %s %s', CASE prokind WHEN 'a' THEN 'AGGREGATE' WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
         full_name), NULL, 'pg_proc', oid, 0,
-    jsonb_build_object('kind', prokind, 'shape', concat_ws(' ', pg_get_function_arguments(oid), '->',
-        pg_get_function_result(oid), proisstrict AND prokind = 'w')), proowner::regrole::text
+    jsonb_build_object('kind', prokind, 'called', called, 'shape', concat_ws(' ',
+        pg_get_function_arguments(oid), '->', pg_get_function_result(oid), proisstrict AND prokind = 'w')),
+    proowner::regrole::text
 FROM routines
 UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
     || CASE t.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' WHEN 'A' THEN ' (always)'
@@ -273,19 +276,22 @@ UNION ALL SELECT 'domain constraint', t.full_name || '.' || quote_ident(k.connam
     NULL, NULL
 FROM types t JOIN pg_constraint k ON k.contypid = t.oid AND k.contype = 'c'
 UNION ALL SELECT 'grant', format('%s%s %s to %s', lower(word), part, of, receiver), privileges,
-    format('GRANT %s ON %s %s TO %s%s', listed, word, of, receiver, CASE WHEN g.is_grantable
-        THEN ' WITH GRANT OPTION' ELSE '' END),
+    concat_ws(E';\\n', 'GRANT ' || plain || format(' ON %s %s TO %s', word, of, receiver),
+        'GRANT ' || giving || format(' ON %s %s TO %s WITH GRANT OPTION', word, of, receiver)),
     format('REVOKE %s ON %s %s FROM %s', listed, word, of, receiver),
     parent, 'grant', r.oid, sub, jsonb_build_object('to', receiver), NULL
-FROM rights r, LATERAL (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS
+FROM rights r, LATERAL (SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS
     receiver,
-        a.is_grantable, string_agg(a.privilege_type || r.part, ', ' ORDER BY a.privilege_type) AS listed,
-        string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type)
-            || CASE WHEN a.is_grantable THEN ' with grant option' ELSE '' END AS privileges
-    FROM aclexplode(r.acl) a
-    WHERE a.grantee <> r.owner AND NOT EXISTS (SELECT FROM aclexplode(r.usual) u
-        WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type)
-    GROUP BY a.grantee, a.is_grantable) g
+        string_agg(privilege || r.part, ', ' ORDER BY privilege) AS listed,
+        string_agg(privilege || r.part, ', ' ORDER BY privilege) FILTER (WHERE NOT giving) AS plain,
+        string_agg(privilege || r.part, ', ' ORDER BY privilege) FILTER (WHERE giving) AS giving,
+        string_agg(privilege || CASE WHEN giving THEN ' with grant option' ELSE '' END, ', '
+            ORDER BY privilege) AS privileges
+    FROM (SELECT grantee, privilege_type AS privilege, bool_or(is_grantable) AS giving
+        FROM aclexplode(r.acl) a WHERE grantee <> r.owner AND NOT EXISTS (
+            SELECT FROM aclexplode(r.usual) u
+            WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type) GROUP BY 1, 2) a
+    GROUP BY grantee) g
 UNION ALL SELECT 'grant', format('%s %s withheld from PUBLIC', lower(word), of), u.privilege_type,
     format('REVOKE %s ON %s %s FROM PUBLIC', u.privilege_type, word, of),
     format('GRANT %s ON %s %s TO PUBLIC', u.privilege_type, word, of), parent, 'grant', r.oid, 0, NULL, NULL
@@ -374,22 +380,31 @@ LEFT JOIN pg_constraint k ON k.conindid = r.oid AND k.contype IN ('p', 'u', 'x')
 LATERAL (SELECT CASE WHEN t.oid IS NOT NULL THEN 'INDEX' WHEN r.relkind = 'm' THEN 'MATERIALIZED VIEW'
     ELSE 'TABLE' END AS word) w
 WHERE NOT (r.relispartition AND t.oid IS NOT NULL)
-UNION ALL SELECT 'default privileges', format('%s to %s', d.scope, g.receiver), g.listed || g.may,
-    format('ALTER DEFAULT PRIVILEGES %s GRANT %s ON %s TO %s%s', d.for_whom, g.listed, d.word, g.receiver,
-        g.may),
-    format('ALTER DEFAULT PRIVILEGES %s REVOKE %s ON %s FROM %s', d.for_whom, g.listed, d.word, g.receiver),
-    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others), NULL
-FROM defaults d, LATERAL (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS
-        receiver, string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type) AS listed,
-        CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS may
-    FROM aclexplode(d.defaclacl) a
-    WHERE a.grantee <> d.defaclrole AND NOT EXISTS (SELECT FROM aclexplode(d.usual) u
-        WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type)
-    GROUP BY a.grantee, a.is_grantable) g
+UNION ALL SELECT 'default privileges', format('%s to %s', d.scope, receiver), privileges,
+    concat_ws(E';\\n', format('ALTER DEFAULT PRIVILEGES %s GRANT ', d.for_whom) || plain
+            || format(' ON %s TO %s', d.word, receiver),
+        format('ALTER DEFAULT PRIVILEGES %s GRANT ', d.for_whom) || giving
+            || format(' ON %s TO %s WITH GRANT OPTION', d.word, receiver)),
+    format('ALTER DEFAULT PRIVILEGES %s REVOKE %s ON %s FROM %s', d.for_whom, listed, d.word, receiver),
+    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others, 'schema', d.schema, 'word',
+        d.word, 'to', receiver, 'listed', listed, 'privileges', privileges), NULL
+FROM defaults d, LATERAL (SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS
+    receiver,
+        string_agg(privilege || '', ', ' ORDER BY privilege) AS listed,
+        string_agg(privilege || '', ', ' ORDER BY privilege) FILTER (WHERE NOT giving) AS plain,
+        string_agg(privilege || '', ', ' ORDER BY privilege) FILTER (WHERE giving) AS giving,
+        string_agg(privilege || CASE WHEN giving THEN ' with grant option' ELSE '' END, ', '
+            ORDER BY privilege) AS privileges
+    FROM (SELECT grantee, privilege_type AS privilege, bool_or(is_grantable) AS giving
+        FROM aclexplode(d.defaclacl) a WHERE grantee <> d.defaclrole AND NOT EXISTS (
+            SELECT FROM aclexplode(d.usual) u
+            WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type) GROUP BY 1, 2) a
+    GROUP BY grantee) g
 UNION ALL SELECT 'default privileges', format('%s withheld from PUBLIC', d.scope), u.privilege_type,
     format('ALTER DEFAULT PRIVILEGES %s REVOKE %s ON %s FROM PUBLIC', d.for_whom, u.privilege_type, d.word),
     format('ALTER DEFAULT PRIVILEGES %s GRANT %s ON %s TO PUBLIC', d.for_whom, u.privilege_type, d.word),
-    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others), NULL
+    NULL, 'default privileges', d.oid, 0, jsonb_build_object('others', d.others, 'schema', d.schema, 'word',
+        d.word, 'listed', u.privilege_type), NULL
 FROM defaults d, aclexplode(d.usual) u
 WHERE u.grantee = 0 AND NOT EXISTS (SELECT FROM aclexplode(d.defaclacl) a
     WHERE a.grantee = 0 AND a.privilege_type = u.privilege_type)

@@ -1,7 +1,7 @@
 """The SQL that makes one catalog into another: what is lacking made, what differs altered, nothing lost."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,7 @@ class _Work:
     altered: list[str] = field(default_factory=list[str])
     replaced: set[Key] = field(default_factory=set[Key])
     made: set[Key] = field(default_factory=set[Key])  # what is said anew, without being dropped
+    numbered: list[Object] = field(default_factory=list[Object])  # columns that get a sequence of their own
     retyped: set[Place] = field(default_factory=set[Place])
     left: list[str] = field(default_factory=list[str])  # comments: what nobody but a person should do
 
@@ -114,15 +115,17 @@ def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ..
     whole = {key[1] for key in made if key[0] == "table"}
     made = [key for key in made if not (key[0] == "column" and wanted.objects[key].parent in whole)]
     first, last = _split(_order(set(made), wanted), work)
-    again = _order(remade, live)
+    given = [one for one in live.objects.values() if _holds(one)]
+    later = given + [one for one in wanted.objects.values() if _holds(one)]
     lines = [
         *dropped,
-        *(_make(wanted.objects[key], wanted.objects) for key in first),
+        *_bear(first, wanted.objects, given),
         *work.altered,
-        *(_make(wanted.objects[key], wanted.objects) for key in last),
+        *(line for one in work.numbered for line in _withdraw(one, wanted.objects, given)),
+        *_bear(last, wanted.objects, given),
         *(_advance(one.facts["table"], one.facts) for one in _find_renumbered(wanted.objects, made, whole)),
         *_identify(live.objects, wanted.objects, {key[1] for key in made}),
-        *(_make(live.objects[key], live.objects) for key in again),
+        *_bear(_order(remade, live), live.objects, later),
         *work.left,
         *_leave(live, wanted, remade, drops=drops),
     ]
@@ -203,6 +206,8 @@ def _change_column(have: Object, want: Object, work: _Work) -> None:
     if default[1] and (retyped or default[0] != default[1]):
         work.altered.append(f"{alter} SET DEFAULT {default[1]};")
     work.altered += _change_identity(alter, table or "", old, new)
+    if new["identity"] and not old["identity"]:
+        work.numbered.append(want)
 
 
 def _change_identity(alter: str, table: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
@@ -233,8 +238,9 @@ def _advance(table: str, facts: Mapping[str, Any]) -> str:
 
 
 def _describe_identity(facts: Mapping[str, Any]) -> str:
-    options = f" ({facts['options']})" if facts["options"] else ""
-    return f"GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY{options}"
+    named = f"SEQUENCE NAME {facts['sequence']}" if facts["named"] else ""
+    options = " ".join(filter(None, (named, facts["options"])))
+    return f"GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY{f' ({options})' if options else ''}"
 
 
 def _change_table(have: Object, want: Object, work: _Work) -> None:
@@ -426,6 +432,61 @@ def _sort(before: dict[Key, set[Key]]) -> list[Key]:
 def _rank(key: Key) -> int:
     foreign = key[0] == "constraint"
     return RANKS.index(key[0]) if key[0] in RANKS else len(RANKS) + foreign
+
+
+def _holds(one: Object) -> bool:
+    """Whether it is a default privilege of the role that makes things here."""
+    return one.kind == "default privileges" and not one.facts["others"]
+
+
+def _bear(keys: Iterable[Key], objects: Catalog, given: Sequence[Object]) -> Iterable[str]:
+    """Return what makes objects, each less what default privileges give it; its own rights follow."""
+    for key in keys:
+        yield _make(objects[key], objects)
+        yield from _withdraw(objects[key], objects, given)
+
+
+def _withdraw(one: Object, objects: Catalog, given: Sequence[Object]) -> Iterable[str]:
+    for word, name in _list_born(one, objects) if given else ():
+        owner = one.name if word != "SEQUENCE" else name
+        rights = {
+            other.facts.get("to"): other.definition
+            for other in objects.values()
+            if other.kind == "grant" and other.parent == owner and not other.place[2]
+        }
+        for facts in (default.facts for default in given if default.facts["word"] == f"{word}S"):
+            to, listed = facts.get("to"), facts["listed"]
+            if facts["schema"] and not name.startswith(f"{facts['schema']}."):
+                continue
+            if to is None and None not in rights:
+                yield f"GRANT {listed} ON {word} {name} TO PUBLIC;"
+            elif to is not None and rights.get(to) != facts["privileges"]:
+                yield f"REVOKE {listed} ON {word} {name} FROM {to};"
+
+
+BORN = {
+    "table": "TABLE",
+    "view": "TABLE",
+    "materialized view": "TABLE",
+    "sequence": "SEQUENCE",
+    "function": "ROUTINE",
+    "type": "TYPE",
+    "schema": "SCHEMA",
+}
+
+
+def _list_born(one: Object, objects: Catalog) -> Iterable[tuple[str, str]]:
+    """Return what gets rights of its own as an object is made: it, and the sequences of its columns."""
+    if one.kind in BORN:
+        yield BORN[one.kind], one.facts.get("called") or one.name
+    columns = [
+        other
+        for other in objects.values()
+        if other.kind == "column" and one.kind == "table" and other.parent == one.name
+    ]
+    for column in [*columns, *([one] if one.kind == "column" else [])]:
+        if column.facts["sequence"]:
+            yield "SEQUENCE", column.facts["sequence"]
 
 
 def _make(one: Object, objects: Catalog) -> str:
