@@ -9,8 +9,7 @@ import pytest
 from fixtures.settling import DEAF, FICKLE, SILENT, Payroll, later, make_payroll, order_odd
 from tollbook.books.settlement import commands, due, execution, limits, validation
 from tollbook.books.settlement.errors import CommandNotInState
-from tollbook.books.settlement.limits import LimitMeaningless
-from tollbook.books.settlement.settings import Limits, SettlementSettings
+from tollbook.books.settlement.settings import Limits
 from tollbook.core import clock
 from tollbook.core.database import Database, Params, Row, WriteTx
 from tollbook.core.errors import Refusal
@@ -94,7 +93,7 @@ async def test_a_reverted_transfer_fails_and_a_retry_is_another_transaction(payr
         assert failed.status == "failed"
         assert "reverted" in str(failed.error)
         async with payroll.database.write() as tx:
-            await limits.retry(tx, {}, command_id, now=clock.now())
+            await limits.retry(tx, command_id, now=clock.now())
         [again] = await payroll.settle(desk, command_id)
     assert (again.status, again.round) == ("failed", 1)
     assert again.tx_hash != failed.tx_hash
@@ -245,8 +244,6 @@ async def test_limits_hold_however_many_validate_at_once(
 
 
 async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again(payroll: Payroll) -> None:
-    table = validation.make_standards(payroll.settings.model_copy(update={"settlement_limits": LIMITS}))
-
     async def order(amount: str) -> tuple[str, str]:
         command_id = await payroll.order(amount)
         await payroll.validate(settlement_limits=LIMITS)
@@ -261,17 +258,13 @@ async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again
         assert await commands.fail(tx, first, "it was reverted", now=now)
     third, status = await order("30")
     assert status == "validated"
-    nowhere = SettlementSettings(settlement_limits=LIMITS)
-    with pytest.raises(LimitMeaningless, match="TOLLBOOK_RPC_URLS"):
-        async with payroll.database.write() as tx:
-            await limits.retry(tx, validation.make_standards(nowhere).limits, first, now=now)
     with pytest.raises(Refusal, match="limit"):
         async with payroll.database.write() as tx:
-            await limits.retry(tx, table.limits, first, now=now)
+            await limits.retry(tx, first, now=now)
     async with payroll.database.write() as tx:
         await commands.cancel(tx, third, None, now=now)
     async with payroll.database.write() as tx:
-        assert (await limits.retry(tx, table.limits, first, now=now)).status == "validated"
+        assert (await limits.retry(tx, first, now=now)).status == "validated"
     assert (await order("1"))[1] == "refused"
 
 

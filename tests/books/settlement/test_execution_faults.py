@@ -287,7 +287,7 @@ async def test_who_was_slow_does_not_end_a_round_that_he_knows_nothing_of(
             if node is slow.node:
                 await quick.judge()
                 async with database.write() as tx:
-                    await limits.retry(tx, {}, command_id, now=clock.now())
+                    await limits.retry(tx, command_id, now=clock.now())
                 chain.call("evm_setAutomine", False)
                 await quick.send()
             return receipts

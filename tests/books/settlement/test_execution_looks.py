@@ -184,7 +184,7 @@ async def test_a_round_that_may_come_back_keeps_the_next_one_waiting_and_not_for
         chain.call("anvil_mine", "0x3")
         await desk.mend()
         async with payroll.database.write() as tx:
-            await limits.retry(tx, {}, command_id, now=clock.now())
+            await limits.retry(tx, command_id, now=clock.now())
         chain.call("evm_setAutomine", False)
         for _ in range(3):
             await payroll.make_due()

@@ -11,7 +11,7 @@ import pytest
 
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.settling import OPEN, Payroll, make_payroll, take_turn
-from tollbook.books.settlement import commands, limits, validation
+from tollbook.books.settlement import commands, limits
 from tollbook.books.settlement.execution import Desk
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -93,11 +93,10 @@ class Walk:
                     await commands.cancel(tx, self.chance.choice(self.ids), None, now=clock.now())
 
     async def retry(self) -> None:
-        table = validation.make_standards(self.payroll.settings).limits
         with suppress(Refusal):
             async with self.payroll.database.write() as tx:
                 if self.ids:
-                    await limits.retry(tx, table, self.chance.choice(self.ids), now=clock.now())
+                    await limits.retry(tx, self.chance.choice(self.ids), now=clock.now())
 
     async def take_back(self) -> None:
         """What was settled since the last time happened never, and somebody sends some of it again."""

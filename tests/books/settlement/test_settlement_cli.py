@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.orders import fail_command
+from fixtures.orders import fail_command, tell_no_limits
 from tollbook.core.database import Database
 from tollbook.entrypoints.cli import run
 
@@ -17,6 +17,7 @@ def fail(url: str, command_id: str) -> None:
     async def go() -> None:
         async with Database(url) as database, database.write() as tx:
             await fail_command(tx, command_id)
+            await tell_no_limits(tx)
 
     asyncio.run(go())
 

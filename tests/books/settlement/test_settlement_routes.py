@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 
-from fixtures.orders import fail_command
+from fixtures.orders import fail_command, tell_no_limits
 from tollbook.books.settlement import commands
 from tollbook.core import clock, keys
 from tollbook.core.database import Database
@@ -196,6 +196,7 @@ async def test_a_command_is_taken_back_before_it_is_executed_and_not_after(
     await client.post("/commands/ingest", json=SEED | {"command_id": "failed", "payee": PAYEE})
     async with database.write() as tx:
         await fail_command(tx, "failed")
+        await tell_no_limits(tx)
     assert (await client.post("/v1/settlement/commands/failed/cancel")).status_code == 409
     retried = (await client.post("/v1/settlement/commands/failed/retry")).json()
     assert (retried["status"], retried["round"]) == ("validated", 1)

@@ -15,9 +15,7 @@ from tollbook.books.settlement.bulk import ArrayMalformed, Counts
 from tollbook.books.settlement.commands import Command, Move, Status
 from tollbook.books.settlement.dry_run import SIMULATED_MAX, Forecast, simulate
 from tollbook.books.settlement.errors import CommandMalformed
-from tollbook.books.settlement.limits import LimitTable
 from tollbook.books.settlement.requests import Order
-from tollbook.books.settlement.rules import make_tables
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core import clock
 from tollbook.core.commands import answer, ask, json_option, storage_options, to_plain
@@ -131,12 +129,10 @@ def show_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
 @json_option
 def retry_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
     """Try a command that failed again, in a new round."""
-    told = SettlementSettings()
-    table: LimitTable = limits.make_table(told, make_tables(told))
 
     async def retry(database: Database) -> Command:
         async with database.write() as tx:
-            return await limits.retry(tx, table, command_id, now=clock.now())
+            return await limits.retry(tx, command_id, now=clock.now())
 
     answer(ask(settings, retry), as_json=as_json)
 

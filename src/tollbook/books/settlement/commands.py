@@ -310,8 +310,8 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
         """
         UPDATE settlement.settlement_commands
         SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, reverts = 0,
-            error = NULL, executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL, counted = false,
-            last_updated = %(now)s, next_attempt_at = %(now)s
+            error = NULL, executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL,
+            counted = false, last_updated = %(now)s, next_attempt_at = %(now)s
         WHERE command_id = %(command_id)s AND status = 'failed'
           AND (expires_at IS NULL OR expires_at > %(now)s)
         """,

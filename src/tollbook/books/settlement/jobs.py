@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 
-from tollbook.books.settlement import due, execution, validation
+from tollbook.books.settlement import due, execution, limits, validation
 from tollbook.books.settlement.dry_run import list_nodes, read_keys
 from tollbook.books.settlement.execution import IDLE_SECONDS, Pace, open_desk, repeat
 from tollbook.books.settlement.settings import SettlementSettings
@@ -39,6 +39,8 @@ async def work(
     """
     urls, keys, pace = list_nodes(settings), read_keys(settings), pace or Pace()
     standards = validation.make_standards(settings)
+    async with database.write() as tx:
+        await limits.tell(tx, urls, standards.limits, now=clock.now())
     if not urls or not keys:
         logger.info("commands are not paid here: there is no %s", "node" if not urls else "operator's key")
     async with AsyncExitStack() as stack:

@@ -5,25 +5,25 @@ validates it: however many validate at once, no day has more than its limit. A t
 counted where the command ends without paying. A day is one of UTC: the one of validated_at.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import ClassVar
 
 from psycopg import Rollback
+from psycopg.types.json import Jsonb
 
 from tollbook.books.settlement import commands
 from tollbook.books.settlement.commands import Command
 from tollbook.books.settlement.rules import Tables, Terms
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core.chains import find_network
-from tollbook.core.database import WriteTx
+from tollbook.core.database import ReadTx, WriteTx
 from tollbook.core.errors import Refusal
 
 ALL_PAYEES = ""
 COIN = ""  # the network's own, where tokens have their addresses
-UNKNOWN = "?"  # in a table, the assets of a network that has limits and no node here
 
 
 class LimitReached(Refusal):
@@ -31,6 +31,13 @@ class LimitReached(Refusal):
 
     reason: ClassVar[str] = "limit-reached"
     status: ClassVar[int] = 422
+
+
+class LimitsUntold(Refusal):
+    """No worker has said which limits it has on the network. Nothing was changed."""
+
+    reason: ClassVar[str] = "limits-untold"
+    status: ClassVar[int] = 503
 
 
 class LimitMeaningless(Refusal):
@@ -58,9 +65,8 @@ def make_table(settings: SettlementSettings, tables: Tables) -> LimitTable:
     found: dict[tuple[str, str | None], Limit] = {}
     for name, by_symbol in settings.settlement_limits.items():
         network = find_network(name).id
-        if network not in tables.assets:  # nothing is paid there from here
-            found[network, UNKNOWN] = Limit(None, None, None)
-            continue
+        if network not in tables.assets:
+            continue  # nothing is paid there from here
         for symbol, limits in by_symbol.items():
             asset = tables.assets[network].get(symbol)
             if asset is None:
@@ -110,24 +116,47 @@ async def take(tx: WriteTx, limit: Limit | None, terms: Terms, *, now: datetime)
     return True
 
 
-async def retry(tx: WriteTx, table: LimitTable, command_id: str, *, now: datetime) -> Command:
-    """Try a failed command again, within the limits.
+async def tell(tx: WriteTx, networks: Iterable[str], table: LimitTable, *, now: datetime) -> None:
+    """Write down which limits hold on the networks that are served here: what is tried again keeps them."""
+    for network in sorted(networks):
+        limits = {asset or COIN: asdict(limit) for (where, asset), limit in table.items() if where == network}
+        await tx.execute(
+            """
+            INSERT INTO settlement.network_limits (network, told_at, limits)
+            VALUES (%(network)s, %(now)s, %(limits)s)
+            ON CONFLICT (network) DO UPDATE SET told_at = excluded.told_at, limits = excluded.limits
+            """,
+            {"network": network, "now": now, "limits": Jsonb(limits)},
+        )
 
-    Raises LimitReached, LimitMeaningless, and what commands.retry raises.
+
+async def read_told(tx: ReadTx, network: str, asset: str | None) -> Limit | None:
+    """The limit that the worker has on an asset, None where it has none. Raises LimitsUntold."""
+    told = await tx.value(
+        "SELECT limits FROM settlement.network_limits WHERE network = %(network)s", {"network": network}
+    )
+    if told is None:
+        raise LimitsUntold(
+            f"No worker that serves {network} has said which limits hold there. Nothing was changed: start "
+            "tollbook worker, then try again."
+        )
+    limit = told.get(asset or COIN)
+    return None if limit is None else Limit(**limit)
+
+
+async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
+    """Try a failed command again, within the limits that the worker has.
+
+    Raises LimitReached, LimitsUntold, and what commands.retry raises.
     """
     command = await commands.retry(tx, command_id, now=now)
-    if (command.network, UNKNOWN) in table:
-        raise LimitMeaningless(
-            f"There are limits on {command.network}, and no node of it here, so that they cannot be read. "
-            "Nothing was changed: set TOLLBOOK_RPC_URLS as the worker has it."
-        )
     assert command.network is not None
     assert command.amount_minor is not None
     assert command.payee is not None
     terms = Terms(
         command.network, command.asset, command.decimals or 0, command.amount_minor, command.payee.lower()
     )
-    if await take(tx, table.get((command.network, command.asset)), terms, now=now):
+    if await take(tx, await read_told(tx, command.network, command.asset), terms, now=now):
         await commands.note_counted(tx, command_id)
     return command
 

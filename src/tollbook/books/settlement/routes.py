@@ -14,9 +14,7 @@ from tollbook.books.settlement import bulk, commands, dry_run, limits, requests
 from tollbook.books.settlement.commands import Command, Move, Status
 from tollbook.books.settlement.dry_run import Forecast
 from tollbook.books.settlement.intake import Gate
-from tollbook.books.settlement.limits import LimitTable
 from tollbook.books.settlement.requests import ID, ID_LETTERS_MAX, CommandRequest
-from tollbook.books.settlement.rules import make_tables
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.books.settlement.streams import NDJSON, Results
 from tollbook.core import clock, idempotency
@@ -40,12 +38,6 @@ class MediaTypeUnknown(Refusal):
 
     reason = "media-type-unknown"
     status = 415
-
-
-def _read_limits() -> LimitTable:
-    """The limits that hold now, as the worker has them."""
-    settings = SettlementSettings()
-    return limits.make_table(settings, make_tables(settings))
 
 
 CommandPath = Annotated[str, Path(max_length=ID_LETTERS_MAX, pattern=ID, description="The command's id.")]
@@ -184,12 +176,10 @@ async def cancel_command(
 
 
 @router.post("/{command_id}/retry", dependencies=[require(WRITE)])
-async def retry_command(
-    database: Base, command_id: CommandPath, table: Annotated[LimitTable, Depends(_read_limits)]
-) -> Command:
+async def retry_command(database: Base, command_id: CommandPath) -> Command:
     """Try a command that failed again, in a new round: what failed before surely paid nothing."""
     async with database.write() as tx:
-        return await limits.retry(tx, table, command_id, now=clock.now())
+        return await limits.retry(tx, command_id, now=clock.now())
 
 
 @streams.post(
