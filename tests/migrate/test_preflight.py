@@ -92,3 +92,36 @@ def test_a_server_that_cannot_be_reached_is_named_without_its_password(write: An
 def test_the_drivers_that_others_write_into_a_url_are_left_out(write: Any, apply: Apply, url: str) -> None:
     write("0001_a", up="CREATE TABLE a (i int)")
     assert apply(to=url.replace("postgresql://", "postgresql+asyncpg://")).exit_code == 0
+
+
+def test_a_role_of_a_header_is_looked_for_before_anything_runs(
+    write: Any, apply: Apply, run: Apply, migrate_server: Any, url: str, ask: Any
+) -> None:
+    name = url.split("///")[1].split("?")[0]
+    write("0001_a", up="CREATE TABLE a (i int)")
+    write("0002_b", up="-- A remark.\n-- tollbook: lock_timeout=2s role=nobody\nCREATE TABLE b (i int)")
+    write("0003_c", up=f"-- tollbook: role={name}_owner\nCREATE TABLE c (i int)")
+    with psycopg.connect(migrate_server.url(name, user="postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name}_owner".encode())
+        words = ("0002_b.up.sql:2", "no role nobody", f'GRANT "{name}_owner" TO "tollbook"')
+        for result in (apply(), run("plan")):
+            refused(result, *words)
+        assert ask("SELECT to_regclass('a')") is None
+        connection.execute(f"GRANT {name}_owner TO tollbook WITH INHERIT FALSE, SET TRUE".encode())
+        connection.execute(f"CREATE SCHEMA theirs AUTHORIZATION {name}_owner".encode())
+    write("0002_b", up="SELECT 1")
+    write("0003_c", up=f"-- tollbook: role={name}_owner\nCREATE TABLE theirs.c (i int)")
+    result = apply()
+    assert result.exit_code == 0, result.output
+    write("0003_c", down="-- tollbook: role=nobody\nDROP TABLE theirs.c")
+    refused(run("revert", "--auto", "--skip-backup"), "0003_c.down.sql:1", "no role nobody")
+
+
+def test_a_role_that_a_file_before_makes_is_no_problem(
+    write: Any, run: Apply, migrate_server: Any, url: str
+) -> None:
+    write("0001_a", up="CREATE ROLE newcomer")
+    write("0002_b", up="-- tollbook: role=newcomer\nSELECT 1")
+    name = url.split("///")[1].split("?")[0]
+    result = run("plan", "--live", to=migrate_server.url(name, user="postgres"))
+    assert result.exit_code == 3, result.output

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tollbook.migrate import formats, history, objects, preflight
+from tollbook.migrate import formats, history, objects, preflight, roles
 from tollbook.migrate.errors import Problem, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder, Migration, find_schema
@@ -144,6 +144,7 @@ def check(
 
         problems += preflight.check_server(conn)
         problems += preflight.check_objects(conn, ready, progress)
+        problems += roles.check(conn, ready)
         for one in ready:
             if begun := progress.get((one.migration.folder, one.migration.version)):
                 problems += check_progress(one, begun, "up")

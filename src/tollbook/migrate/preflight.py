@@ -258,7 +258,8 @@ def check_objects(
 
     asked = [promise for one in ready for promise in one.promises.made]
     problems = _check_extensions(conn, ready)
-    problems += _check_schema_rights(conn, asked)
+    ours = [one for one in ready if not one.migration.up.options.role]  # others have the rights of their role
+    problems += _check_schema_rights(conn, [promise for one in ours for promise in one.promises.made])
     row = conn.execute("SELECT current_schemas(false)::text[]").fetchone()
     path: list[str] = row[0] if row else []
     there: dict[tuple[str, str | None], list[Promise]] = {}

@@ -15,6 +15,7 @@ from tollbook.migrate import (
     preflight,
     presence,
     promises,
+    roles,
     statements,
 )
 from tollbook.migrate.application import (
@@ -89,6 +90,7 @@ def revert(
         if not ways:
             return ApplyResult(database, (), None, tuple(interrupted))
         problems = preflight.check_server(conn)
+        problems += roles.check(conn, [way.down for way in ways])
         problems += [
             Problem(
                 f"{_name(one, migrations)} is applied in part: {one.statements} of its statements.",
