@@ -8,7 +8,7 @@ import pytest
 
 from migrate.lint.corpus import BEFORE, CASES, Case
 from tollbook.migrate.files import Migration, Script
-from tollbook.migrate.lint import RULES, Finding
+from tollbook.migrate.lint import RULES, Finding, walk
 from tollbook.migrate.lint.linting import lint_migrations
 
 TWINS = [case for case in CASES if case.twin]
@@ -42,6 +42,16 @@ def test_its_safe_twin_is_not(case: Case) -> None:
     found = find(case.twin)
     assert case.rule not in {finding.rule for finding in found}
     assert not [finding for finding in found if finding.severity == "error"]
+
+
+def test_rules_that_are_not_asked_about_rows_have_nothing_to_say_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_rows = tuple(word.removesuffix("Stmt").upper() for word in (one.__name__ for one in walk.ON_ROWS))
+    texts = {case.hazard for case in CASES if any(word in case.hazard for word in on_rows)}
+    found = {text: find(text) for text in texts}
+    monkeypatch.setattr(walk, "ON_ROWS", ())
+    assert {text: find(text) for text in texts} == found
 
 
 def test_the_corpus_has_hazards_enough_and_for_every_rule() -> None:

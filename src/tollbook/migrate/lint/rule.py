@@ -87,8 +87,9 @@ class Rule:
 
     check is asked for each statement, with the schema as it is before it; check_file for each file, with
     the schema after it; check_end once, after the last file. spares_new: says nothing of what the same
-    file, or an earlier pending one, has made. down: looks into down files too. squawk names the rules of
-    squawk that say the same.
+    file, or an earlier pending one, has made. down: looks into down files too. of_rows: check looks at
+    statements on rows too (INSERT, SELECT, …), of which a file can have 100,000s. squawk names the rules
+    of squawk that say the same.
     """
 
     id: str
@@ -102,4 +103,5 @@ class Rule:
     check_end: Callable[["End"], Iterable[tuple[Place, Hit]]] = _find_nothing_at_end
     spares_new: bool = True
     down: bool = True
+    of_rows: bool = False
     squawk: tuple[str, ...] = ()

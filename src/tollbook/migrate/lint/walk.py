@@ -21,6 +21,8 @@ from tollbook.migrate.lint.unit import Unit
 from tollbook.migrate.lint.world import World
 from tollbook.migrate.statements import Statement
 
+# What works on rows: only the rules that say so are asked.
+ON_ROWS = (ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt, ast.SelectStmt, ast.CopyStmt)
 WORD = re.compile(r"\S")
 REFUSED = "refused"  # not a rule: what the engine itself will not run
 
@@ -101,19 +103,16 @@ class Walk:
                 place = problem.place or Place(str(script.path))
                 self.findings.append(Finding(REFUSED, "error", place, f"{problem.what} {problem.next}"))
         made_in = migration.id if part == "up" else f"{migration.id} down"
+        rules = [rule for rule in self.rules if heard and (part == "up" or rule.down)]
+        of_rows = [rule for rule in rules if rule.of_rows]
         for number, unit in enumerate(begin(file, reading.statements, made_in)):
             for one in unfold(unit):
                 file.units.append(one)
-                if heard:
-                    for rule in self._rules_for(part):
-                        self._hear(file, rule, rule.check(one), one.index, number)
+                for rule in of_rows if is_a(one.tree, *ON_ROWS) else rules:
+                    self._hear(file, rule, rule.check(one), one.index, number)
                 follow(world, one.tree, one)
-        if heard:
-            for rule in self._rules_for(part):
-                self._hear(file, rule, rule.check_file(file), None, None)
-
-    def _rules_for(self, part: str) -> Iterator[Rule]:
-        return (rule for rule in self.rules if part == "up" or rule.down)
+        for rule in rules:
+            self._hear(file, rule, rule.check_file(file), None, None)
 
     def _hear(
         self, file: File, rule: Rule, hits: Iterable[Hit], index: int | None, number: int | None

@@ -19,7 +19,7 @@ LOOKED_AT = (
 
 
 def check(unit: Unit) -> Iterable[Hit]:
-    if is_a(unit.tree, *LOOKED_AT):
+    if is_a(unit.tree, *LOOKED_AT) and "null" in unit.text.lower():
         for expression in _find(unit.tree):
             operand = sql(expression.lexpr)
             right = f"{operand} {OPERATORS[expression.name[-1].sval]}"
@@ -56,4 +56,5 @@ RULE = Rule(
     Example("UPDATE orders SET status = 'new' WHERE status = NULL;"),
     check,
     spares_new=False,
+    of_rows=True,
 )

@@ -30,4 +30,5 @@ RULE = Rule(
     "batches.",
     Example("DELETE FROM orders;", Claim(changes="SELECT count(*) FROM orders")),
     check,
+    of_rows=True,
 )

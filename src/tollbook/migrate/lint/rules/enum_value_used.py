@@ -21,7 +21,7 @@ def check_file(file: File) -> Iterable[Hit]:
             if not made_here and not unit.alone:
                 added[tree.newVal] = (unit.transaction, show_names(tree.typeName or ()))
             continue
-        for word in (one.val.sval for one in descend(tree) if _is_word(one)):
+        for word in (one.val.sval for one in descend(tree) if _is_word(one)) if added else ():
             if word in added and added[word][0] == unit.transaction:
                 yield Hit(
                     f"'{word}' was added to {added[word][1]} in this file, and cannot be used before that is "

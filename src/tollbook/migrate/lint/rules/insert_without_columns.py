@@ -38,4 +38,5 @@ RULE = Rule(
     Example("INSERT INTO customers VALUES (501, 'a@example.org', 'new');"),
     check,
     spares_new=False,
+    of_rows=True,
 )

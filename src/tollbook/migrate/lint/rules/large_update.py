@@ -56,4 +56,5 @@ RULE = Rule(
     "In batches by key, each in a transaction of its own.",
     Example("UPDATE orders SET status = 'late' WHERE paid_at IS NULL;"),
     check,
+    of_rows=True,
 )

@@ -55,4 +55,5 @@ RULE = Rule(
         "SET lock_timeout = '5s';",
     ),
     check,
+    of_rows=True,
 )

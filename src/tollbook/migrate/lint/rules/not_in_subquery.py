@@ -15,7 +15,7 @@ LOOKED_AT = (ast.UpdateStmt, ast.DeleteStmt, ast.InsertStmt, ast.ViewStmt)
 
 
 def check(unit: Unit) -> Iterable[Hit]:
-    if is_a(unit.tree, *LOOKED_AT):
+    if is_a(unit.tree, *LOOKED_AT) and "not" in unit.text.lower():
         for one in descend(unit.tree):
             if _is_not_in(one):
                 yield Hit(
@@ -46,4 +46,5 @@ RULE = Rule(
     ),
     check,
     spares_new=False,
+    of_rows=True,
 )

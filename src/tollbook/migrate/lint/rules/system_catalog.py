@@ -41,4 +41,5 @@ RULE = Rule(
     ),
     check,
     spares_new=False,
+    of_rows=True,
 )

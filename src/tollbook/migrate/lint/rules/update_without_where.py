@@ -36,4 +36,5 @@ RULE = Rule(
         Claim(changes="SELECT count(*) FROM orders WHERE status = 'open'"),
     ),
     check,
+    of_rows=True,
 )
