@@ -106,11 +106,6 @@ def test_a_header_sets_timeouts_and_transaction(write: Any, apply: Apply, ask: A
     assert ask("SELECT to_regclass('x')::text") == "x"
 
 
-def test_a_header_sets_the_role(write: Any, apply: Apply) -> None:
-    write("0001_a", up="-- tollbook: role=nobody_at_all\nSELECT 1")
-    assert 'role "nobody_at_all" does not exist' in words(apply())
-
-
 def test_a_file_that_goes_on_has_the_settings_it_made(write: Any, apply: Apply, ask: Any) -> None:
     ask("CREATE SCHEMA inner_one; CREATE TABLE inner_one.t (i int); SELECT 1")
     text = "SET search_path = inner_one;\nVACUUM t;\nINSERT INTO t VALUES ({});"
