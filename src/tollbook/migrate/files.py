@@ -1,5 +1,6 @@
 """What a folder of migrations comes to, whichever tool it was written for: migrations and their scripts."""
 
+import codecs
 import hashlib
 import itertools
 import os
@@ -124,7 +125,8 @@ def read_script(path: Path) -> Script:
     content = _read_bytes(path)
     text = _decode(path, content).replace("\r\n", "\n")
     # The checksum is of the LF text: a checkout with CRLF line ends is the same migration, and runs the same.
-    return Script(path, text, hashlib.sha256(text.encode()).hexdigest(), headers.read(path, text))
+    plain = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    return Script(path, text, hashlib.sha256(plain).hexdigest(), headers.read(path, text))
 
 
 def read_foreign(path: Path, language: str, tool: str) -> Script:

@@ -1,7 +1,7 @@
 """What a file's first comment says of how it is to be run: `-- tollbook: lock_timeout=2s role=owner`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def read(path: Path, text: str) -> Options:
     fills = ".backfill." in path.name.lower()
     readers, known = (READERS_OF_BACKFILLS, KNOWN_OF_BACKFILLS) if fills else (READERS, KNOWN)
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_read_lines(text), 1):
         if line.strip() and not line.startswith("--"):
             break
         match = LINE.match(line)
@@ -62,6 +62,15 @@ def read(path: Path, text: str) -> Options:
             found[name] = value
     values = {FIELDS.get(name, name): readers[name](value) for name, value in found.items()}
     return Options(**values)  # pyright: ignore[reportArgumentType]
+
+
+def _read_lines(text: str) -> Iterator[str]:
+    """Give the lines one by one: mostly only the first few are looked at, of whatever file."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def read_seconds(text: str) -> float | None:

@@ -164,7 +164,7 @@ class _Reader:
 
     def _blank(self, start: int, end: int) -> None:
         self.kept.append(self.text[self.copied : start])
-        self.kept.append("".join("\n" if character == "\n" else " " for character in self.text[start:end]))
+        self.kept.append("\n".join(" " * len(line) for line in self.text[start:end].split("\n")))
         self.copied = end
 
     def _end_statement(self, index: int) -> int:

@@ -1,5 +1,6 @@
 """A script taken apart by PostgreSQL's own grammar: its statements, how each can run, and what must not."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,7 @@ class _Sorter:
                 f"Under this {name} the server would read the file otherwise than it was read here.",
                 "Take it out: a file is UTF-8, and a backslash in '…' is a backslash.",
             )
-        rows = next((one.text for one in self.plain.rows if index < one.index <= following), None)
+        rows = self._find_rows(index, following) if psql.takes_rows(tree) else None
         if rows is None and psql.takes_rows(tree):
             self._refuse(
                 index,
@@ -129,6 +130,11 @@ class _Sorter:
         self.statements.append(
             Statement(tree, index, end, alone, rows, self.block, self.modes is not None, self.modes or "")
         )
+
+    def _find_rows(self, index: int, following: int) -> str | None:
+        """Return the rows that stand behind a statement and before the next."""
+        place = bisect_right(self.plain.rows, index, key=lambda one: one.index)
+        return next((one.text for one in self.plain.rows[place : place + 1] if one.index <= following), None)
 
     def _steer(self, tree: Any, index: int, end: int) -> None:
         """BEGIN and COMMIT say what belongs together; the engine itself begins and commits."""

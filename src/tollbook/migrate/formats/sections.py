@@ -10,6 +10,8 @@ from tollbook.migrate.errors import Problem, point
 from tollbook.migrate.files import Script
 from tollbook.migrate.headers import Options
 
+LOOK_CHARACTERS_MAX = 2**20
+
 
 def begins(path: Path, name: re.Pattern[str], mark: re.Pattern[str]) -> bool:
     """Whether the first file of such a name in the folder holds the mark."""
@@ -18,8 +20,9 @@ def begins(path: Path, name: re.Pattern[str], mark: re.Pattern[str]) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """Return what a file holds, for a first look: without a byte order mark, whatever its encoding."""
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+    """Return how a file begins, for a first look: without a byte order mark, whatever its encoding."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.read(LOOK_CHARACTERS_MAX)
 
 
 def cut(script: Script, spans: Iterable[tuple[int, int]], options: Options) -> Script:
