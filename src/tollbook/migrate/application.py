@@ -27,6 +27,7 @@ from tollbook.migrate.traffic import Guard, Traffic
 
 # The grammar and what saves a database are loaded where something is pending: mostly nothing is.
 if TYPE_CHECKING:
+    from tollbook.migrate.at_once import AtOnce
     from tollbook.migrate.backup import Backup
     from tollbook.migrate.course import Course
     from tollbook.migrate.execution import Outcome, Prepared
@@ -91,6 +92,7 @@ def apply(
             history.end(conn, [one.run_id for one in interrupted], "interrupted")
         if not ready:
             return ApplyResult(database, (), None, tuple(interrupted))
+        from tollbook.migrate.at_once import AtOnce
         from tollbook.migrate.course import Course
 
         saved = save(conn, url, backup_dir, listen) if backup else None
@@ -101,11 +103,12 @@ def apply(
         earlier = _Earlier(standing.applied)
         steps: list[Step] = []
         with recorded(conn, run), guard:
+            at_once = AtOnce(course)
             for one in ready:
                 guard.wait_for_replicas(conn)
                 listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 key = (one.migration.folder, one.migration.version)
-                steps.append(_apply_one(course, one, progress.get(key), earlier))
+                steps.append(_apply_one(at_once, one, progress.get(key), earlier))
                 listen(Event("applied", one.migration.id, {"step": steps[-1]}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
 
@@ -257,11 +260,29 @@ class _Earlier:
         self.promises += kept
 
 
-def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, earlier: _Earlier) -> Step:
+def _apply_one(at_once: "AtOnce", one: "Prepared", progress: Progress | None, earlier: _Earlier) -> Step:
+    started = time.monotonic()
+    kept = None if progress else at_once.apply(one)
+    if kept is None:
+        kept, removed = _apply_in_steps(at_once.course, one, progress, earlier, started)
+        earlier.change(kept, removed)
+    else:
+        earlier.change(kept, ())
+    return Step(
+        one.migration.id,
+        time.monotonic() - started,
+        objects.count(kept, ()),
+        tuple(f"{p.kind} {p}" for p in kept),
+    )
+
+
+def _apply_in_steps(
+    course: "Course", one: "Prepared", progress: Progress | None, earlier: _Earlier, started: float
+) -> tuple[tuple[Promise, ...], tuple[Promise, ...]]:
+    """Return the promises kept, and those of earlier migrations that are no longer."""
     from tollbook.migrate import execution
     from tollbook.migrate.course import carry_out, carry_out_and_keep
 
-    started = time.monotonic()
     conn = course.conn
     before = earlier.find(conn) if one.promises.may_remove else []
     settings = course.name_settings()
@@ -282,14 +303,7 @@ def _apply_one(course: "Course", one: "Prepared", progress: Progress | None, ear
 
         progress = carry_out_and_keep(course, one, progress)
         backfill.run(course, one.migration, one.backfill)
-    kept, removed = carry_out(course, one, progress, "up", finish)
-    earlier.change(kept, removed)
-    return Step(
-        one.migration.id,
-        time.monotonic() - started,
-        objects.count(kept, ()),
-        tuple(f"{p.kind} {p}" for p in kept),
-    )
+    return carry_out(course, one, progress, "up", finish)
 
 
 def _find_removed(conn: Connection, before: Sequence[Promise]) -> tuple[Promise, ...]:

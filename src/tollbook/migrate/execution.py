@@ -70,11 +70,11 @@ def run(conn: Connection, sql: Sql) -> list[PGresult]:
     results = send(conn, sql.text, (one.rows for one in sql.statements if one.rows is not None))
     last = results[-1]
     if last.status not in GOOD:
-        raise _explain(conn, sql, psycopg.errors.error_from_result(last), len(results) - 1)
+        raise explain(conn, sql, psycopg.errors.error_from_result(last), len(results) - 1)
     return results
 
 
-def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Exception:
+def explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Exception:
     """Turn the server's error in result `number` into a sentence with the file's line and a caret."""
     diag = error.diag
     if diag.severity_nonlocalized in ("FATAL", "PANIC"):
@@ -88,7 +88,7 @@ def _explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> E
         place = point(str(sql.script.path), sql.script.text, sql.start + exact)
     elif 0 <= index < len(sql.statements):
         place = point(str(sql.script.path), sql.script.text, sql.statements[index].index, caret=False)
-    elif index >= len(sql.statements):
+    elif index == len(sql.statements):
         sentence = f"{sentence} (when its deferred constraints were checked at the end)"
     parts = [f"{sentence} [{error.sqlstate}]"]
     parts += [

@@ -10,11 +10,12 @@ from datetime import datetime, timedelta
 from functools import cache
 from uuid import UUID, uuid4
 
-from tollbook.migrate.exchange import Query, command, write
+from tollbook.migrate.exchange import Expression, Query, command, quote, write
 from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.objects import Promise, unpack
 from tollbook.migrate.session import LEAVE_NOTHING, Connection
 
+TABLE = ("tollbook_migrate", "history")
 CREATE_KEY = 7_063_417_201_337_403  # the neighbour of the run's own lock, for the moment of creation
 # The engine's own tables. IF NOT EXISTS throughout: they are made under the run's lock, once.
 SCHEMA_SQL = """
@@ -350,6 +351,16 @@ def add(
     command(conn, write(conn, _record(run, migration, duration, promised, removed)))
 
 
+def write_proven(
+    conn: Connection, run: UUID, migration: Migration, promised: Sequence[Promise], proof: str
+) -> str:
+    """Return the statement that records a migration if the proof, an expression, is true; else it fails."""
+    values = _list_values(run, migration, promised, ())
+    values["duration"] = Expression("clock_timestamp() - transaction_timestamp()")
+    values["promised"] = Expression(f"CASE WHEN {proof} THEN {quote(conn, values['promised'])}::jsonb END")
+    return write(conn, [(RECORD, values)])
+
+
 def _record(
     run: UUID,
     migration: Migration,
@@ -357,19 +368,25 @@ def _record(
     promised: Sequence[Promise],
     removed: Sequence[Promise],
 ) -> list[Query]:
-    values = {
+    values = _list_values(run, migration, promised, removed)
+    values["duration"] = f"{duration.total_seconds():.6f} s"
+    return [(REPLACE, values), (RECORD, values)] if migration.repeatable else [(RECORD, values)]
+
+
+def _list_values(
+    run: UUID, migration: Migration, promised: Sequence[Promise], removed: Sequence[Promise]
+) -> dict[str, str | UUID | None]:
+    return {
         "folder": migration.folder,
         "version": migration.version,
         "name": migration.label,
         "checksum": migration.up.checksum,
         "run": run,
-        "duration": f"{duration.total_seconds():.6f} s",
         "engine": engine_version(),
         "down": migration.down.text if migration.down else None,
         "promised": json.dumps([promise.pack() for promise in promised]),
         "removed": json.dumps([promise.pack() for promise in removed]),
     }
-    return [(REPLACE, values), (RECORD, values)] if migration.repeatable else [(RECORD, values)]
 
 
 REPLACE = """UPDATE tollbook_migrate.history SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s
