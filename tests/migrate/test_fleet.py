@@ -216,3 +216,19 @@ def test_one_backup_does_for_all_schemas(
     result = migrate("apply", folder, *options)
     assert result.exit_code == 0, words(result)
     assert len(list(place.glob("*.dump"))) == 1
+
+
+@pytest.mark.parametrize(
+    "option", ["--static", "--sample=3", "--fail-on=error", "--markdown", "--since=main"]
+)
+def test_a_plan_of_many_refuses_what_it_would_not_do(folder: Path, tmp_path: Path, option: str) -> None:
+    (tmp_path / "all").write_text("postgresql://127.0.0.1:1/a")
+    assert migrate("plan", folder, "--databases", str(tmp_path / "all"), option).exit_code == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_a_live_plan_of_many_is_live(folder: Path, tmp_path: Path, url: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tollbook.migrate.shadow.shadow", None)
+    (tmp_path / "all").write_text(url)
+    result = migrate("plan", folder, "--databases", str(tmp_path / "all"), "--live")
+    assert result.exit_code == 3, result.output

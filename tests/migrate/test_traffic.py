@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from click.testing import Result
 
-from tollbook.migrate import Folder, Traffic
+from tollbook.migrate import Folder, Traffic, plan
 from tollbook.migrate import apply as apply_migrations
 from tollbook.migrate.errors import InTheWay, LockHeld
 from tollbook.migrate.events import Event
@@ -118,6 +118,26 @@ def test_a_long_statement_that_holds_many_up_is_stopped_and_not_tried_again(
         )
     assert not any(event.kind == "retrying" for event in told)
     assert ask("SELECT count(*) FROM pg_attribute WHERE attname = 'total'") == 0
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_live_plan_that_holds_many_up_is_stopped(write: Any, url: str, folder: Any, run: Any) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int; SELECT pg_sleep(9);")
+    patience = {"lock_timeout_seconds": 0.3, "traffic": Traffic(queue_max=10)}
+    with crowd(url, CROWD) as seen, pytest.raises(InTheWay, match="The live plan was stopped"):
+        plan(url, [Folder("shop", folder)], depth="live", **patience)
+    assert len(seen) > CROWD
+
+
+@pytest.mark.usefixtures("orders")
+def test_a_live_plan_that_waits_gives_way_and_says_for_whom(write: Any, url: str, run: Any) -> None:
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int")
+    with holding(url, "SELECT * FROM orders"), crowd(url, CROWD):
+        result = run("plan", "--live", "--lock-timeout", "9s", "--queue-max", "10")
+    assert result.exit_code == LockHeld.exit_code
+    assert "sessions waited behind it" in words(result)
+    assert "SELECT * FROM orders" in words(result)
+    assert "without --live" in words(result)
 
 
 @pytest.mark.usefixtures("orders")

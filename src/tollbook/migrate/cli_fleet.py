@@ -184,23 +184,31 @@ def _prefixed(target: Target, log: RunLog) -> Callable[[Event], None]:
     return lambda event: log(Event(event.kind, f"{name}: {event.text}", event.data, event.at))
 
 
+FOR_ONE = ("sample", "after", "since", "fail_on", "markdown")  # options of a plan that its line cannot show
+
+
 def _plan(call: Call, options: Mapping[str, Any], log: RunLog) -> Callable[[Target], Done]:
     from tollbook.migrate import rehearsal
     from tollbook.migrate.fleet import Done
+    from tollbook.migrate.traffic import Traffic
 
-    if options.get("static"):
+    if options["depth"] == "static":
         raise WrongUsage("--static reads the files alone, which are the same for all. Give it without them.")
+    if any(options[name] for name in FOR_ONE):
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in FOR_ONE)
+        raise WrongUsage(f"{shown} are about one database. Plan one of them by --database-url.")
     folders, to = call.folders, call.target(options["to"])
 
     def work(target: Target) -> Done:
         # A shadow has no schema to stand in for one of many: there it is tried in place, and rolled back.
-        live = bool(options.get("live")) or target.schema is not None
+        live = options["depth"] == "live" or target.schema is not None
         planned = rehearsal.plan(
             target.url,
             target.place(folders),
             depth="live" if live else "shadow",
             to=target.find(to),
             lock_timeout_seconds=options["lock_timeout"],
+            traffic=Traffic(queue_max=options["queue_max"]),
             listen=_prefixed(target, log),
         )
         pending = len(planned.pending)

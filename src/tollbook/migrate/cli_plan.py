@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tollbook.migrate.cli_traffic import QUEUE_DEFAULT
 from tollbook.migrate.errors import WrongUsage
 from tollbook.migrate.events import Event
 
@@ -25,6 +26,13 @@ EXIT_PENDING = 3
     "--fail-on",
     type=click.Choice(["error", "warning", "notice", "never"]),
     help="Exit with 3 only for warnings as grave as this, or graver.",
+)
+@click.option(
+    "--queue-max",
+    type=click.IntRange(min=0),
+    default=QUEUE_DEFAULT,
+    show_default=True,
+    help="With --live: give way when more sessions wait behind; 0: never.",
 )
 @click.option("--markdown", is_flag=True, help="Answer as a pull request's comment.")
 @click.option(
@@ -56,11 +64,13 @@ def _make(
     since: str | None,
     to: str | None,
     lock_timeout: float,
+    queue_max: int,
     quiet: bool,
 ) -> "Plan":
     from tollbook.migrate import rehearsal
     from tollbook.migrate.call import logged
     from tollbook.migrate.cli_lint import find_pending
+    from tollbook.migrate.traffic import Traffic
 
     if depth == "static":
         if after is not None and since is not None:
@@ -79,6 +89,7 @@ def _make(
             sample=sample,
             to=call.target(to),
             lock_timeout_seconds=lock_timeout,
+            traffic=Traffic(queue_max=queue_max),
             listen=log,
         )
 

@@ -9,9 +9,9 @@ import psycopg
 
 from tollbook.migrate import execution, formats, history, impact, objects, preflight
 from tollbook.migrate import shadow as shadows
-from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, check, cut
+from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, TRAFFIC, check, cut
 from tollbook.migrate.catalog import Change
-from tollbook.migrate.errors import MigrateError, StatementFailed, VerificationFailed
+from tollbook.migrate.errors import LockHeld, MigrateError, StatementFailed, VerificationFailed
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Prepared
 from tollbook.migrate.files import Folder, find_schema
@@ -20,7 +20,7 @@ from tollbook.migrate.impact import Warned
 from tollbook.migrate.lint.rule import Finding
 from tollbook.migrate.objects import Count
 from tollbook.migrate.observation import Observation
-from tollbook.migrate.retrying import read_sqlstate, roll_back
+from tollbook.migrate.retrying import QUERY_CANCELED, RETRIED, read_sqlstate, roll_back
 from tollbook.migrate.session import (
     LOCK_WAIT_SECONDS_MAX,
     Connection,
@@ -31,6 +31,7 @@ from tollbook.migrate.session import (
     read_url,
 )
 from tollbook.migrate.shadow import Shadow, Size
+from tollbook.migrate.traffic import Guard, Traffic
 from tollbook.migrate.walkthrough import CannotRollBack, Walk, Walked
 
 Depth = Literal["static", "shadow", "live"]
@@ -88,13 +89,15 @@ def plan(
     to: tuple[str, str] | None = None,
     lock_timeout_seconds: float = LOCK_TIMEOUT_SECONDS,
     lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
+    traffic: Traffic = TRAFFIC,
     listen: Listener = ignore,
 ) -> Plan:
     """Run what is pending, with every check that apply makes, and leave nothing of it. Raises MigrateError.
 
     On a shadow the target is only read, and `sample` rows of each table are copied. Live it runs on the
     target in one transaction that is rolled back: its locks are real, what cannot run in a transaction stays
-    untried, and sequences which the migrations' own rows advanced stay advanced.
+    untried, and sequences which the migrations' own rows advanced stay advanced. It gives way to others as
+    apply does, once: LockHeld, InTheWay.
     """
     migrations = formats.read(folders)
     made: Shadow | None = None
@@ -108,7 +111,8 @@ def plan(
             names = tuple(one.id for one in pending)
             rehearsal = _Rehearsal(name_target(read_url(url)), names, depth, listen)
             if ready and depth == "live":
-                rehearsal.run_live(conn, pid, ready, progress, lock_timeout_seconds)
+                with Guard(url, pid, traffic, listen) as guard:
+                    rehearsal.run_live(conn, guard, ready, progress, lock_timeout_seconds)
             elif ready:
                 made = stack.enter_context(shadows.shadow(url, rows=sample, listen=listen))
         if made:
@@ -167,19 +171,22 @@ class _Rehearsal:
     def run_live(
         self,
         conn: Connection,
-        pid: int,
+        guard: Guard,
         ready: Sequence[Prepared],
         progress: Mapping[tuple[str, str], Progress],
         lock_timeout_seconds: float,
     ) -> None:
         sizes = shadows.read_sizes(conn)
-        walk = Walk(conn, pid, lock_timeout_seconds)
+        walk = Walk(conn, guard.pid, lock_timeout_seconds)
         try:
-            for one in ready:
-                if not self._take(walk, one, progress, sizes):
-                    return
-        except (StatementFailed, VerificationFailed) as error:
-            if not walk.skipped:
+            # As one: what a file locks is held until the last of them is rolled back.
+            with guard.watching("The live plan", lock_timeout_seconds):
+                for one in ready:
+                    if not self._take(walk, one, progress, sizes):
+                        return
+        except (StatementFailed, VerificationFailed, psycopg.Error) as error:
+            _refuse_if_in_the_way(error, guard)
+            if not walk.skipped or isinstance(error, psycopg.Error):
                 raise
             name = self.pending[len(self.steps)]
             self._note(f"{name} fails live, where not all before it was run: {_shorten(error)}")
@@ -252,6 +259,20 @@ class _Rehearsal:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         self.listen(Event("note", text))
+
+
+def _refuse_if_in_the_way(error: Exception, guard: Guard) -> None:
+    """Raise LockHeld where it was others that stood in the way, or they behind us."""
+    state = read_sqlstate(error)
+    if state in RETRIED or (guard.gave_way and state == QUERY_CANCELED):
+        why = f"{guard.gave_way} while it waited" if guard.gave_way else "a lock was not to be had in time"
+        whom = f" for {'; '.join(str(one) for one in guard.seen)}" if guard.seen else ""
+        raise LockHeld(
+            f"The live plan gave way to other sessions: {why}{whom}. It is rolled back. Run it again when "
+            "they are done, or on a shadow, without --live.",
+            getattr(error, "place", None),
+            sqlstate=state,
+        ) from error
 
 
 def _shorten(error: MigrateError) -> str:

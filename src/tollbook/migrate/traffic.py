@@ -134,7 +134,9 @@ class Guard:
         told: set[int] = set()
         while not self._ended.wait(LOOK_SECONDS):
             with self._looking:
-                if self._is_long() and not self.gave_way and (look := look_at(conn, self.pid)):
+                if self._is_long() and self.gave_way:
+                    self._cancel(conn)  # the last came between two statements, and stopped none
+                elif self._is_long() and (look := look_at(conn, self.pid)):
                     self._judge(conn, look, told)
 
     def _is_long(self) -> bool:
@@ -154,7 +156,10 @@ class Guard:
             self.gave_way = (
                 f"{look.behind} sessions waited behind it, the first for {look.behind_seconds:.1f} s,"
             )
-            conn.execute("SELECT pg_cancel_backend(%(pid)s)", {"pid": self.pid})
+            self._cancel(conn)
+
+    def _cancel(self, conn: Connection) -> None:
+        conn.execute("SELECT pg_cancel_backend(%(pid)s)", {"pid": self.pid})
 
     def wait_for_replicas(self, conn: Connection) -> None:
         """Wait, outside a transaction, until every streaming replica is near. Raises ReplicaBehind."""
