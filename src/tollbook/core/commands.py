@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS_MAX = 5
 CONNECTIONS_MAX = 2
 PIPE_WIDTH_MAX = 2000
+LIST_DEFAULT, LIST_MAX = 20, 200
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
@@ -138,6 +139,12 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")(command)
 
 
+def limit_option(command: _Command) -> _Command:
+    """Give a list --limit. It asks for one more than that, and hands all to `answer_page`."""
+    kind = click.IntRange(1, LIST_MAX)
+    return click.option("--limit", default=LIST_DEFAULT, show_default=True, type=kind)(command)
+
+
 def ask(settings: "Settings", question: "Callable[[Database], Awaitable[_Result]]") -> _Result:
     """Return what the question answers about the database, which is opened and closed around it."""
     from tollbook.core.database import Database
@@ -163,6 +170,27 @@ def answer(value: object, *, as_json: bool, title: str = "", empty: str = "Nothi
             click.echo(empty)
     else:
         _print_table(title, ["", ""], [[name, _show(cell)] for name, cell in _to_row(value).items()])
+
+
+def answer_page(
+    found: "Sequence[_Result]",
+    limit: int,
+    *,
+    last: "Callable[[_Result], str]",
+    shorten: "Callable[[_Result], object] | None" = None,
+    as_json: bool,
+    title: str,
+    empty: str,
+) -> None:
+    """Print the first `limit` of a list, people's ones shortened; on stderr how to see the rest of it.
+
+    `last` is what --after takes of a row.
+    """
+    shown = found[:limit]
+    rows = list(shown) if as_json or shorten is None else [shorten(one) for one in shown]
+    answer(rows, as_json=as_json, title=title, empty=empty)
+    if len(found) > limit:
+        click.echo(f"There are more: --after {last(shown[-1])} shows what follows.", err=True)
 
 
 def to_plain(value: object) -> Any:

@@ -56,6 +56,12 @@ def test_commands_are_sent_listed_shown_taken_back_and_tried_again(
         command["command_id"] for command in json.loads(settle("list", "--json", "--after", "c1")[1])
     ] == ["c0"]
     assert "1.5" in settle("list")[1]
+    code, out, said = settle("list", "--json", "--limit", "2")
+    assert ([command["command_id"] for command in json.loads(out)], said) == (
+        ["c2", "c1"],
+        "There are more: --after c1 shows what follows.\n",
+    )
+    assert settle("list", "--limit", "3")[2] == ""
 
     assert settle("cancel", "c0", "--reason", "not needed")[0] == 0
     shown = json.loads(settle("show", "c0", "--json")[1])

@@ -311,7 +311,7 @@ async def test_every_command_line_verb_does_what_it_says(
         options = ["--json", "--database-url", keeper.database.url]
         done = CliRunner().invoke(tollbook, ["webhooks", *words, *options])
         assert done.exit_code == code, (done.output, done.exception)
-        return json.loads(done.output) if code == 0 else None
+        return json.loads(done.stdout) if code == 0 else None
 
     async def in_thread(*words: str, code: int = 0) -> Any:
         return await asyncio.to_thread(run, *words, code=code)
@@ -327,6 +327,8 @@ async def test_every_command_line_verb_does_what_it_says(
     await keeper.tell()
     [delivery, test] = await in_thread("deliveries", name)
     assert (delivery["event_type"], test["event_type"]) == ("payments.payment.settled", "webhooks.test")
+    [cut] = await in_thread("deliveries", name, "--limit", "1")
+    assert [test] == await in_thread("deliveries", name, "--after", cut["delivery_id"])
     [attempt] = await in_thread("deliveries", name, delivery["delivery_id"])
     assert attempt["answer"] == "ok"
     assert (await in_thread("replay", name, delivery["delivery_id"]))["status"] == "pending"

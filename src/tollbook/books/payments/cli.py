@@ -11,18 +11,12 @@ from tollbook.books.payments.reconciler.cli import COMMANDS
 from tollbook.books.payments.schemes.cli import channels_group
 from tollbook.core import clock
 from tollbook.core.chains import find_network, normalize_address
-from tollbook.core.commands import Id, answer, ask, json_option, storage_options
+from tollbook.core.commands import Id, answer, answer_page, ask, json_option, limit_option, storage_options
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
 
-LIMIT_DEFAULT = 20
 HOURS_DEFAULT = 24
 HOURS_MAX = 24 * 366
-
-
-_limit = click.option(
-    "--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, payments.PAGE_MAX)
-)
 
 
 @click.group("payments")
@@ -40,7 +34,7 @@ for command in COMMANDS:
 @click.option("--from", "from_address", metavar="ADDRESS", help="Only this payer's.")
 @click.option("--network", metavar="NETWORK", help="Only this network's, by name or CAIP-2 id.")
 @click.option("--after", type=Id("pay"), metavar="PAY_ID", help="Those older than this one.")
-@_limit
+@limit_option
 @storage_options
 @json_option
 def list_payments(
@@ -60,12 +54,18 @@ def list_payments(
     async def read(database: Database) -> list[Payment]:
         async with database.read() as tx:
             return await payments.page(
-                tx, after=after, limit=limit, status=status, from_address=payer, network=chain
+                tx, after=after, limit=limit + 1, status=status, from_address=payer, network=chain
             )
 
-    found = ask(settings, read)
-    rows = found if as_json else [_shorten(payment) for payment in found]
-    answer(rows, as_json=as_json, title="Payments, newest first", empty="No payments yet.")
+    answer_page(
+        ask(settings, read),
+        limit,
+        last=lambda payment: payments.show(payment.payment_id),
+        shorten=_shorten,
+        as_json=as_json,
+        title="Payments, newest first",
+        empty="No payments yet.",
+    )
 
 
 @payments_group.command("show")
@@ -130,7 +130,7 @@ def tokens_group() -> None:
 @tokens_group.command("list")
 @click.option("--payment", "payment_id", type=Id("pay"), metavar="PAY_ID", help="Only this payment's.")
 @click.option("--after", type=Id("tok"), metavar="TOK_ID", help="Those older than this one.")
-@_limit
+@limit_option
 @storage_options
 @json_option
 def list_tokens(
@@ -140,9 +140,16 @@ def list_tokens(
 
     async def read(database: Database) -> list[tokens.Token]:
         async with database.read() as tx:
-            return await tokens.page(tx, after=after, limit=limit, payment_id=payment_id)
+            return await tokens.page(tx, after=after, limit=limit + 1, payment_id=payment_id)
 
-    answer(ask(settings, read), as_json=as_json, title="Tokens, newest first", empty="No tokens yet.")
+    answer_page(
+        ask(settings, read),
+        limit,
+        last=lambda token: tokens.show(token.token_id),
+        as_json=as_json,
+        title="Tokens, newest first",
+        empty="No tokens yet.",
+    )
 
 
 @tokens_group.command("revoke")

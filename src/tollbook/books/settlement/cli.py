@@ -18,11 +18,18 @@ from tollbook.books.settlement.errors import CommandMalformed
 from tollbook.books.settlement.requests import Order
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core import clock
-from tollbook.core.commands import answer, ask, json_option, storage_options, to_plain
+from tollbook.core.commands import (
+    answer,
+    answer_page,
+    ask,
+    json_option,
+    limit_option,
+    storage_options,
+    to_plain,
+)
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
 
-LIMIT_DEFAULT = 20
 PART_BYTES = 64 * 1024
 EXIT_REJECTED = 1
 
@@ -72,7 +79,7 @@ def ingest(file: BufferedReader, *, dry_run: bool, settings: Settings, as_json: 
 @click.option("--workflow", "workflow_id", metavar="WORKFLOW_ID", help="Only this workflow's.")
 @click.option("--account", "account_ref", metavar="ACCOUNT_REF", help="Only this account's.")
 @click.option("--after", metavar="COMMAND_ID", help="Those older than this one.")
-@click.option("--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, commands.PAGE_MAX))
+@limit_option
 @storage_options
 @json_option
 def list_commands(
@@ -93,15 +100,21 @@ def list_commands(
             return await commands.page(
                 tx,
                 after=None if last is None else (last.received_at, last.command_id),
-                limit=limit,
+                limit=limit + 1,
                 status=status,
                 workflow_id=workflow_id,
                 account_ref=account_ref,
             )
 
-    found = ask(settings, read)
-    rows = found if as_json else [_shorten(command) for command in found]
-    answer(rows, as_json=as_json, title="Commands, newest first", empty="No commands yet.")
+    answer_page(
+        ask(settings, read),
+        limit,
+        last=lambda command: command.command_id,
+        shorten=_shorten,
+        as_json=as_json,
+        title="Commands, newest first",
+        empty="No commands yet.",
+    )
 
 
 @settlement_group.command("show")

@@ -6,7 +6,16 @@ from typing import get_args
 import click
 
 from tollbook.core import clock
-from tollbook.core.commands import Id, answer, ask, json_option, storage_options, to_plain
+from tollbook.core.commands import (
+    Id,
+    answer,
+    answer_page,
+    ask,
+    json_option,
+    limit_option,
+    storage_options,
+    to_plain,
+)
 from tollbook.core.database import Database
 from tollbook.core.secret_key import find_secret_key
 from tollbook.core.settings import Settings
@@ -16,8 +25,6 @@ from tollbook.core.webhooks.pings import Ping
 from tollbook.core.webhooks.replays import Replay
 from tollbook.core.webhooks.subscriptions import Grant, Subscription
 
-LIMIT_DEFAULT = 20
-LIMIT_MAX = 500
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d %H:%M:%S"]
 KEEP_IT = "Keep the secret: it is shown this once."
 
@@ -163,7 +170,7 @@ def test(subscription_id: str, *, settings: Settings, as_json: bool) -> None:
 @click.argument("delivery_id", type=Id("dlv"), required=False, metavar="[DLV_ID]")
 @click.option("--status", type=click.Choice(get_args(Status)))
 @click.option("--after", type=Id("dlv"), metavar="DLV_ID", help="Those older than this one.")
-@click.option("--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, LIMIT_MAX))
+@limit_option
 @storage_options
 @json_option
 def list_deliveries(
@@ -179,7 +186,9 @@ def list_deliveries(
     """List what it was told and is to be told, the newest first; or every attempt of one delivery."""
 
     async def read(database: Database) -> list[Delivery]:
-        return await desk.list_deliveries(database, subscription_id, after=after, limit=limit, status=status)
+        return await desk.list_deliveries(
+            database, subscription_id, after=after, limit=limit + 1, status=status
+        )
 
     async def look(database: Database) -> list[Attempt]:
         return (await desk.look_at(database, subscription_id, delivery_id or 0))[1]
@@ -187,9 +196,15 @@ def list_deliveries(
     if delivery_id is not None:
         answer(ask(settings, look), as_json=as_json, title="Attempts", empty="Not tried yet.")
         return
-    found = ask(settings, read)
-    rows = found if as_json else [_shorten_delivery(one) for one in found]
-    answer(rows, as_json=as_json, title="Deliveries, newest first", empty="Nothing was to be told yet.")
+    answer_page(
+        ask(settings, read),
+        limit,
+        last=lambda one: show_id(one.delivery_id),
+        shorten=_shorten_delivery,
+        as_json=as_json,
+        title="Deliveries, newest first",
+        empty="Nothing was to be told yet.",
+    )
 
 
 @group.command("replay")

@@ -17,14 +17,13 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.rules import WrongPaywall, read_price
 from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock
-from tollbook.core.commands import Id, answer, ask, json_option, storage_options
+from tollbook.core.commands import Id, answer, answer_page, ask, json_option, limit_option, storage_options
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
 
 EXIT_FAILED = 1
 EXIT_OPEN = 3
-LIMIT_DEFAULT = 50
 NOTE_CHARS_MAX = 110
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _AGE = re.compile(r"([0-9]{1,6})([mhd])")
@@ -84,9 +83,7 @@ def reconcile(*, settings: Settings, since: datetime | None, as_json: bool) -> N
 @click.command("differences")
 @click.option("--all", "everything", is_flag=True, help="Also those mended or accepted.")
 @click.option("--after", type=Id("dif"), metavar="DIF_ID", help="Those older than this one.")
-@click.option(
-    "--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, differences.PAGE_MAX)
-)
+@limit_option
 @storage_options
 @json_option
 def list_differences(
@@ -96,12 +93,20 @@ def list_differences(
 
     async def read(database: Database) -> tuple[list[Difference], int]:
         async with database.read() as tx:
-            rows = await differences.page(tx, status=None if everything else "open", after=after, limit=limit)
+            status = None if everything else "open"
+            rows = await differences.page(tx, status=status, after=after, limit=limit + 1)
             return rows, await differences.count_open(tx)
 
     found, open_count = ask(settings, read)
-    rows = found if as_json else [_shorten(difference) for difference in found]
-    answer(rows, as_json=as_json, title="Differences, newest first", empty="No open differences.")
+    answer_page(
+        found,
+        limit,
+        last=lambda difference: differences.show(difference.difference_id),
+        shorten=_shorten,
+        as_json=as_json,
+        title="Differences, newest first",
+        empty="No open differences.",
+    )
     sys.exit(EXIT_OPEN if open_count else 0)
 
 
@@ -149,19 +154,28 @@ def refund_payment(
 
 @click.command("refunds")
 @click.option("--payment", "payment_id", type=Id("pay"), metavar="PAY_ID", help="Only this payment's.")
-@click.option("--limit", default=LIMIT_DEFAULT, show_default=True, type=click.IntRange(1, refunds.PAGE_MAX))
+@click.option("--after", type=Id("ref"), metavar="REF_ID", help="Those older than this one.")
+@limit_option
 @storage_options
 @json_option
-def list_refunds(*, settings: Settings, payment_id: int | None, limit: int, as_json: bool) -> None:
+def list_refunds(
+    *, settings: Settings, payment_id: int | None, after: int | None, limit: int, as_json: bool
+) -> None:
     """List refunds, the newest first."""
 
     async def read(database: Database) -> list[Refund]:
         async with database.read() as tx:
-            return await refunds.page(tx, limit=limit, payment_id=payment_id)
+            return await refunds.page(tx, after=after, limit=limit + 1, payment_id=payment_id)
 
-    found = ask(settings, read)
-    rows = found if as_json else [_shorten_refund(refund) for refund in found]
-    answer(rows, as_json=as_json, title="Refunds, newest first", empty="No refunds yet.")
+    answer_page(
+        ask(settings, read),
+        limit,
+        last=lambda refund: refunds.show(refund.refund_id),
+        shorten=_shorten_refund,
+        as_json=as_json,
+        title="Refunds, newest first",
+        empty="No refunds yet.",
+    )
 
 
 def _say_clean(report: Report) -> str:
