@@ -1,6 +1,9 @@
 """The installation's secret key: found, made once, refused where it is not safe, and never shown."""
 
+import errno
+import re
 import stat
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +30,26 @@ def test_beside_the_embedded_database_it_is_made_once_for_its_owner_alone(tmp_pa
     assert len(found.pop()) == 32
     [file] = (tmp_path / "data").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_where_it_cannot_be_made_it_is_said_how_to_make_it_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as file systems without hard links do
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", refuse)
+        with pytest.raises(SecretKeyUnusable, match="openssl rand -hex 32") as refused:
+            find_secret_key(Settings(data_dir=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    advice = re.search(r"`(.*)`", refused.value.sentence)
+    assert advice is not None
+    subprocess.run(advice[1], shell=True, check=True)
+    assert len(find_secret_key(Settings(data_dir=tmp_path))) == 32
+    (tmp_path / "file").touch()
+    with pytest.raises(SecretKeyUnusable, match="Not a directory"):
+        find_secret_key(Settings(data_dir=tmp_path / "file" / "data"))
 
 
 def test_in_memory_it_is_this_processes() -> None:

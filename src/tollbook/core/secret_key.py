@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import secrets
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,20 +56,35 @@ def _make_for_this_process() -> bytes:
 
 
 def _read_or_make(file: Path) -> bytes:
-    if not file.exists():
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_name(f".{FILE}.{secrets.token_hex(8)}")
+    try:
+        if not file.exists():
+            _make(file)
+    except OSError as error:  # a folder that may not be written to, or on a file system without hard links
+        raise SecretKeyUnusable(
+            f"The secret key's file {file} cannot be made: {error.strerror}. Make it by hand, once: "
+            f"`(umask 077; set -C; openssl rand -hex 32 > {shlex.quote(str(file))})`."
+        ) from None
+    return _read_file(file)
+
+
+def _make(file: Path) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = file.with_name(f".{FILE}.{secrets.token_hex(8)}")
+    try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
             opened.write(secrets.token_hex(KEY_BYTES) + "\n")
             opened.flush()
             os.fsync(opened.fileno())
-        try:
-            os.link(draft, file)  # whole or not at all, and never over another's
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return _read_file(file)
+        os.link(draft, file)  # whole or not at all, and never over another's
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # what is sealed with it must not outlive its name
+    finally:
+        os.close(folder)
 
 
 def _read_file(file: Path) -> bytes:
