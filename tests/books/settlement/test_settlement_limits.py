@@ -12,11 +12,28 @@ from tollbook.books.settlement.intake import take
 from tollbook.books.settlement.limits import LimitReached, LimitsUntold
 from tollbook.books.settlement.requests import CommandRequest
 from tollbook.books.settlement.settings import Limits, SettlementSettings
+from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK
 from tollbook.entrypoints.cli import tollbook
 
 LOW = {NETWORK: {"USDC": Limits(day="0.0015")}}  # pyright: ignore[reportArgumentType] - one such, not two
+
+
+async def test_what_was_counted_on_days_that_are_over_is_forgotten(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FORGOTTEN_A_CALL", 2)
+    async with database.write() as tx:
+        await tx.execute(
+            "INSERT INTO settlement.spending (network, asset, payee, day, amount_minor) "
+            "SELECT %(network)s, '', '', %(today)s - n, 1 FROM generate_series(0, 6) AS n",
+            {"network": NETWORK, "today": clock.now().date()},
+        )
+    assert await jobs.forget_spending(database) == 5
+    assert await jobs.forget_spending(database) == 0
+    async with database.read() as tx:
+        assert await tx.value("SELECT count(*) FROM settlement.spending") == 2
 
 
 async def test_what_is_tried_again_keeps_to_the_limits_that_the_worker_has(

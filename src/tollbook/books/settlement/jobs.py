@@ -16,6 +16,7 @@ from tollbook.core.services import Service, rest
 EXPIRY_SECONDS = 1.0
 ABSENT_SECONDS = 60.0  # until a book that is not installed is looked for again
 FORGONE_MAX = 10_000
+FORGOTTEN_A_CALL, CALLS_MAX = 10_000, 1_000
 
 logger = logging.getLogger(__name__)
 
@@ -82,5 +83,20 @@ async def reopen_forgone(database: Database) -> int:
     return len(forgone)
 
 
-JOBS: list[Job] = [Job("settlement.reopen_forgone", "47 * * * *", reopen_forgone)]
+async def forget_spending(database: Database) -> int:
+    """Delete what the limits counted on days that are over; how many sums."""
+    total = 0
+    for _ in range(CALLS_MAX if await is_installed(database) else 0):
+        async with database.write() as tx:
+            gone = await limits.forget(tx, now=clock.now(), limit=FORGOTTEN_A_CALL)
+        total += gone
+        if gone < FORGOTTEN_A_CALL:
+            break
+    return total
+
+
+JOBS: list[Job] = [
+    Job("settlement.reopen_forgone", "47 * * * *", reopen_forgone),
+    Job("settlement.forget_spending", "38 2 * * *", forget_spending),
+]
 SERVICES: list[Service] = [Service("settlement.carry_out", carry_out)]

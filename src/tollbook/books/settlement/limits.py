@@ -7,7 +7,7 @@ counted where the command ends without paying. A day is one of UTC: the one of v
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import ClassVar
 
@@ -159,6 +159,21 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
     if await take(tx, await read_told(tx, command.network, command.asset), terms, now=now):
         await commands.note_counted(tx, command_id)
     return command
+
+
+async def forget(tx: WriteTx, *, now: datetime, limit: int) -> int:
+    """Delete the sums of days that are over, at most so many; how many. Nothing is counted for them any more.
+
+    Yesterday's stay: another machine's clock may not be there yet.
+    """
+    return await tx.execute(
+        """
+        DELETE FROM settlement.spending s WHERE s.ctid = ANY(ARRAY(
+            SELECT o.ctid FROM settlement.spending o WHERE o.day < %(yesterday)s
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED))  -- what is being given back goes the next time
+        """,
+        {"yesterday": now.date() - timedelta(days=1), "limit": limit},
+    )
 
 
 async def _add(tx: WriteTx, payee: str, most: int | None, terms: Terms, now: datetime) -> bool:
