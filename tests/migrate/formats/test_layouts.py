@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 
 from tollbook.migrate import Folder, catalog, formats, replay
+from tollbook.migrate.errors import FolderRefused
 from tollbook.migrate.files import Migration
 from tollbook.migrate.session import connected
 
@@ -117,6 +118,32 @@ def test_flyway_is_given_the_folder_of_its_database_among_others(folder: Path) -
     found = read(folder, files)
     assert [one.version for one in found] == ["1", "2", "3"]
     assert found[0].up.text == "CREATE SCHEMA public"
+
+
+def test_flyways_callbacks_are_named_and_never_left_out_unsaid(
+    folder: Path, run: Any, apply: Apply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(folder, {"V1__a.sql": TABLE, "sql/afterMigrate__grants.sql": "SELECT 1", "beforeEachMigrate.sql": ""})
+    for result in (apply(), run("plan"), run("status")):
+        assert result.exit_code == 1
+        text = " ".join(result.output.split())
+        for word in (
+            "afterMigrate__grants.sql",
+            "beforeEachMigrate.sql",
+            "FLYWAY_SKIP_DEFAULT_CALLBACKS=true",
+        ):
+            assert word in text
+    monkeypatch.setenv("FLYWAY_SKIP_DEFAULT_CALLBACKS", "true")
+    assert apply().exit_code == 0
+
+
+def test_what_is_no_callback_of_a_migration_is_passed_over(folder: Path) -> None:
+    others = ["afterInfo.sql", "aftermigrate.sql", "h2/beforeMigrate.sql", "postgresql/V2__b.sql"]
+    assert len(read(folder, {"V1__a.sql": TABLE} | dict.fromkeys(others, ""))) == 2
+    for name in ("afterEachUndoStatement", "afterMigrateApplied", "afterVersioned__x", "afterConnect"):
+        with pytest.raises(FolderRefused, match=name):
+            read(folder, {f"{name}.sql": ""})
+        (folder / f"{name}.sql").unlink()
 
 
 def test_text_that_looks_like_a_placeholder_stays_where_flyway_is_told_so(

@@ -16,6 +16,11 @@ FILE_NAME = re.compile(
     r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?\.(?P<suffix>sql|java|kt)(?<!Test.java)"
     r"|R__(?P<again>.*)\.sql"
 )
+# What Flyway runs around migrations and undos; those of its other commands (clean, info) have none here.
+CALLBACK = re.compile(
+    r"(?:(?:before|after)(?:(?:Each)?(?:Migrate|Undo)|Repeatables|Versioned|Validate|Connect|CreateSchema)"
+    r"(?:Statement)?(?:Applied|Error)?|createSchema)(?:__.*)?\.sql"
+)
 LANGUAGES = {".java": "Java", ".kt": "Kotlin"}
 # Folders in which projects keep the same migrations for several databases, and Flyway is given one of them.
 OURS = re.compile(r"(?i)postgres|pgsql|^pg$")
@@ -24,8 +29,10 @@ OTHERS = re.compile(
     r"cockroach(?:db)?|clickhouse|snowflake|redshift)(?:[._-].*)?"
 )
 PLACEHOLDER = re.compile(r"\$\{(?P<name>[^}\n]+)\}")
+CALLBACKS_SHOWN_MAX = 20
 VARIABLE = "FLYWAY_PLACEHOLDERS_"
 SWITCH = "FLYWAY_PLACEHOLDER_REPLACEMENT"
+NO_CALLBACKS = "FLYWAY_SKIP_DEFAULT_CALLBACKS"
 OWN = {  # Flyway's own placeholders, by what they have where nothing says otherwise
     "flyway:defaultschema": ("FLYWAY_DEFAULT_SCHEMA", "public"),
     "flyway:user": ("FLYWAY_USER", None),
@@ -43,10 +50,15 @@ def recognise(path: Path) -> bool:
 
 
 def read(folder: Folder) -> list[Migration]:
-    """Return the migrations of the folder and those in it: versioned ones in order, then repeatable ones."""
+    """Return the migrations of the folder and those in it: versioned ones in order, then repeatable ones.
+
+    Raises FolderRefused where there are callbacks, unless Flyway is told to pass them over.
+    """
+    if os.environ.get(NO_CALLBACKS, "").lower() != "true":
+        _refuse_callbacks(folder.path)
     scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]] = {}
     again: list[Migration] = []
-    for match, path in _list(folder.path):
+    for match, path in _list(folder.path, FILE_NAME):
         if match["again"] is not None:
             label = path.name.removesuffix(".sql")
             again.append(Migration(folder.name, label, label, _read(path), repeatable=True))
@@ -59,12 +71,26 @@ def read(folder: Folder) -> list[Migration]:
     return [*versioned, *sorted(again, key=lambda one: one.label)]
 
 
-def _list(path: Path) -> Iterator[tuple[re.Match[str], Path]]:
+def _refuse_callbacks(path: Path) -> None:
+    """What Flyway would run beside the migrations must not be left out unsaid: grants, a role, a setting."""
+    if found := [one for _, one in _list(path, CALLBACK)]:
+        names = ", ".join(str(one.relative_to(path)) for one in found[:CALLBACKS_SHOWN_MAX])
+        more = f" and {len(found) - CALLBACKS_SHOWN_MAX} more" if len(found) > CALLBACKS_SHOWN_MAX else ""
+        raise FolderRefused(
+            f"Flyway runs callbacks beside the migrations, which are not run here: {names}{more}. What they "
+            "do once belongs into a migration, what they do again into a repeatable one (R__name.sql), role "
+            f"and timeouts into a file's header. To go on without them, set {NO_CALLBACKS}=true, as for "
+            "Flyway, and run by yourself what is needed after `apply`.",
+            Place(str(found[0])),
+        )
+
+
+def _list(path: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Path]]:
     """Give the files with one of Flyway's names, by path; Flyway itself passes over all others."""
     files = [one for one in sorted(path.rglob("*")) if not one.name.startswith(".")]
     ours = any(OURS.search(part) for one in files for part in one.relative_to(path).parts[:-1])
     for one in files:
-        match = FILE_NAME.fullmatch(one.name)
+        match = name.fullmatch(one.name)
         folders = one.relative_to(path).parts[:-1]
         if match and not (ours and any(OTHERS.fullmatch(part) for part in folders)):
             yield match, one
