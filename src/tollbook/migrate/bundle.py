@@ -75,6 +75,8 @@ def bundle(
     """
     migrations = formats.read(folders)
     base, chosen = _choose(migrations, folders, url, from_version, to)
+    if undo:  # what repeats has no way back
+        chosen = [one for one in chosen if not one.repeatable]
     writer = _Writer(base, [_know(one) for one in chosen], psql=psql, lock_timeout=lock_timeout_seconds)
     text = writer.write_undo(chosen) if undo else writer.write(chosen)
     return Bundle(undo, tuple(one.id for one in chosen), base[-1].name if base else None, text)

@@ -80,7 +80,8 @@ def revert(
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max) as pid:
         everything = history.read(conn)
         names = {folder.name for folder in folders}
-        chosen = choose([one for one in everything if one.folder in names], steps, to)
+        ours = [one for one in everything if one.folder in names and not _repeats(one, migrations)]
+        chosen = choose(ours, steps, to)
         interrupted = history.find_interrupted(conn)
         progress = history.read_progress(conn)
         half_way = [one.name for one in everything if (one.folder, one.version) in progress]
@@ -120,6 +121,12 @@ def revert(
                 done.append(_revert_one(course, way, progress.get(key)))
                 listen(Event("reverted", way.applied.name, {"step": done[-1]}))
         return ApplyResult(database, tuple(done), saved, tuple(interrupted))
+
+
+def _repeats(applied: Applied, migrations: dict[tuple[str, str], Migration]) -> bool:
+    """Whether it runs whenever its text has changed: it has no way back, its next text takes its place."""
+    file = migrations.get((applied.folder, applied.version))
+    return file is not None and file.repeatable
 
 
 def _name(progress: Progress, migrations: dict[tuple[str, str], Migration]) -> str:

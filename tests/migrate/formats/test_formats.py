@@ -233,6 +233,18 @@ def test_what_repeats_runs_again_when_it_has_changed(folder: Path, apply: Apply,
     assert "Nothing to do" in apply().output
 
 
+def test_what_repeats_stays_when_versions_are_taken_back(
+    folder: Path, apply: Apply, run: Any, ask: Any
+) -> None:
+    lay(folder, {"V1__a.sql": "CREATE TABLE a ()", "U1__a.sql": "DROP TABLE a", "R__v.sql": "SELECT 1"})
+    assert "DROP TABLE a" in run("bundle", "--undo").output
+    apply()
+    result = run("revert", "--auto", "--skip-backup")
+    assert result.exit_code == 0, result.output
+    assert "V1__a" in result.output
+    assert ask("SELECT to_regclass('a')") is None
+
+
 def test_flyways_placeholders_come_from_its_own_variables(
     folder: Path, apply: Apply, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
