@@ -296,6 +296,22 @@ class Explained(WriteTx):
         return []
 
 
+@pytest.mark.parametrize("by", ["payee", "account_ref", "asset_symbol"])
+async def test_what_few_commands_have_is_listed_without_reading_all_of_them(
+    database: Database, by: str
+) -> None:
+    async with database.write() as written:
+        await written.execute(
+            "INSERT INTO settlement.settlement_commands "
+            "(command_id, workflow_id, account_ref, payee, asset_symbol) "
+            "SELECT 'c' || n, '', 'a' || n % 9, 'p' || n % 9, 's' || n % 9 FROM generate_series(1, 3000) AS n"
+        )
+        await written.execute("ANALYZE settlement.settlement_commands")
+        tx = Explained(written.connection)
+        await commands.page(tx, limit=21, **{by: "nobody"})  # pyright: ignore[reportArgumentType]
+    assert f"settlement_commands_{by}" in tx.plan, tx.plan
+
+
 async def test_what_is_due_is_found_by_an_index_however_much_has_ended_or_waits(database: Database) -> None:
     now, senders = clock.now(), ["0x" + "0b" * 20]
     async with database.write() as written:
