@@ -5,7 +5,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from pglast import ast, parse_sql
+from pglast import ast
+
+from tollbook.migrate import pieces
 
 _lock = threading.Lock()
 _depth = 0
@@ -17,7 +19,7 @@ ast.Boolean.__setattr__ = _CHECKED
 def parse(text: str) -> tuple[Any, ...]:
     """Return the statements of a text (pglast's RawStmt). Raises pglast's ParseError."""
     with unchecked():
-        return parse_sql(text)
+        return pieces.parse(text)
 
 
 @contextmanager

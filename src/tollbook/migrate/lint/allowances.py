@@ -1,10 +1,12 @@
 """Allowances: `-- tollbook: allow RULE because REASON`, and squawk's own `-- squawk-ignore RULE`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pglast.parser import ParseError, scan
+
+from tollbook.migrate import pieces
 
 COMMENTS = ("SQL_COMMENT", "C_COMMENT")
 OURS = re.compile(
@@ -37,25 +39,33 @@ def read(text: str, spans: Sequence[tuple[int, int]]) -> list[Allowance]:
     """Return the allowances of a file whose statements begin and end at these characters."""
     found: list[Allowance] = []
     try:
-        comments = [token for token in scan(text) if token.name in COMMENTS] if _may_hold(text) else []
+        comments = list(_find_comments(text)) if _may_hold(text) else []
     except ParseError:
         return []
-    for token in comments:
-        words = _strip(text[token.start : token.end + 1])
+    for start, end in comments:
+        words = _strip(text[start : end + 1])
         if match := OURS.fullmatch(words):
             because = BECAUSE.fullmatch(match["rest"])
             found.append(
                 Allowance(
                     _split(match["rules"]),
                     because["reason"].strip() if because else "",
-                    token.start,
-                    _place(text, token.start, token.end, spans),
+                    start,
+                    _place(text, start, end, spans),
                 )
             )
         elif match := SQUAWK.fullmatch(words):
-            statement = None if match["file"] else _place(text, token.start, token.end, spans)
-            found.append(Allowance(_split(match["rules"]), "", token.start, statement, foreign=True))
+            statement = None if match["file"] else _place(text, start, end, spans)
+            found.append(Allowance(_split(match["rules"]), "", start, statement, foreign=True))
     return found
+
+
+def _find_comments(text: str) -> Iterator[tuple[int, int]]:
+    """Give where the comments that may say something begin and end. Raises ParseError."""
+    for begin, piece in pieces.split(text):
+        for token in scan(piece) if _may_hold(piece) else ():
+            if token.name in COMMENTS:
+                yield begin + token.start, begin + token.end
 
 
 def _may_hold(text: str) -> bool:
