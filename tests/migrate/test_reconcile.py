@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tollbook.embedded import Server
-from tollbook.migrate import catalog, drift
+from tollbook.migrate import catalog, drift, schema_file
 from tollbook.migrate.events import ignore
 from tollbook.migrate.preflight import Standing
 from tollbook.migrate.reconcile import Side, reconcile
@@ -211,12 +211,13 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def stage(migrate_server: Server) -> Stage:
-    return Stage(migrate_server.url(user="postgres"), ignore, itertools.count(1000))
+    made = Stage(migrate_server.url(user="postgres"), ignore, itertools.count(1000))
+    made.admit(tablespaces=["cold"])
+    return made
 
 
 @pytest.fixture(scope="module")
 def pair(stage: Stage) -> Iterator[Pair]:
-    stage.admit(tablespaces=["cold"])
     url = stage.make()
     with connected(url) as conn:
         conn.execute(SCHEMA.encode())
@@ -274,6 +275,20 @@ def test_a_sequence_made_anew_goes_on_behind_the_rows(pair: Pair) -> None:
         row = pair.live.execute("""WITH a AS (INSERT INTO shop.orders DEFAULT VALUES RETURNING id),
             b AS (INSERT INTO shop.tills (code) VALUES ('b') RETURNING number) SELECT id, number FROM a, b""")
         assert row.fetchone() == (42, 150)
+
+
+def test_the_schema_file_says_where_tables_lie(stage: Stage) -> None:
+    urls = [stage.make(), stage.make()]
+    with connected(urls[0]) as conn, connected(urls[1]) as there:
+        conn.execute("CREATE ACCESS METHOD heaped TYPE TABLE HANDLER heap_tableam_handler")
+        conn.execute(
+            "CREATE TABLE a (i int PRIMARY KEY) TABLESPACE cold; CREATE INDEX ON a (i) TABLESPACE cold"
+        )
+        conn.execute(
+            "CREATE TABLE b (i int UNIQUE USING INDEX TABLESPACE cold); CREATE TABLE c () USING heaped"
+        )
+        there.execute(schema_file.dump(urls[0]).encode())
+        assert catalog.diff(catalog.snapshot(conn), catalog.snapshot(there)) == []
 
 
 @pytest.mark.parametrize("path", ['""', '"$user", "a, b", public'])

@@ -363,11 +363,13 @@ WHERE s.given IS NOT NULL AND c.relkind IN ('r', 'p')
 UNION ALL SELECT 'access method', lower(w.word) || ' ' || r.full_name, quote_ident(m.amname),
     format('ALTER %s %s SET ACCESS METHOD %I', w.word, r.full_name, m.amname), format(
     'ALTER %s %s SET ACCESS METHOD %s', w.word, r.full_name, CASE r.relkind WHEN 'p' THEN 'DEFAULT' ELSE
-        quote_ident(current_setting('default_table_access_method')) END),
+        quote_ident(u.name) END),
     r.full_name, 'access method', r.oid, 0, NULL, NULL
-FROM relations r JOIN pg_am m ON m.oid = r.relam, LATERAL (SELECT CASE r.relkind WHEN 'm' THEN
+FROM relations r JOIN pg_am m ON m.oid = r.relam
+JOIN (SELECT reset_val AS name FROM pg_settings WHERE name = 'default_table_access_method') u
+    ON m.amname <> u.name, LATERAL (SELECT CASE r.relkind WHEN 'm' THEN
     'MATERIALIZED VIEW' ELSE 'TABLE' END AS word) w
-WHERE r.relkind IN ('r', 'p', 'm') AND m.amname <> current_setting('default_table_access_method')
+WHERE r.relkind IN ('r', 'p', 'm')
 UNION ALL SELECT 'tablespace', lower(w.word) || ' ' || r.full_name, quote_ident(s.spcname),
     format('ALTER %s %s SET TABLESPACE %I', w.word, r.full_name, s.spcname), format(
     'ALTER %s %s SET TABLESPACE %I', w.word, r.full_name, (SELECT o.spcname FROM pg_database b

@@ -22,6 +22,9 @@ DIFF_LINES_MAX = 200
 TOLD = "-- Written by `tollbook migrate schema` from the migrations; change those, not this.\n"
 # A function's body may speak of a table that comes after it.
 BODIES = "SET check_function_bodies = false;\n"
+# What pg_dump sets before what lies there; kept where anything lies elsewhere than usual.
+PLACES = ("default_tablespace", "default_table_access_method")
+USUAL_PLACES = (None, "", "heap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,6 @@ def run_dump(url: str, *what: str) -> str:
         find_tool("pg_dump"),
         *what,
         "--no-owner",
-        "--no-tablespaces",
-        "--no-table-access-method",
         "--exclude-schema=tollbook_migrate",
         f"--dbname={url}",
     ]
@@ -97,9 +98,12 @@ def clean(text: str, user: str) -> str:
     raw = text.encode()
     kept: list[str] = []
     functions = False
-    for one in grammar.parse(text):
+    parsed = grammar.parse(text)
+    placed = any(_find_place(one.stmt) not in USUAL_PLACES for one in parsed)
+    for one in parsed:
         tree = one.stmt
-        if isinstance(tree, ast.VariableSetStmt) or _sets_config(tree):
+        kept_setting = placed and _find_place(tree) is not None
+        if (isinstance(tree, ast.VariableSetStmt) and not kept_setting) or _sets_config(tree):
             continue
         functions = functions or isinstance(tree, ast.CreateFunctionStmt)
         start = one.stmt_location or 0
@@ -109,6 +113,13 @@ def clean(text: str, user: str) -> str:
             statement = statement.replace(f" FOR ROLE {user}", "", 1)
         kept.append(statement)
     return (BODIES if functions else "") + "".join(f"\n{statement};\n" for statement in kept)
+
+
+def _find_place(tree: Any) -> str | None:
+    """Return the tablespace or access method that is said for the tables that follow."""
+    if not isinstance(tree, ast.VariableSetStmt) or tree.name not in PLACES or not tree.args:
+        return None
+    return tree.args[0].val.sval  # pyright: ignore
 
 
 def _sets_config(tree: Any) -> bool:
