@@ -77,8 +77,8 @@ async def test_a_purpose_that_is_barred_is_never_sent_and_one_that_is_in_hand_is
         await lanes.submit(sent)
         for _ in range(2):  # once more is no harm
             async with database.write() as tx:
-                assert await transactions.bar(tx, barred)
-                assert not await transactions.bar(tx, sent)
+                assert await transactions.bar(tx, NETWORK, barred.purpose)
+                assert not await transactions.bar(tx, NETWORK, sent.purpose)
         with pytest.raises(PurposeBarred):
             await lanes.submit(barred)
         await mine(lanes, await find(lanes, sent.purpose))

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tollbook.books.payments.refund_desk import RefundDesk
 from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
+from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 from tollbook.entrypoints import cli
 
@@ -175,6 +177,34 @@ async def test_what_was_sent_by_one_who_died_is_not_sent_for_a_reversed_payment(
     before = balance(shop)
     failed = await desk.carry_out(asked.refund_id)
     assert (failed.status, "reversed" in str(failed.error)) == ("failed", True)
+    assert balance(shop) == before
+
+
+async def test_who_stood_still_does_not_send_back_what_another_one_gave_up(
+    shop: Shop, desk: RefundDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = await shop.buy()
+    asked = await desk.refund(bought.payment_id, amount=4_000, reason=None)
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    before, reached, go_on, issue = balance(shop), asyncio.Event(), asyncio.Event(), NetworkLanes.issue
+
+    async def issue_late(lanes: NetworkLanes, *calls: Any, **options: Any) -> Any:
+        reached.set()
+        await go_on.wait()
+        return await issue(lanes, *calls, **options)
+
+    async with open_desk(shop, confirmations=DEPTH) as frozen:
+        monkeypatch.setattr(NetworkLanes, "issue", issue_late)
+        sending = asyncio.create_task(frozen.carry_out(asked.refund_id))
+        await reached.wait()
+        async with shop.database.write() as tx:
+            await tx.execute(
+                "UPDATE payments.x402_refunds SET sent_at = sent_at - %(age)s", {"age": timedelta(minutes=11)}
+            )
+            await payments.reverse(tx, bought.payment_id, "orphaned for good", now=clock.now())
+        assert (await desk.carry_out(asked.refund_id)).status == "failed"
+        go_on.set()
+        await asyncio.gather(sending, return_exceptions=True)
     assert balance(shop) == before
 
 

@@ -14,8 +14,8 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.truth import count_confirmations
 from tollbook.core.chain_logs import find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, ChainRefused, decode_transfer
-from tollbook.core.database import Database
-from tollbook.core.lanes import Call, Lanes, Transaction
+from tollbook.core.database import Database, WriteTx
+from tollbook.core.lanes import Call, Lanes, Transaction, transactions
 
 PURPOSE = "refund:"  # one of the lanes' LOOK_FIRST
 GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
@@ -93,6 +93,10 @@ class EvmPurse:
         """See Purse. One that was dropped never was in a block and never will be."""
         transaction = await self.lanes.find(_purpose(refund))
         return transaction is not None and transaction.status != "dropped"
+
+    async def bar(self, tx: WriteTx, refund: Refund) -> bool:
+        """See Purse."""
+        return await transactions.bar(tx, refund.network, _purpose(refund))
 
     async def find_sender(self, refund: Refund, mark: bytes) -> str:
         """See Purse."""

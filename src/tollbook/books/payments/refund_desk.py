@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
+from psycopg import Rollback
+
 from tollbook.books.payments import forgotten_refunds, payments, refund_marks, refunds
 from tollbook.books.payments.evm_refunds import EvmPurse
 from tollbook.books.payments.payments import Payment
@@ -142,11 +144,14 @@ class RefundDesk:
         """End a refund of which no transaction exists; not while somebody may just be making one."""
         now = clock.now()
         is_young = refund.status == "sent" and (refund.sent_at or now) > now - ORPHANED_AFTER
-        if is_young or await self._get_purse(refund.network).has_begun(refund):
+        purse = self._get_purse(refund.network)
+        if is_young or await purse.has_begun(refund):
             return
         was = "sent" if refund.status == "sent" else "requested"
         async with self.database.write() as tx:
-            await refunds.fail(tx, refund.refund_id, why, was=was, now=now)
+            failed = await refunds.fail(tx, refund.refund_id, why, was=was, now=now)
+            if failed and not await purse.bar(tx, refund):
+                raise Rollback  # somebody made one just now
 
     async def _recall(self, purse: Purse, payment: Payment, position: int) -> None:
         """Have what was sent back of this payment in the books, before more is sent."""

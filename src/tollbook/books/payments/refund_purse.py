@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 
 from tollbook.books.payments.forgotten_refunds import Reader
 from tollbook.books.payments.refunds import Refund
+from tollbook.core.database import WriteTx
 from tollbook.core.errors import Refusal
 
 
@@ -53,6 +54,13 @@ class Purse(Protocol):
 
     async def has_begun(self, refund: Refund) -> bool:
         """Whether a transaction of it is written down, which may be on its way or done."""
+        ...
+
+    async def bar(self, tx: WriteTx, refund: Refund) -> bool:
+        """See that none is made of it any more, by whoever stood still meanwhile; False where there is one.
+
+        To be asked after the refund's end was entered, in the same transaction.
+        """
         ...
 
     async def check_pending(self, network: str) -> None:

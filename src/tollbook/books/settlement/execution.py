@@ -307,7 +307,9 @@ class Desk:
 
     async def _bar(self, tx: WriteTx, one: Due) -> bool:
         """Whether it is ours to end, and no worker that stood still meanwhile can send it any more."""
-        return bool(await due.lock(tx, [one])) and await transactions.bar(tx, one.transfer.make_call())
+        return bool(await due.lock(tx, [one])) and await transactions.bar(
+            tx, self.network, one.transfer.purpose
+        )
 
     async def _give_up(self, one: Due) -> None:
         """Nothing of it was sent, and nothing will be."""

@@ -62,7 +62,7 @@ class Transfer:
             return b""
         return SELECTOR + encode(["address", "uint256"], [self.payee, self.amount]) + self.mark
 
-    def make_call(self, sender: str | None = None) -> Call:
+    def make_call(self, sender: str) -> Call:
         """The call for the lanes."""
         return Call(self.network, self.purpose, self.to, self.data, GAS_MAX, value=self.value, sender=sender)
 

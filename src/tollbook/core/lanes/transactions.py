@@ -22,6 +22,7 @@ PURPOSE_CHARS_MAX = 200
 DATA_BYTES_MAX = 128 * 1024  # what nodes take in a transaction
 VALUE_MAX = 2**256 - 1
 GAS_MIN = 21_000
+NO_CALL = bytes(32)  # the fingerprint of what was barred before anybody sent it
 LOOK_FIRST = (
     "refund:",
     "command:",
@@ -279,7 +280,7 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
     )
 
 
-async def bar(tx: WriteTx, call: Call) -> bool:
+async def bar(tx: WriteTx, network: str, purpose: str) -> bool:
     """See that a purpose is never sent, or never again; False where somebody has it in hand, or it was mined.
 
     From the commit on whoever comes late is refused: its owner may tell others that it came to nothing.
@@ -294,9 +295,9 @@ async def bar(tx: WriteTx, call: Call) -> bool:
             """,
             {
                 "id": ids.make(),
-                "purpose": call.purpose,
-                "fingerprint": call.fingerprint,
-                "network": call.network,
+                "purpose": purpose,
+                "fingerprint": NO_CALL,
+                "network": network,
                 "now": clock.now(),
             },
         )

@@ -178,6 +178,10 @@ class SolanaPurse:
         async with self.database.read() as tx:
             return await _find_attempt(tx, refund.refund_id) is not None
 
+    async def bar(self, tx: WriteTx, refund: Refund) -> bool:
+        """See Purse: one is written down only while its refund is `sent`."""
+        return await _find_attempt(tx, refund.refund_id) is None
+
     async def check_pending(self, network: str) -> None:
         """See Purse: nodes there do not tell what waits."""
 
