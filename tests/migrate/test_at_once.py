@@ -83,9 +83,9 @@ def test_it_is_one_round_trip(write: Any, apply: Apply, monkeypatch: pytest.Monk
     """All of a migration, its BEGIN to its COMMIT, is one message; the long way is not gone at all."""
     sent: list[str] = []
 
-    def spy(conn: Connection, text: str) -> list[PGresult]:
+    def spy(conn: Connection, text: str, meanwhile: Callable[[], None]) -> list[PGresult]:
         sent.append(text)
-        return send(conn, text)
+        return send(conn, text, meanwhile=meanwhile)
 
     monkeypatch.setattr(at_once, "send", spy)
     monkeypatch.setattr("tollbook.migrate.course.carry_out", None)

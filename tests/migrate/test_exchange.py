@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tollbook.embedded import Server
-from tollbook.migrate.exchange import command, load, write
+from tollbook.migrate.exchange import command, load, send, write
 from tollbook.migrate.session import Connection
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.sampled_from(
@@ -36,3 +36,14 @@ def test_values_arrive_as_they_were(
     values = {"text": text, "texts": texts, "number": number, "uuid": uuid, "none": None}
     results = command(session, write(session, [(query, values)]))
     assert load(session, results) == [(text, texts, -number, uuid, None, "%")]
+
+
+def test_what_breaks_off_meanwhile_leaves_a_session_that_can_go_on(session: Connection) -> None:
+    """The statement is cancelled, not waited for, and its answer is not taken for the next one's."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        send(session, "SELECT pg_sleep(3600)", meanwhile=interrupt)
+    assert load(session, send(session, "SELECT 'the next'")) == [("the next",)]

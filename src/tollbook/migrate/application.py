@@ -104,11 +104,11 @@ def apply(
         steps: list[Step] = []
         with recorded(conn, run), guard:
             at_once = AtOnce(course)
-            for one in ready:
+            for one, following in zip(ready, [*ready[1:], None], strict=True):
                 guard.wait_for_replicas(conn)
                 listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 key = (one.migration.folder, one.migration.version)
-                steps.append(_apply_one(at_once, one, progress.get(key), earlier))
+                steps.append(_apply_one(at_once, one, following, progress.get(key), earlier))
                 listen(Event("applied", one.migration.id, {"step": steps[-1]}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
 
@@ -260,9 +260,15 @@ class _Earlier:
         self.promises += kept
 
 
-def _apply_one(at_once: "AtOnce", one: "Prepared", progress: Progress | None, earlier: _Earlier) -> Step:
+def _apply_one(
+    at_once: "AtOnce",
+    one: "Prepared",
+    following: "Prepared | None",
+    progress: Progress | None,
+    earlier: _Earlier,
+) -> Step:
     started = time.monotonic()
-    kept = None if progress else at_once.apply(one)
+    kept = None if progress else at_once.apply(one, following)
     if kept is None:
         kept, removed = _apply_in_steps(at_once.course, one, progress, earlier, started)
         earlier.change(kept, removed)

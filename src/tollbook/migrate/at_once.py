@@ -4,7 +4,8 @@ Plain is what most are: one transaction that only adds, by statements whose effe
 is otherwise goes the long way (course.py), which asks before it commits and can say what is wrong.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import psycopg
 from pglast import ast
@@ -24,43 +25,61 @@ NOT_PLAIN = (ast.VariableSetStmt, ast.TransactionStmt, ast.AlterEnumStmt)
 UNPROVEN = psycopg.errors.NotNullViolation.sqlstate  # the record's promises are NULL where the proof fails
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """What a plain migration sends, and what is there when that has gone well."""
+
+    sql: Sql
+    made: tuple[Promise, ...]
+
+
 class AtOnce:
     """Sends plain migrations whole. It knows the schema in which a session of this run begins."""
 
     def __init__(self, course: Course) -> None:
         self.course = course
         self.schema = self._read_schema()
+        # The next one's, written while the server is at work on this.
+        self._ahead: tuple[Prepared, Plain | None] | None = None
 
-    def apply(self, one: Prepared) -> tuple[Promise, ...] | None:
+    def apply(self, one: Prepared, following: Prepared | None) -> tuple[Promise, ...] | None:
         """Apply a migration and return what it made. Not plain, or not proven: None, with nothing done.
 
         Raises StatementFailed, LockHeld, InTheWay.
         """
-        if not (is_plain(one) and self.schema):
+        plain = self._ahead[1] if self._ahead and self._ahead[0] is one else self._write(one)
+        self._ahead = None
+        if plain is None:
             return None
+
+        def write_ahead() -> None:
+            self._ahead = (following, self._write(following)) if following else None
+
         course = self.course
-        made = tuple(replace(each, schema=each.schema or self.schema) for each in one.promises.made)
-        sql = self._write(one, made)
         proven = retrying(
             course.conn,
             one.migration.id,
-            lambda: self._send(sql),
+            lambda: self._send(plain.sql, write_ahead),
             course.listen,
             course.guard,
             one.migration.up.options.lock_timeout_seconds or course.lock_timeout_seconds,
         )
         if proven:
-            return made
+            return plain.made
         course.conn.execute("ROLLBACK")
-        self.schema = self._read_schema()  # a schema of the user's own name may have been made since
+        self._ahead, self.schema = None, self._read_schema()  # one of the user's own name may have been made
         return None
 
     def _read_schema(self) -> str | None:
         row = self.course.conn.execute("SELECT current_schema()::text").fetchone()
         return row[0] if row else None
 
-    def _write(self, one: Prepared, made: tuple[Promise, ...]) -> Sql:
+    def _write(self, one: Prepared) -> Plain | None:
+        """Return what is to be sent; None where the migration is not plain."""
+        if not (is_plain(one) and self.schema):
+            return None
         conn = self.course.conn
+        made = tuple(replace(each, schema=each.schema or self.schema) for each in one.promises.made)
         proof = [f"pg_backend_pid() = {self.course.pid}"]
         if any(each.schema is None for each in one.promises.made):
             proof.append(f"current_schema() = {quote(conn, self.schema)}")
@@ -71,7 +90,7 @@ class AtOnce:
         ]
         opening, count = name_opening(one, 0, self.course.name_settings(one.migration.up.options))
         record = history.write_proven(conn, self.course.run, one.migration, made, " AND ".join(proof))
-        return Sql(
+        sql = Sql(
             one.migration.up,
             one.reading,
             one.reading.statements,
@@ -79,10 +98,11 @@ class AtOnce:
             count + 1,
             f"SET CONSTRAINTS ALL IMMEDIATE; {RESET_ROLE} {record} {LEAVE_NOTHING}; COMMIT",
         )
+        return Plain(sql, made)
 
-    def _send(self, sql: Sql) -> bool:
+    def _send(self, sql: Sql, meanwhile: Callable[[], None]) -> bool:
         """Whether it is proven, and committed. Raises StatementFailed."""
-        results = send(self.course.conn, sql.text)
+        results = send(self.course.conn, sql.text, meanwhile=meanwhile)
         if results[-1].status in GOOD:
             return True
         error = psycopg.errors.error_from_result(results[-1])

@@ -1,6 +1,6 @@
 """Statements sent together and their results: one round trip, however many they are."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -18,13 +18,25 @@ GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_Q
 Query = tuple[LiteralString, Mapping[str, Any]]
 
 
-def send(conn: Connection, sql: str, rows: Iterable[str] = ()) -> list[PGresult]:
+def send(
+    conn: Connection, sql: str, rows: Iterable[str] = (), meanwhile: Callable[[], object] | None = None
+) -> list[PGresult]:
     """Send statements as one simple query, and rows to those that COPY FROM STDIN, in their order.
 
-    Returns a result for each that ran; the last may be an error.
+    `meanwhile` is called once, while the server is at work. Returns a result for each that ran; the last
+    may be an error.
     """
     conn.pgconn.send_query(sql.encode())
-    return conn.wait(_exchange(conn, iter(rows)))
+    results = _exchange(conn, iter(rows))
+    if meanwhile:
+        conn.pgconn.flush()
+        try:
+            meanwhile()
+        except BaseException:  # Ctrl-C: the session is not left in the middle of an answer
+            conn.cancel_safe()
+            conn.wait(results)
+            raise
+    return conn.wait(results)
 
 
 def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list[PGresult]]:

@@ -34,8 +34,8 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _keep_newest(folder)
             path = folder / f"migrate-{command}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{os.getpid()}.log"
-            # Line by line: a killed run's log ends with what it was doing.
-            self.file = open(path, "x", encoding="utf-8", buffering=1, opener=_open_private)  # noqa: SIM115
+            # Unbuffered: a killed run's log ends with what it was doing.
+            self.file = open(path, "xb", buffering=0, opener=_open_private)  # noqa: SIM115
             self.path = path
 
     def __call__(self, event: Event) -> None:
@@ -45,8 +45,11 @@ class RunLog:
             figures = f" {step.duration_seconds:.3f} s {show_counts(step.counts)}" if step else ""
             file = f" {event.data['file']}" if "file" in event.data else ""
             with suppress(OSError):  # a full disk must not stop a migration half way through a run
-                self.file.write(f"{event.at.isoformat()} {event.kind}: {event.text}{file}{figures}\n")
+                self._write(f"{event.at.isoformat()} {event.kind}: {event.text}{file}{figures}")
         self.listen(event)
+
+    def _write(self, line: str) -> None:
+        self.file.write(f"{line}\n".encode(errors="replace"))
 
     def __enter__(self) -> "RunLog":
         return self
@@ -57,7 +60,7 @@ class RunLog:
         if self.path is not None:
             with suppress(OSError):
                 outcome = f"failed: {error}" if error else "ended"
-                self.file.write(f"{datetime.now(UTC).isoformat()} {outcome}\n")
+                self._write(f"{datetime.now(UTC).isoformat()} {outcome}")
                 self.file.close()
 
 
