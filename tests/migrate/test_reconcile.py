@@ -67,6 +67,11 @@ ALTER TABLE shop.tills RENAME id TO number; GRANT UPDATE ON shop.tills TO tollbo
 ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT USAGE ON SEQUENCES TO tollbook;
 ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT USAGE ON TYPES TO tollbook;
 ALTER DEFAULT PRIVILEGES GRANT USAGE ON SCHEMAS TO tollbook;
+CREATE RULE untouched AS ON UPDATE TO shop.events DO INSTEAD NOTHING;
+ALTER TABLE shop.people CLUSTER ON people_name_key; ALTER STATISTICS shop.orders_both SET STATISTICS 300;
+CREATE FUNCTION shop.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+CREATE EVENT TRIGGER watched ON ddl_command_end EXECUTE FUNCTION shop.watch();
+ALTER EVENT TRIGGER watched ENABLE ALWAYS;
 """
 # What hands do to a database at night. Where one of them takes away what another needs, that one fails.
 DEEDS = """
@@ -123,7 +128,8 @@ CREATE INDEX orders_placed ON shop.orders (placed)
 CREATE FUNCTION shop.thrice(n int) RETURNS int LANGUAGE sql AS 'SELECT 3 * n'
 CREATE POLICY all_of_them ON shop.people USING (true)
 CREATE TRIGGER people_touch BEFORE UPDATE ON shop.people FOR EACH ROW EXECUTE FUNCTION shop.touch()
-CREATE TABLE shop.events_new PARTITION OF shop.events FOR VALUES FROM ('2021-01-01') TO ('2022-01-01')
+CREATE TABLE shop.events_new PARTITION OF shop.events FOR VALUES FROM ('2021-01-01') TO ('2022-01-01'); \
+CREATE INDEX events_new_at ON shop.events_new (at); COMMENT ON INDEX shop.events_new_at IS 'its own'
 GRANT DELETE ON shop.orders TO tollbook
 GRANT SELECT ON shop.people TO PUBLIC
 REVOKE SELECT ON shop.orders FROM tollbook
@@ -151,6 +157,12 @@ ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO PUBLIC
 ALTER DEFAULT PRIVILEGES FOR ROLE tollbook GRANT SELECT ON TABLES TO PUBLIC
 GRANT SELECT ON shop.tills TO tollbook WITH GRANT OPTION
 REVOKE SELECT ON shop.tills FROM tollbook
+ALTER TABLE shop.events DISABLE RULE untouched
+ALTER TABLE shop.people SET WITHOUT CLUSTER
+ALTER TABLE shop.orders CLUSTER ON orders_pkey
+ALTER STATISTICS shop.orders_both SET STATISTICS -1
+ALTER SEQUENCE shop.numbers SET UNLOGGED
+ALTER EVENT TRIGGER watched DISABLE
 ALTER TABLE shop.tills ALTER number SET INCREMENT BY -7 SET MINVALUE -99 SET CACHE 9 SET NO CYCLE
 ALTER TABLE shop.tills ALTER number DROP IDENTITY
 ALTER TABLE shop.tills REPLICA IDENTITY FULL

@@ -177,18 +177,20 @@ CROSS JOIN LATERAL (SELECT string_agg(format('ALTER TABLE %s ENABLE TRIGGER %I',
     '; ') AS enable FROM pg_trigger WHERE tgconstraint = k.oid AND tgenabled = 'D') off
 WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND k.conparentid = 0 AND k.conislocal
 UNION ALL SELECT 'sequence', r.full_name,
-    format('as %s start %s increment %s range %s to %s cache %s%s', q.seqtypid::regtype, q.seqstart,
+    format('%sas %s start %s increment %s range %s to %s cache %s%s', lower(p.unlogged),
+        q.seqtypid::regtype, q.seqstart,
         q.seqincrement, q.seqmin, q.seqmax, q.seqcache, CASE WHEN q.seqcycle THEN ' cycle' ELSE '' END),
-    format('CREATE SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s CACHE %s%s', r.full_name,
-        q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache,
+    format('CREATE %sSEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s CACHE %s%s', p.unlogged,
+        r.full_name, q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax, q.seqcache,
         CASE WHEN q.seqcycle THEN ' CYCLE' ELSE '' END),
     'DROP SEQUENCE ' || r.full_name, NULL, 'pg_class', r.oid, 0,
     jsonb_build_object('change',
         format('ALTER SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s '
         'CACHE %s%s', r.full_name, q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax,
         q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END),
-        'owner', r.relowner::regrole::text), NULL
-FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid
+        'owner', r.relowner::regrole::text, 'unlogged', p.unlogged), NULL
+FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid, LATERAL (SELECT CASE r.relpersistence WHEN 'u' THEN
+    'UNLOGGED ' ELSE '' END AS unlogged) p
 WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass
     AND d.deptype = 'i')
 UNION ALL SELECT 'sequence owner', r.full_name, c.full_name || '.' || c.name,
@@ -238,14 +240,21 @@ FROM relations r JOIN pg_policy p ON p.polrelid = r.oid, LATERAL (SELECT concat_
         FROM unnest(p.polroles) o),
     'USING (' || pg_get_expr(p.polqual, p.polrelid) || ')',
     'WITH CHECK (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')') AS text) x
-UNION ALL SELECT 'rule', r.full_name || '.' || quote_ident(u.rulename), pg_get_ruledef(u.oid),
-    rtrim(pg_get_ruledef(u.oid), ';'), format('DROP RULE %I ON %s', u.rulename, r.full_name), r.full_name,
+UNION ALL SELECT 'rule', r.full_name || '.' || quote_ident(u.rulename), concat_ws(' ',
+    pg_get_ruledef(u.oid), '(' || lower(w.fires) || ')'),
+    concat_ws(E';\\n', rtrim(pg_get_ruledef(u.oid), ';'),
+    format('ALTER TABLE %s ', r.full_name) || w.fires || format(' RULE %I', u.rulename)),
+    format('DROP RULE %I ON %s', u.rulename, r.full_name), r.full_name,
     'pg_rewrite', u.oid, 0, NULL, NULL
-FROM relations r JOIN pg_rewrite u ON u.ev_class = r.oid WHERE u.rulename <> '_RETURN'
-UNION ALL SELECT 'statistics', s.name || '.' || quote_ident(e.stxname), pg_get_statisticsobjdef(e.oid),
-    pg_get_statisticsobjdef(e.oid), format('DROP STATISTICS %s.%I', s.name, e.stxname), r.full_name,
+FROM relations r JOIN pg_rewrite u ON u.ev_class = r.oid, LATERAL (SELECT CASE u.ev_enabled WHEN 'D' THEN
+    'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' END AS fires) w
+WHERE u.rulename <> '_RETURN'
+UNION ALL SELECT 'statistics', s.name || '.' || quote_ident(e.stxname), x.text, x.text,
+    format('DROP STATISTICS %s.%I', s.name, e.stxname), r.full_name,
     'pg_statistic_ext', e.oid, 0, NULL, NULL
-FROM pg_statistic_ext e JOIN spaces s ON s.oid = e.stxnamespace JOIN relations r ON r.oid = e.stxrelid
+FROM pg_statistic_ext e JOIN spaces s ON s.oid = e.stxnamespace JOIN relations r ON r.oid = e.stxrelid,
+LATERAL (SELECT concat_ws(E';\\n', pg_get_statisticsobjdef(e.oid), format(
+    'ALTER STATISTICS %s.%I SET STATISTICS ', s.name, e.stxname) || nullif(e.stxstattarget, -1)) AS text) x
 UNION ALL SELECT 'type', full_name, CASE WHEN body IS NULL THEN 'type ' || typtype::text ELSE body END,
     CASE typtype WHEN 'd' THEN 'CREATE DOMAIN ' || full_name || ' AS ' || body
         ELSE 'CREATE TYPE ' || full_name || ' AS ' || body END,
@@ -302,7 +311,9 @@ UNION ALL SELECT 'event trigger', quote_ident(evtname), concat_ws(' ', evtevent,
     evtfoid::regproc,
     evtenabled), format('CREATE EVENT TRIGGER %I ON %s%s EXECUTE FUNCTION %s()', evtname, evtevent,
     ' WHEN TAG IN (' || (SELECT string_agg(quote_literal(x), ', ') FROM unnest(evttags) x) || ')',
-    evtfoid::regproc), format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL, NULL
+    evtfoid::regproc) || coalesce(format(E';\\nALTER EVENT TRIGGER %I ', evtname) || CASE evtenabled
+    WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' END, ''),
+    format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL, NULL
 FROM pg_event_trigger e WHERE NOT EXISTS (SELECT FROM foreigners f
     WHERE f.classid = 'pg_event_trigger'::regclass AND f.objid = e.oid)
 UNION ALL SELECT i.type, i.identity, '', NULL, NULL, NULL, o.classid::regclass::text, o.oid, 0, NULL, NULL
@@ -335,6 +346,12 @@ FROM relations r JOIN pg_constraint k ON k.conindid = r.oid AND k.contype IN ('p
 JOIN relations t ON t.oid = k.conrelid, LATERAL (SELECT string_agg(o, ', ') AS given,
     string_agg(split_part(o, '=', 1), ', ') AS names FROM unnest(r.reloptions) o) o
 WHERE o.given IS NOT NULL AND NOT r.relispartition
+UNION ALL SELECT 'parameters', 'order of ' || t.full_name, coalesce(pg_get_constraintdef(k.oid),
+    quote_ident(r.relname)), format('ALTER TABLE %s CLUSTER ON %I', t.full_name, r.relname), format(
+    'ALTER TABLE %s SET WITHOUT CLUSTER', t.full_name), t.full_name, 'parameters', i.indexrelid, 1,
+    jsonb_build_object('of', coalesce(t.full_name || '.' || quote_ident(k.conname), r.full_name)), NULL
+FROM pg_index i JOIN relations r ON r.oid = i.indexrelid JOIN relations t ON t.oid = i.indrelid
+LEFT JOIN pg_constraint k ON k.conindid = r.oid AND k.contype IN ('p', 'u', 'x') WHERE i.indisclustered
 UNION ALL SELECT 'parameters', 'toast of ' || r.full_name, o.given, format('ALTER TABLE %s SET (%s)',
     r.full_name, o.given), format('ALTER TABLE %s RESET (%s)', r.full_name, o.names), r.full_name,
     'parameters', x.oid, 0, NULL, NULL

@@ -204,6 +204,7 @@ def _drop_others(have: Catalog, want: Catalog, elsewhere: Sequence[Applied]) -> 
     }
     owned = [one for one in have.values() if one.kind == "sequence owner"]
     names |= {one.name for one in owned if one.definition.rpartition(".")[0] in names}
+    _spread(names, have)
     for key, one in [*have.items()]:
         if key not in want and (one.name in names or one.parent in names):
             del have[key]
@@ -234,12 +235,19 @@ def _drop_partitions(have: Catalog, want: Catalog) -> list[str]:
             if one.name not in names and (one.facts["parents"] in names or _known(one, other))
         }:
             names |= more
+        found = len(names)
+        _spread(names, side)
         for key, one in [*side.items()]:
             if one.name in names or one.parent in names:
                 del side[key]
         if names:
-            notes.append(f"Partitions only {where}: {len(names)}. They come and go, and are left out.")
+            notes.append(f"Partitions only {where}: {found}. They come and go, and are left out.")
     return notes
+
+
+def _spread(names: set[str], side: Catalog) -> None:
+    """Add the indexes of what is left out, which may have comments of their own."""
+    names |= {one.name for one in side.values() if one.kind == "index" and one.parent in names}
 
 
 def _known(partition: Object, other: Catalog) -> bool:

@@ -301,6 +301,8 @@ def _change_publication(have: Object, want: Object, work: _Work) -> None:
 
 def _change_sequence(have: Object, want: Object, work: _Work) -> None:
     work.altered.append(f"{want.facts['change']};")
+    if have.facts["unlogged"] != want.facts["unlogged"]:
+        work.altered.append(f"ALTER SEQUENCE {want.name} SET {want.facts['unlogged'] or 'LOGGED'};")
 
 
 def _change_place(have: Object, want: Object, work: _Work) -> None:
