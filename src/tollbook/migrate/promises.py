@@ -81,6 +81,7 @@ class Promises:
     may_remove: bool = False
     schema: str | None = None  # where unqualified names go after SET search_path; None: the session's
     passing: set[str] = field(default_factory=set[str])  # temporary tables and partitions made here
+    named: "_Named" = field(default_factory=lambda: _Named())
 
     def make(self, promise: Promise) -> None:
         """Add a promise; made again (OR REPLACE, IF NOT EXISTS) it counts once.
@@ -91,12 +92,11 @@ class Promises:
             return
         if promise.schema is None and promise.kind not in ("schema", "extension"):
             # An index or trigger lies in its table's schema, which need not be the first of the search path.
-            tables = (other.schema for other in self.made if other.name == promise.on) if promise.on else ()
-            if schema := next(iter(tables), self.schema):
+            beside = self.named.find(self.made, promise.on) if promise.on else ()
+            if schema := next((other.schema for other in beside), self.schema):
                 promise = replace(promise, schema=schema)
-        # By name first: a dump makes thousands of objects in one file.
         if promise.name is None or not any(
-            other.name == promise.name and same(promise, other) for other in self.made
+            same(promise, other) for other in self.named.find(self.made, promise.name)
         ):
             self.made.append(promise)
 
@@ -106,6 +106,24 @@ class Promises:
         self.made = [
             promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))
         ]
+
+
+@dataclass(slots=True)
+class _Named:
+    """What is made, by name: a dump makes thousands of objects in one file."""
+
+    made: list[Promise] = field(default_factory=list[Promise])
+    count: int = 0
+    names: dict[str | None, list[Promise]] = field(default_factory=dict[str | None, list[Promise]])
+
+    def find(self, made: list[Promise], name: str) -> list[Promise]:
+        """Return what has this name in a list that only grows; another list is read anew."""
+        if made is not self.made:
+            self.made, self.count, self.names = made, 0, {}
+        for promise in made[self.count :]:
+            self.names.setdefault(promise.name, []).append(promise)
+        self.count = len(made)
+        return self.names.get(name, [])
 
 
 def same(one: Promise, other: Promise) -> bool:
@@ -287,11 +305,12 @@ def _alter_table(promises: Promises, tree: Any, index: int) -> None:
     for command in tree.cmds or ():
         if command.subtype == AlterTableType.AT_AttachPartition and tree.objtype == ObjectType.OBJECT_TABLE:
             attached = _relation("table", command.def_.name, conditional=False)
-            promises.passing.add(command.def_.name.relname)
+            name = command.def_.name.relname
+            promises.passing.add(name)
             promises.made = [
                 promise
                 for promise in promises.made
-                if not same(attached, promise) and promise.on != command.def_.name.relname
+                if promise.on != name and (promise.name != name or not same(attached, promise))
             ]
 
 
