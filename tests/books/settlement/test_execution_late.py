@@ -76,6 +76,26 @@ async def test_a_node_that_hid_what_it_took_and_a_worker_that_died_make_nobody_p
     assert count_wei(payroll, settled.payee) == WEI
 
 
+async def test_what_a_node_took_though_it_said_it_did_not_holds_up_no_other_command(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    """It waits for a block that may never come, and is known by its hash."""
+    payroll, proxy = proxied
+    await order_coin(payroll)
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.false_refusals = {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        other = await payroll.order("1")
+        await payroll.validate()
+        await desk.send()
+        assert (await payroll.get(other)).status == "executed"
+        payroll.chain.call("evm_mine")
+        payroll.chain.call("evm_setAutomine", True)
+        [settled] = await payroll.settle(desk, other)
+    assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
+
+
 async def _die(*_: Any) -> set[int]:
     raise RuntimeError("killed")
 

@@ -58,6 +58,15 @@ class Confirmed:
     block_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """How many transactions wait of an account that are not in the books, and what was dropped there."""
+
+    sender: str
+    count: int
+    dropped: list[str]
+
+
 async def find_received(tx: WriteTx, now: datetime, limit: int) -> list[Due]:
     """Those to be validated, in the order in which limits are taken; nobody else has them meanwhile."""
     return await tx.all(
@@ -194,21 +203,31 @@ async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> d
 
 async def find_strangers(
     tx: ReadTx, network: str, senders: Sequence[str], *, used: Sequence[int], handed_out: Sequence[int]
-) -> list[str]:
+) -> list[Strangers]:
     """Those accounts of which something waits that these books do not know; by account, the node's counts."""
-    rows = await tx.dicts(
+    return await tx.all(
         """
-        SELECT w.sender
+        SELECT w.sender, w.handed_out - w.used - known.count AS count, ARRAY(
+            SELECT d.hash FROM core.transactions d
+            WHERE d.network = %(network)s AND d.sender = w.sender AND d.status = 'dropped'
+              AND d.nonce >= w.used AND d.nonce < w.handed_out AND d.hash IS NOT NULL) AS dropped
         FROM unnest(%(senders)s::text[], %(used)s::bigint[], %(handed_out)s::bigint[])
              AS w (sender, used, handed_out)
-        WHERE w.handed_out - w.used > (
-            SELECT count(DISTINCT t.nonce) FROM core.transactions t
-            WHERE t.network = %(network)s AND t.sender = w.sender AND t.status <> 'dropped'
-              AND t.nonce >= w.used AND t.nonce < w.handed_out)
+        CROSS JOIN LATERAL (
+            SELECT count(*) FROM (  -- each by an index of its own
+                SELECT t.nonce FROM core.transactions t
+                WHERE t.network = %(network)s AND t.sender = w.sender AND t.status NOT IN ('lost', 'dropped')
+                  AND t.nonce >= w.used AND t.nonce < w.handed_out
+                UNION
+                SELECT l.nonce FROM core.transactions l
+                WHERE l.network = %(network)s AND l.sender = w.sender AND l.status = 'lost'
+                  AND l.confirmed_at IS NULL AND l.nonce >= w.used AND l.nonce < w.handed_out) AS nonces
+        ) AS known
+        WHERE w.handed_out - w.used > known.count
         """,
         {"network": network, "senders": list(senders), "used": list(used), "handed_out": list(handed_out)},
+        into=Strangers,
     )
-    return [row["sender"] for row in rows]
 
 
 async def find_bound(

@@ -22,6 +22,7 @@ from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Transaction
 from tollbook.core.lanes.node import Ask, Node
+from tollbook.core.lanes.outcomes import find_known
 
 CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
@@ -186,9 +187,12 @@ class Lookout:
             strangers = await books.find_strangers(
                 tx, self.node.network, self.senders, used=counts[::2], handed_out=counts[1::2]
             )
-        if strangers:
+        # What was dropped and taken all the same is known by its hash, and looked for by that.
+        known = await find_known(self.node, [one for each in strangers for one in each.dropped])
+        unknown = [each.sender for each in strangers if each.count > len(known.intersection(each.dropped))]
+        if unknown:
             raise StrangerWaits(
-                f"A transaction of {', '.join(strangers)} that these books do not know waits for its block "
+                f"A transaction of {', '.join(unknown)} that these books do not know waits for its block "
                 f"on {self.node.network} and may pay this. It goes on by itself when that one has its block. "
                 "Give Tollbook a key of its own; what is stuck may be replaced under its nonce."
             )

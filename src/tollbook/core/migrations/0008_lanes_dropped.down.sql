@@ -1,0 +1,1 @@
+DROP INDEX core.transactions_dropped;
