@@ -1,10 +1,21 @@
 """The SQL that makes one catalog into another: what is lacking made, what differs altered, nothing lost."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tollbook.migrate.birth import (
+    BY_HAND,
+    IDENTITIES,
+    advance,
+    bear,
+    describe_identity,
+    holds,
+    literal,
+    make,
+    withdraw,
+)
 from tollbook.migrate.catalog import Catalog, Key, Object, Place
 
 # In this order objects are made where nothing else is known of what needs what.
@@ -63,8 +74,6 @@ WHOLES = (
     "view",
     "materialized view",
 )
-BY_HAND = "-- By hand: "
-
 Needs = Mapping[Place, set[Place]]
 
 
@@ -115,17 +124,17 @@ def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ..
     whole = {key[1] for key in made if key[0] == "table"}
     made = [key for key in made if not (key[0] == "column" and wanted.objects[key].parent in whole)]
     first, last = _split(_order(set(made), wanted), work)
-    given = [one for one in live.objects.values() if _holds(one)]
-    later = given + [one for one in wanted.objects.values() if _holds(one)]
+    given = [one for one in live.objects.values() if holds(one)]
+    later = given + [one for one in wanted.objects.values() if holds(one)]
     lines = [
         *dropped,
-        *_bear(first, wanted.objects, given),
+        *bear(first, wanted.objects, given),
         *work.altered,
-        *(line for one in work.numbered for line in _withdraw(one, wanted.objects, given)),
-        *_bear(last, wanted.objects, given),
-        *(_advance(one.facts["table"], one.facts) for one in _find_renumbered(wanted.objects, made, whole)),
+        *(line for one in work.numbered for line in withdraw(one, wanted.objects, given)),
+        *bear(last, wanted.objects, given),
+        *(advance(one.facts["table"], one.facts) for one in _find_renumbered(wanted.objects, made, whole)),
         *_identify(live.objects, wanted.objects, {key[1] for key in made}),
-        *_bear(_order(remade, live), live.objects, later),
+        *bear(_order(remade, live), live.objects, later),
         *work.left,
         *_leave(live, wanted, remade, drops=drops),
     ]
@@ -186,7 +195,7 @@ def _change_column(have: Object, want: Object, work: _Work) -> None:
         work.left += [
             f"{BY_HAND}{want.name} is generated otherwise; made anew it is computed for every row:",
             *_comment(f"{have.drop};"),
-            *_comment(_make(want, {want.key: want})),
+            *_comment(make(want, {want.key: want})),
         ]
         return
     default = old["expression"], new["expression"]
@@ -214,33 +223,13 @@ def _change_identity(alter: str, table: str, old: Mapping[str, Any], new: Mappin
     if not new["identity"]:
         return
     if not old["identity"]:
-        yield f"{alter} ADD {_describe_identity(new)};"
-        yield _advance(table, new)
+        yield f"{alter} ADD {describe_identity(new)};"
+        yield advance(table, new)
         return
     if old["identity"] != new["identity"]:
         yield f"{alter} SET GENERATED {IDENTITIES[new['identity']]};"
     if old["options"] != new["options"]:
         yield f"{alter} {new['change']};"
-
-
-IDENTITIES = {"a": "ALWAYS", "d": "BY DEFAULT"}
-
-
-def _advance(table: str, facts: Mapping[str, Any]) -> str:
-    """Return what takes a column's new sequence beyond the rows that are there: it would repeat them."""
-    column, (start, step) = facts["name"], facts["numbered"]
-    last = f"max({column})" if step > 0 else f"min({column})"
-    raw = column[1:-1].replace('""', '"') if column.startswith('"') else column
-    return (
-        f"SELECT setval(pg_get_serial_sequence({_literal(table)}, {_literal(raw)}), {last}) FROM {table} "  # noqa: S608
-        f"HAVING {last} {'>=' if step > 0 else '<='} {start};"
-    )
-
-
-def _describe_identity(facts: Mapping[str, Any]) -> str:
-    named = f"SEQUENCE NAME {facts['sequence']}" if facts["named"] else ""
-    options = " ".join(filter(None, (named, facts["options"])))
-    return f"GENERATED {IDENTITIES[facts['identity']]} AS IDENTITY{f' ({options})' if options else ''}"
 
 
 def _change_table(have: Object, want: Object, work: _Work) -> None:
@@ -331,14 +320,10 @@ def _change_enum(name: str, old: list[str], new: list[str], work: _Work) -> bool
     known = list(old)
     for place, label in enumerate(new):
         if label not in known:
-            where = f" BEFORE {_literal(known[place])}" if place < len(known) else ""
-            work.altered.append(f"ALTER TYPE {name} ADD VALUE {_literal(label)}{where};")
+            where = f" BEFORE {literal(known[place])}" if place < len(known) else ""
+            work.altered.append(f"ALTER TYPE {name} ADD VALUE {literal(label)}{where};")
             known.insert(place, label)
     return True
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 CHANGES: Mapping[str, Callable[[Object, Object, _Work], None]] = {
@@ -434,111 +419,6 @@ def _sort(before: dict[Key, set[Key]]) -> list[Key]:
 def _rank(key: Key) -> int:
     foreign = key[0] == "constraint"
     return RANKS.index(key[0]) if key[0] in RANKS else len(RANKS) + foreign
-
-
-def _holds(one: Object) -> bool:
-    """Whether it is a default privilege of the role that makes things here."""
-    return one.kind == "default privileges" and not one.facts["others"]
-
-
-def _bear(keys: Iterable[Key], objects: Catalog, given: Sequence[Object]) -> Iterable[str]:
-    """Return what makes objects, each less what default privileges give it; its own rights follow."""
-    for key in keys:
-        yield _make(objects[key], objects)
-        yield from _withdraw(objects[key], objects, given)
-
-
-def _withdraw(one: Object, objects: Catalog, given: Sequence[Object]) -> Iterable[str]:
-    for word, name in _list_born(one, objects) if given else ():
-        owner = one.name if word != "SEQUENCE" else name
-        rights = {
-            other.facts.get("to"): other.definition
-            for other in objects.values()
-            if other.kind == "grant" and other.parent == owner and not other.place[2]
-        }
-        for facts in (default.facts for default in given if default.facts["word"] == f"{word}S"):
-            to, listed = facts.get("to"), facts["listed"]
-            if facts["schema"] and not name.startswith(f"{facts['schema']}."):
-                continue
-            if to is None and None not in rights:
-                yield f"GRANT {listed} ON {word} {name} TO PUBLIC;"
-            elif to is not None and rights.get(to) != facts["privileges"]:
-                yield f"REVOKE {listed} ON {word} {name} FROM {to};"
-
-
-BORN = {
-    "table": "TABLE",
-    "view": "TABLE",
-    "materialized view": "TABLE",
-    "sequence": "SEQUENCE",
-    "function": "ROUTINE",
-    "type": "TYPE",
-    "schema": "SCHEMA",
-}
-
-
-def _list_born(one: Object, objects: Catalog) -> Iterable[tuple[str, str]]:
-    """Return what gets rights of its own as an object is made: it, and the sequences of its columns."""
-    if one.kind in BORN:
-        yield BORN[one.kind], one.facts.get("called") or one.name
-    columns = [
-        other
-        for other in objects.values()
-        if other.kind == "column" and one.kind == "table" and other.parent == one.name
-    ]
-    for column in [*columns, *([one] if one.kind == "column" else [])]:
-        if column.facts["sequence"]:
-            yield "SEQUENCE", column.facts["sequence"]
-
-
-def _make(one: Object, objects: Catalog) -> str:
-    if one.kind == "table":
-        return _make_table(one, objects)
-    if one.kind == "column":
-        return f"ALTER TABLE {one.parent} ADD COLUMN {describe_column(one)};"
-    if one.make is None:
-        return f"{BY_HAND}make the {one.kind} {one.name}"
-    return f"{one.make};"
-
-
-def _make_table(one: Object, objects: Catalog) -> str:
-    facts = one.facts
-    columns = [other for other in objects.values() if other.kind == "column" and other.parent == one.name]
-    columns.sort(key=lambda column: column.place[2])
-    if facts["kind"] == "f":
-        return f"{BY_HAND}make the foreign table {one.name}"
-    word = "CREATE UNLOGGED TABLE" if facts["persistence"] == "u" else "CREATE TABLE"
-    if facts["bound"]:
-        text = f"{word} {one.name} PARTITION OF {facts['parents']} {facts['bound']}"
-    else:
-        inner = ",\n".join(f"    {describe_column(column)}" for column in columns)
-        text = f"{word} {one.name} (\n{inner}\n)" if inner else f"{word} {one.name} ()"
-        text += f" INHERITS ({facts['parents']})" if facts["parents"] else ""
-    text += f" PARTITION BY {facts['key']}" if facts["key"] else ""
-    text += f" WITH ({', '.join(facts['options'])})" if facts["options"] else ""
-    lines = [f"{text};"]
-    if facts["rows"]:
-        lines.append(f"ALTER TABLE {one.name} ENABLE ROW LEVEL SECURITY;")
-    if facts["forced"]:
-        lines.append(f"ALTER TABLE {one.name} FORCE ROW LEVEL SECURITY;")
-    if facts["replica"] in ("f", "n"):
-        word = {"f": "FULL", "n": "NOTHING"}[facts["replica"]]
-        lines.append(f"ALTER TABLE {one.name} REPLICA IDENTITY {word};")
-    return "\n".join(lines)
-
-
-def describe_column(column: Object) -> str:
-    """Return a column as CREATE TABLE has it."""
-    facts = column.facts
-    text = f"{facts['name']} {facts['type']}"
-    if facts["generated"]:
-        kind = "VIRTUAL" if facts["generated"] == "v" else "STORED"
-        text += f" GENERATED ALWAYS AS ({facts['expression']}) {kind}"
-    elif facts["expression"]:
-        text += f" DEFAULT {facts['expression']}"
-    if facts["identity"]:
-        text += f" {_describe_identity(facts)}"
-    return text + (" NOT NULL" if facts["required"] else "")
 
 
 def _drop(one: Object) -> str:
