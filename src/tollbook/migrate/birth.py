@@ -22,7 +22,7 @@ def bear(keys: Iterable[Key], objects: Catalog, given: Sequence[Object]) -> Iter
 
 
 def withdraw(one: Object, objects: Catalog, given: Sequence[Object]) -> Iterable[str]:
-    """Return what takes from a new object the rights that the default privileges `given` gave it in excess."""
+    """Return what takes from a new object the rights that the default privileges `given` gave too many."""
     for word, name in _list_born(one, objects) if given else ():
         owner = one.name if word != "SEQUENCE" else name
         rights = {
