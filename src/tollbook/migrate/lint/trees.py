@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from pglast import ast
@@ -14,13 +15,23 @@ def is_a(node: Any, *kinds: type) -> bool:
 
 def descend(node: Any) -> Iterator[Any]:
     """Give every node of a tree, itself first."""
-    if is_a(node, ast.Node):
-        yield node
-        for name in node:
-            yield from descend(getattr(node, name))
-    elif is_a(node, tuple):
-        for one in node:
-            yield from descend(one)
+    left = [node]
+    while left:
+        one = left.pop()
+        if isinstance(one, ast.Node):
+            yield one
+            for name in _list_parts(type(one)):
+                part = getattr(one, name)
+                if isinstance(part, (ast.Node, tuple)):
+                    left.append(part)
+        elif isinstance(one, tuple):
+            left += reversed(one)  # pyright: ignore[reportUnknownArgumentType]
+
+
+@cache
+def _list_parts(kind: Any) -> tuple[str, ...]:
+    """Return the names of a node's attributes, the last first."""
+    return tuple(reversed(kind.__slots__))
 
 
 def find_columns(node: Any) -> Iterator[str]:
