@@ -289,6 +289,13 @@ def test_a_sequence_made_anew_goes_on_behind_the_rows(pair: Pair) -> None:
         assert row.fetchone() == (42, 150)
 
 
+def test_what_goes_with_an_index_is_not_taken_back_before_it_is_dropped(pair: Pair) -> None:
+    with pair.live.transaction(force_rollback=True):
+        pair.live.execute("""CREATE INDEX i ON shop.orders (number) TABLESPACE cold;
+            COMMENT ON INDEX shop.i IS 'x'; CLUSTER shop.orders USING i""")
+        assert reconcile(*pair.read(), drops=True) == ("DROP INDEX shop.i;",)
+
+
 def test_the_schema_file_says_where_tables_lie(stage: Stage) -> None:
     urls = [stage.make(), stage.make()]
     with connected(urls[0]) as conn, connected(urls[1]) as there:

@@ -432,8 +432,9 @@ def _comment(text: str) -> list[str]:
 def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[str]:
     """Name in comments what only the live side has, the last made first; parts go with their whole."""
     extra = {key for key in live.objects if key not in wanted.objects}
-    names = {key[1] for key in extra if key[0] in ("table", "view", "materialized view", "function", "type")}
-    extra = {key for key in extra if live.objects[key].parent not in names}
+    wholes = ("table", "view", "materialized view", "function", "type", "index", "constraint")
+    names = {key[1] for key in extra if key[0] in wholes}
+    extra = {key for key in extra if names.isdisjoint(_list_wholes(live.objects[key]))}
     order = list(reversed(_order(extra, live)))
     if drops:
         return [_drop(live.objects[key]) for key in order if live.objects[key].drop]
