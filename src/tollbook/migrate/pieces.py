@@ -1,17 +1,19 @@
-"""A long text with letters beyond ASCII, parsed statement by statement.
+"""A long text, parsed statement by statement.
 
-pglast finds the character of each node by going through all such letters behind it: of a whole file that
-takes hours where there are many.
+pglast finds the character of each node by going through all letters beyond ASCII behind it: of a whole file
+that takes hours where there are many. And the parser's own trees are as large as ours, until it is done.
 """
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from pglast import ast, parse_sql
 from pglast.parser import ParseError
 
 CHARACTERS_MIN = 2**14
+ASCII_CHARACTERS_MIN = 2**22  # for the sake of memory alone
 LETTER = r"A-Za-z_\x80-\U0010ffff"
 # What is no semicolon, or hides those in it, but for dollar quotes. So many at once, as each takes memory.
 TOKENS = re.compile(
@@ -19,14 +21,13 @@ TOKENS = re.compile(
     r"|/\*.*?\*/|-|/(?!\*)){1,1000}",
     re.DOTALL,
 )
-PLACES = ("location", "list_start", "list_end")
 OF_LISTS = ("rexpr_list_start", "rexpr_list_end")  # 0 where there is no list
 TAG = re.compile(rf"\$(?:[{LETTER}]\w*)?\$")
 
 
 def parse(text: str) -> tuple[Any, ...]:
     """Return the statements of a text, as `parse_sql` does. Raises pglast's ParseError."""
-    if len(text) < CHARACTERS_MIN or text.isascii():
+    if len(text) < (ASCII_CHARACTERS_MIN if text.isascii() else CHARACTERS_MIN):
         return parse_sql(text)
     found: list[Any] = []
     try:
@@ -61,19 +62,23 @@ def _move(tree: Any, by: int) -> None:
     left = [tree]
     while left:
         one = left.pop()
-        for name in one:
-            value: Any = getattr(one, name)
-            if isinstance(value, ast.Node):
-                left.append(value)
-            elif isinstance(value, tuple):
-                left += _flatten(value)
-            elif value is not None and name.endswith(PLACES) and (value or name not in OF_LISTS):
-                setattr(one, name, value + by)
-
-
-def _flatten(values: Any) -> Iterator[Any]:
-    for one in values:
         if isinstance(one, tuple):
-            yield from _flatten(one)
+            left += one  # pyright: ignore[reportUnknownArgumentType]
         elif isinstance(one, ast.Node):
-            yield one
+            parts, places = _list_names(type(one))
+            for name in parts:
+                left.append(getattr(one, name))
+            for name in places:
+                value = getattr(one, name)
+                if value is not None and (value or name not in OF_LISTS):
+                    setattr(one, name, value + by)
+
+
+@cache
+def _list_names(kind: Any) -> tuple[list[str], list[str]]:
+    """Return the names of a node's attributes that hold nodes, and of those that are places."""
+    types = {name: slot.c_type for name, slot in kind.__slots__.items()}
+    parts = [
+        name for name, said in types.items() if said == "ValUnion" or (said.endswith("*") and said != "char*")
+    ]
+    return parts, [name for name, said in types.items() if said == "ParseLoc" and name != "stmt_len"]
