@@ -120,6 +120,8 @@ def test_a_file_that_goes_on_has_the_settings_it_made(write: Any, apply: Apply, 
 def test_an_unknown_option_is_named(write: Any, apply: Apply) -> None:
     write("0001_a", up="-- tollbook: transactions=off\nSELECT 1")
     assert "transactions=off is no option" in words(apply())
+    write("0001_a", up="SELECT 1", check="-- tollbook: role=owner\nSELECT true")
+    assert "role=owner is no option of a check" in words(apply())
 
 
 def test_a_live_plan_says_what_it_cannot_try_and_leaves_nothing(write: Any, run: Any, ask: Any) -> None:

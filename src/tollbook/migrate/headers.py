@@ -54,6 +54,12 @@ def read(path: Path, text: str) -> Options:
             break
         match = LINE.match(line)
         for word in match["words"].split() if match else ():
+            if path.name.lower().endswith(".check.sql"):
+                raise FolderRefused(
+                    f"{word} is no option of a check, which has none: it runs in its migration's "
+                    "transaction, as who applies it.",
+                    Place(str(path), number),
+                )
             name, equals, value = word.partition("=")
             if not equals or name not in readers or readers[name](value) is None:
                 raise FolderRefused(
