@@ -4,7 +4,6 @@ env.py says how an application connects, which here is the engine's to say: it i
 `context.configure`, for the names that the application's naming convention gives to constraints.
 """
 
-import configparser
 import os
 import re
 import sys
@@ -123,6 +122,8 @@ def _read_settings(path: Path) -> "Config | None":
 
 def _find_scripts(path: Path, config: "Config") -> Path | None:
     """Return where env.py lies: where the settings say, seen from them or from a root above them, or here."""
+    import configparser
+
     try:
         said = config.get_alembic_option("script_location")
     except configparser.InterpolationError:
