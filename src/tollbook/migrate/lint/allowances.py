@@ -1,6 +1,7 @@
 """Allowances: `-- tollbook: allow RULE because REASON`, and squawk's own `-- squawk-ignore RULE`."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -88,13 +89,13 @@ def _place(text: str, start: int, end: int, spans: Sequence[tuple[int, int]]) ->
     That in which it stands, or on whose last line it stands, or else the next one. Above the first
     statement, with an empty line between, it is the file's.
     """
-    for number, (begin, finish) in enumerate(spans):
-        if start < begin:
-            before = spans[number - 1][1] if number else None
-            if before is not None and "\n" not in text[before:start]:
-                return number - 1
-            # Comments directly under it belong to the same heading.
-            return None if number == 0 and "\n\n" in text[end:begin].replace(" ", "") else number
-        if start < finish:
-            return number
-    return len(spans) - 1 if spans else None
+    number = bisect_right(spans, start, key=lambda span: span[1])
+    if number == len(spans):
+        return number - 1 if spans else None
+    begin = spans[number][0]
+    if start >= begin:
+        return number
+    if number and "\n" not in text[spans[number - 1][1] : start]:
+        return number - 1
+    # Comments directly under it belong to the same heading.
+    return None if number == 0 and "\n\n" in text[end:begin].replace(" ", "") else number
