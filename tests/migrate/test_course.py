@@ -1,13 +1,16 @@
 """Scripts that are no single transaction: they go on where they stopped, and leave nothing broken behind."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from click.testing import Result
 
+from tollbook.migrate import segments, statements
 from tollbook.migrate.errors import StatementFailed
+from tollbook.migrate.files import Script
 
 Apply = Callable[..., Result]
 
@@ -128,3 +131,13 @@ def test_a_live_plan_says_what_it_cannot_try_and_leaves_nothing(write: Any, run:
     write("0001_a", up=f"BEGIN; CREATE TABLE own (i int); COMMIT;{SPLIT}")
     assert "it cannot be rolled back" in words(run("plan", "--live"))
     assert ask("SELECT to_regclass('own') IS NULL AND to_regclass('orders') IS NULL") is True
+
+
+def test_a_fingerprint_that_grows_is_that_of_the_statements_so_far() -> None:
+    """Also where it is asked for fewer again, as after a script was cut finer."""
+    text = "SELECT 1; SELECT 'ü';\nSELECT 3;"
+    found = statements.read(Script(Path("a.sql"), text, "")).statements
+    growing = segments.Fingerprints(text, found)
+    counts = (0, 1, 3, 2, 3)
+    assert [growing.take(n) for n in counts] == [segments.fingerprint(text, found[:n]) for n in counts]
+    assert len({growing.take(n) for n in range(4)}) == 4

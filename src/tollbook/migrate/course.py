@@ -174,6 +174,7 @@ class _Walk:
         self.course = course
         self.one = one
         self.direction = direction
+        self.fingerprints = segments.Fingerprints(one.reading.text, one.reading.statements)
         self.done = progress.statements if progress else 0
         self.resumed_at = self.done if progress else -1
         self.begun = progress is not None  # whether it is on record
@@ -250,8 +251,7 @@ class _Walk:
         self.course.conn.execute("COMMIT")
 
     def _keep(self, statements: int) -> None:
-        migration, reading = self.one.migration, self.one.reading
-        done = segments.fingerprint(reading.text, reading.statements[:statements])
+        migration, done = self.one.migration, self.fingerprints.take(statements)
         progress = Progress(migration.folder, migration.version, self.direction, statements, done)
         history.keep_progress(self.course.conn, self.course.run, progress)
         self.begun = True

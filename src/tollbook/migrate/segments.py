@@ -116,6 +116,29 @@ class Cuts:
         return before != (self.statements, self.after_new_values)
 
 
+class Fingerprints:
+    """Digests of the first statements of a script, which grow: none is gone through twice."""
+
+    def __init__(self, text: str, statements: Sequence[Statement]) -> None:
+        self.text = text
+        self.statements = statements
+        self._begin()
+
+    def _begin(self) -> None:
+        self._count = 0
+        self._digest = sha256()
+
+    def take(self, count: int) -> str:
+        """Return the digest of the first `count` statements as they stand in the text."""
+        if count < self._count:
+            self._begin()
+        for one in self.statements[self._count : count]:
+            self._digest.update(b"\0" if self._count else b"")
+            self._digest.update(self.text[one.index : one.end].encode())
+            self._count += 1
+        return self._digest.copy().hexdigest()
+
+
 def fingerprint(text: str, statements: Sequence[Statement]) -> str:
     """Return a digest of statements as they stand in the text of their script."""
-    return sha256("\0".join(text[one.index : one.end] for one in statements).encode()).hexdigest()
+    return Fingerprints(text, statements).take(len(statements))
