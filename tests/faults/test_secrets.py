@@ -10,6 +10,7 @@ import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -54,6 +55,8 @@ from tollbook.core.settings import Settings
 from tollbook.embedded import binaries
 from tollbook.entrypoints.api import create_api
 
+# What a program raises ends its connection, whenever the server comes to it: none is used twice.
+connect = partial(httpx.AsyncClient, timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 HIDDEN_IN_DEPTH_MAX = 12
 MUTILATED_MAX = 40
 SEED = 402
@@ -173,9 +176,9 @@ class Scene:
     async def fail(self, path: str = "/good", **changes: Any) -> int:
         """How a payment is answered by a shop with something broken."""
         good, bad = self.describe(), self.describe(**changes)
-        async with serve(make_app(good)) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with serve(make_app(good)) as url, connect(base_url=url) as client:
             header = await self.sign(client, path)
-        async with serve(make_app(bad)) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with serve(make_app(bad)) as url, connect(base_url=url) as client:
             return (await self.pay(client, path, header)).status_code
 
 
@@ -211,7 +214,7 @@ async def play_round_trip(scene: Scene) -> None:
     planted = scene.planted
     async with (
         serve(make_app(scene.describe())) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        connect(base_url=url) as client,
     ):
         header = await scene.sign(client, "/good")
         paid = await scene.pay(client, "/good", header)
@@ -234,7 +237,7 @@ async def play_schemes(scene: Scene) -> None:
     by_permit2 = {"payees": [Payee(NETWORK, scene.seller, token, "permit2")]}
     async with (
         serve(make_app(scene.describe(**by_permit2))) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        connect(base_url=url) as client,
     ):
         for path in ("/good", "/upto"):
             header = await scene.sign(client, path)
@@ -247,12 +250,12 @@ async def play_schemes(scene: Scene) -> None:
     async with serve(make_app(scene.describe())) as url:
         line = Listening()
         transport = x402AsyncTransport(scene.buyer, line)
-        async with httpx.AsyncClient(transport=transport, base_url=url, timeout=60) as client:
+        async with connect(transport=transport, base_url=url) as client:
             for _ in range(2):
                 bought = await client.get("/channel")
                 assert bought.status_code == 200, bought.text
                 hide_payment(scene.planted, line.payment)
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with connect(base_url=url) as client:
             header = await scene.sign(client, "/channel")
             assert (await scene.pay(client, "/channel", header)).status_code == 200
             for wrong in random.Random(SEED).sample(list(mutilate(header)), MUTILATED_MAX):
@@ -318,7 +321,7 @@ def mutilate(header: str) -> Iterator[str]:
 async def play_malformed(scene: Scene) -> None:
     async with (
         serve(make_app(scene.describe())) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        connect(base_url=url) as client,
     ):
         header = await scene.sign(client, "/good")
         statuses = {(await scene.pay(client, "/good", wrong)).status_code for wrong in mutilate(header)}
@@ -372,7 +375,7 @@ async def play_api(scene: Scene, books: Database, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TOLLBOOK_RPC_URLS", json.dumps({NETWORK: scene.rpc_url}))
     async with (
         serve(create_api(scene.database_url)) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        connect(base_url=url) as client,
     ):
         for path in ("/v1/payments", "/v1/keys", "/v1/payments/pay_0", "/metrics", "/nothing", "/v1/journal"):
             for secret in (grant.secret, grant.secret + "x"):

@@ -106,10 +106,11 @@ async def test_who_stood_still_does_not_pay_what_another_one_said_to_have_failed
     """A machine that is frozen has a clock that stands still too: no time-out of its own tells it."""
     monkeypatch.setattr(execution, "ATTEMPTS_MAX", 0)
     command_id = await order_coin(payroll)
-    go_on = asyncio.Event()
+    there, go_on = asyncio.Event(), asyncio.Event()
     issue = NetworkLanes.issue
 
     async def issue_late(lanes: NetworkLanes, *calls: Any, **options: Any) -> Any:
+        there.set()
         await go_on.wait()
         return await issue(lanes, *calls, **options)
 
@@ -117,7 +118,7 @@ async def test_who_stood_still_does_not_pay_what_another_one_said_to_have_failed
         with monkeypatch.context() as patch:
             patch.setattr(NetworkLanes, "issue", issue_late)
             sending = asyncio.create_task(frozen.send())
-            await asyncio.sleep(0.1)
+            await there.wait()
         await payroll.make_due()
         await other.resume()
         assert (await payroll.get(command_id)).status == "failed"
