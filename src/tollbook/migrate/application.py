@@ -268,12 +268,10 @@ def _apply_one(
     earlier: _Earlier,
 ) -> Step:
     started = time.monotonic()
-    kept = None if progress else at_once.apply(one, following)
+    kept, removed = None if progress else at_once.apply(one, following), ()
     if kept is None:
         kept, removed = _apply_in_steps(at_once.course, one, progress, earlier, started)
-        earlier.change(kept, removed)
-    else:
-        earlier.change(kept, ())
+    earlier.change(kept, removed)
     return Step(
         one.migration.id,
         time.monotonic() - started,
