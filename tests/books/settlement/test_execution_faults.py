@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -21,14 +21,6 @@ from tollbook.core.local_chain import LocalChain
 
 SEND = "eth_sendRawTransaction"
 RECEIPT = "eth_getTransactionReceipt"
-
-
-@pytest.fixture
-async def proxied(database: Database, own_chain: LocalChain) -> AsyncIterator[tuple[Payroll, Proxy]]:
-    """A payroll on a chain of its own, behind a node that misbehaves."""
-    own_chain.ensure_token()
-    async with play_proxy(own_chain.url) as proxy:
-        yield make_payroll(database, own_chain, url=proxy.url), proxy
 
 
 @pytest.fixture

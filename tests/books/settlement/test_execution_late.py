@@ -1,13 +1,12 @@
 """Execution by nodes that lied before and workers that come late: what is over is not paid once more."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fixtures.rpc_proxy import Proxy, play_proxy
+from fixtures.rpc_proxy import Proxy
 from fixtures.settling import Payroll, make_payroll
 from tollbook.books.settlement import execution
 from tollbook.core import clock
@@ -19,14 +18,6 @@ from tollbook.core.local_chain import LocalChain
 SEND = "eth_sendRawTransaction"
 COUNT, LOOK_UP = "eth_getTransactionCount", "eth_getTransactionByHash"
 WEI = 10**11
-
-
-@pytest.fixture
-async def proxied(database: Database, own_chain: LocalChain) -> AsyncIterator[tuple[Payroll, Proxy]]:
-    """A payroll on a chain of its own, behind a node that misbehaves."""
-    own_chain.ensure_token()
-    async with play_proxy(own_chain.url) as proxy:
-        yield make_payroll(database, own_chain, url=proxy.url), proxy
 
 
 @pytest.fixture
