@@ -34,8 +34,10 @@ async def record_lost(tx: WriteTx, rows: Sequence[Transaction]) -> int:
             UPDATE core.transactions
             SET status = 'lost', succeeded = NULL, block_number = NULL, block_hash = NULL, gas_used = NULL,
                 fee_paid = NULL, mined_at = NULL, confirmed_at = NULL
-            WHERE transaction_id = ANY (%(ids)s) AND block_hash = ANY (%(block_hashes)s)
-              AND status = 'mined' AND confirmed_at IS NOT NULL
+            WHERE transaction_id IN (
+                SELECT t.transaction_id FROM core.transactions t
+                WHERE t.transaction_id = ANY (%(ids)s) ORDER BY t.purpose COLLATE "C" FOR NO KEY UPDATE
+            ) AND block_hash = ANY (%(block_hashes)s) AND status = 'mined' AND confirmed_at IS NOT NULL
             RETURNING network, sender, nonce
         )
         INSERT INTO core.lane_gaps (network, sender, nonce)
@@ -80,8 +82,12 @@ async def drop_lost(tx: WriteTx, lost_ids: Sequence[int]) -> int:
     """Those of these lost ones whose nonces went to final ones of ours cannot come back; how many."""
     return await tx.execute(
         """
+        WITH held AS MATERIALIZED (
+            SELECT r.transaction_id FROM core.transactions r
+            WHERE r.transaction_id = ANY (%(ids)s) ORDER BY r.purpose COLLATE "C" FOR NO KEY UPDATE
+        )
         UPDATE core.transactions t SET status = 'dropped'
-        WHERE t.transaction_id = ANY (%(ids)s) AND t.status = 'lost' AND EXISTS (
+        WHERE t.transaction_id IN (SELECT held.transaction_id FROM held) AND t.status = 'lost' AND EXISTS (
             SELECT FROM core.transactions h
             WHERE h.network = t.network AND h.sender = t.sender AND h.nonce = t.nonce
               AND h.status = 'mined' AND h.confirmed_at IS NOT NULL

@@ -111,8 +111,10 @@ async def free(tx: WriteTx, refused: Mapping[int, str]) -> set[int]:
         """
         WITH dropped AS (
             UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
-            WHERE transaction_id = ANY (%(ids)s) AND hash = ANY (%(hashes)s)
-              AND status = 'signed' AND sends = 1
+            WHERE transaction_id IN (
+                SELECT t.transaction_id FROM core.transactions t
+                WHERE t.transaction_id = ANY (%(ids)s) ORDER BY t.purpose COLLATE "C" FOR NO KEY UPDATE
+            ) AND hash = ANY (%(hashes)s) AND status = 'signed' AND sends = 1
             RETURNING transaction_id, network, sender, nonce
         ), gaps AS (
             INSERT INTO core.lane_gaps (network, sender, nonce)
@@ -132,7 +134,12 @@ async def free_abandoned(tx: WriteTx, network: str, older_than: timedelta) -> in
         """
         WITH dropped AS (
             UPDATE core.transactions SET status = 'dropped'
-            WHERE network = %(network)s AND status = 'reserved' AND created_at < %(before)s
+            WHERE transaction_id IN (
+                -- Who holds one of these signs it just now.
+                SELECT t.transaction_id FROM core.transactions t
+                WHERE t.network = %(network)s AND t.status = 'reserved' AND t.created_at < %(before)s
+                FOR NO KEY UPDATE SKIP LOCKED
+            ) AND status = 'reserved'
             RETURNING network, sender, nonce
         )
         INSERT INTO core.lane_gaps (network, sender, nonce)

@@ -193,6 +193,11 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
     async with database.statement() as tx:
         rows = await tx.dicts(
             """
+            -- In the order of purposes, as core.take_nonces has it: who meets waits, and never both.
+            WITH held AS MATERIALIZED (
+                SELECT h.transaction_id FROM core.transactions h
+                WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.purpose COLLATE "C" FOR NO KEY UPDATE
+            )
             UPDATE core.transactions t
             SET status = 'signed', hash = w.hash, hashes = ARRAY[w.hash], sealed_call = w.sealed_call,
                 gas = w.gas, fee_max = w.fee_max, tip_max = w.tip_max, sends = 1, sent_at = %(now)s,
@@ -201,7 +206,8 @@ async def record_signed(database: Database, signed: Sequence[Signed]) -> set[int
                 %(ids)s::bigint[], %(senders)s::text[], %(nonces)s::bigint[], %(hashes)s::text[],
                 %(sealed_calls)s::bytea[], %(gases)s::bigint[], %(fees_max)s::bigint[], %(tips_max)s::bigint[]
             ) AS w (transaction_id, sender, nonce, hash, sealed_call, gas, fee_max, tip_max)
-            WHERE t.transaction_id = w.transaction_id AND t.status = 'reserved'
+            WHERE t.transaction_id IN (SELECT held.transaction_id FROM held)
+              AND t.transaction_id = w.transaction_id AND t.status = 'reserved'
               AND t.sender = w.sender AND t.nonce = w.nonce
             RETURNING t.transaction_id
             """,
@@ -352,7 +358,7 @@ async def record_mined(database: Database, mined: Sequence[Mined], *, final: boo
             -- Many pollers and sweeps may find the same ones: they take them in one order.
             WITH held AS MATERIALIZED (
                 SELECT h.transaction_id FROM core.transactions h
-                WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.transaction_id FOR NO KEY UPDATE
+                WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.purpose COLLATE "C" FOR NO KEY UPDATE
             )
             UPDATE core.transactions t
             SET status = 'mined', hash = w.hash, succeeded = w.succeeded, block_number = w.block_number,
@@ -394,7 +400,7 @@ async def record_confirmed(tx: WriteTx, transaction_ids: Sequence[int], block_ha
         """
         WITH held AS MATERIALIZED (
             SELECT h.transaction_id FROM core.transactions h
-            WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.transaction_id FOR NO KEY UPDATE
+            WHERE h.transaction_id = ANY (%(ids)s) ORDER BY h.purpose COLLATE "C" FOR NO KEY UPDATE
         )
         UPDATE core.transactions t SET confirmed_at = %(now)s, sealed_call = NULL
         FROM unnest(%(ids)s::bigint[], %(block_hashes)s::text[]) AS w (transaction_id, block_hash)

@@ -1,0 +1,53 @@
+"""Statements about many transactions at once meet in one order: one of them waits, and none fails."""
+
+import asyncio
+import secrets
+from datetime import timedelta
+
+from fixtures.lanes import make_call
+from tollbook.core.database import Database
+from tollbook.core.lanes import nonces, transactions
+from tollbook.core.lanes.keys import Fees
+from tollbook.core.lanes.transactions import Signed
+from tollbook.core.local_chain import NETWORK
+
+SENDER = "0x" + "11" * 20
+CALLS = 500
+ROUNDS = 8
+
+
+async def test_signing_asking_again_and_sweeping_the_same_ones_wait_for_each_other(
+    database: Database,
+) -> None:
+    async with database.write() as tx:
+        await nonces.jump(tx, NETWORK, SENDER, 0, 0)
+
+    async def sweep() -> None:
+        async with database.write() as tx:
+            await nonces.free_abandoned(tx, NETWORK, timedelta(0))
+
+    for _ in range(ROUNDS):
+        calls = [make_call() for _ in range(CALLS)]
+        taken = await nonces.take_nonces(database, NETWORK, [SENDER], calls, only_gaps=False)
+        signed = [
+            Signed(
+                transaction_id=one.transaction_id,
+                purpose=one.purpose,
+                sender=SENDER,
+                nonce=one.nonce or 0,
+                hash="0x" + secrets.token_hex(32),
+                raw=b"",
+                sealed_call=b"",
+                gas=30_000,
+                fees=Fees(1, 1),
+            )
+            for one in sorted(taken, key=lambda one: one.purpose, reverse=True)
+        ]
+        outcomes = await asyncio.gather(
+            transactions.record_signed(database, signed),
+            nonces.take_nonces(database, NETWORK, [SENDER], calls, only_gaps=False),
+            sweep(),
+            sweep(),
+            return_exceptions=True,
+        )
+        assert not [one for one in outcomes if isinstance(one, BaseException)]
