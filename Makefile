@@ -8,6 +8,9 @@
 .DEFAULT_GOAL := run
 SHELL := /bin/sh
 
+# Where it is set, each of a thousand programs the tests start would compile Tollbook anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PYTHON_MIN := 3.11
 NODE_MIN := 18
