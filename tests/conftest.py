@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import certifi
-
 import pytest
 
 # Thousands of small files are made and deleted, which some file systems on disks take long for.

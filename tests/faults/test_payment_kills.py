@@ -28,6 +28,7 @@ from fixtures.chain import PURSE
 from fixtures.lanes import key_of
 from fixtures.paid_shop import ORDER_SECONDS_MAX, Shop, open_shop
 from fixtures.schemes import put_contracts
+from fixtures.walks import WHOLE
 from tollbook.books.payments.reconciler.movements import ChainWatcher
 from tollbook.books.payments.reconciler.reconcile import Reconciler
 from tollbook.books.payments.rules import Payee
@@ -39,7 +40,7 @@ from tollbook.core.lanes import Lanes
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 RUNS_MAX = 3
-DEATHS_TWICE = 12
+DEATHS_TWICE = 40 if WHOLE else 12
 SEED = 9
 # What the books may say: of the payment, of its settlement, and whether they name the same transaction.
 PAID = {("settled", "settled", True)}

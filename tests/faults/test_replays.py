@@ -1,7 +1,6 @@
 """Thousands of replays of one payment give one grant; thousands of lost answers charge nobody twice."""
 
 import asyncio
-import os
 import random
 import secrets
 from collections import Counter
@@ -22,6 +21,7 @@ from clients import pay
 from faults.paid_shop import COUNTED
 from fixtures.chain import PURSE
 from fixtures.paid_shop import Shop, sign
+from fixtures.walks import WHOLE
 from tollbook.books.payments.facilitator.in_process import Facilitator, SettlementUnknown
 from tollbook.books.payments.facilitator.ledgered import LedgeredFacilitator
 from tollbook.books.payments.ledger import Settlement, Verdict
@@ -31,8 +31,7 @@ from tollbook.core.database import Database
 from tollbook.core.local_chain import NETWORK, LocalChain
 
 PRICE = 10_000
-# Ten thousand of each where everything is walked.
-MANY = 10_000 if os.environ.get("TOLLBOOK_WALK") == "all" else 2_000
+MANY = 10_000 if WHOLE else 2_000
 CONNECTIONS_EACH = 8
 AT_ONCE = 24
 ASKED_MAX = 100

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fixtures.walks import STEP
 from fixtures.webhooks import Tollkeeper, answer, make_facts, make_name
 
 TESTS = Path(__file__).parents[1]
@@ -70,14 +71,13 @@ async def test_a_kill_at_any_boundary_loses_no_event_and_changes_no_order(keeper
         assert not killed
         await check(keeper, subjects)
         assert boundaries > 2 * SUBJECTS * TIMES + 6, "each POST and each of the four steps about it"
-        whole = os.environ.get("TOLLBOOK_WALK") == "all"
         died = 0
-        for dies_at in range(1 if whole else random.randint(1, 3), boundaries + 1, 1 if whole else 3):
+        for dies_at in range(random.randint(1, STEP), boundaries + 1, STEP):
             subjects = await happen()
             died += (await victim.live(dies_at))[0]
             await victim.live()
             await check(keeper, subjects)
-    assert died >= boundaries // (1 if whole else 3) - 2
+    assert died >= boundaries // STEP - 2
     assert len(keeper.endpoint.told) > len(await keeper.statuses()), "some had to be told twice"
 
 

@@ -1,7 +1,6 @@
 """The walk from death to death: one purchase is killed at each of its boundaries, and must be whole again."""
 
 import asyncio
-import os
 import random
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from faults.paid_shop import ANY, COUNTED, REQUESTS
 from fixtures.chain import PURSE
 from fixtures.paid_shop import ORDER_SECONDS_MAX, Shop, sign_by
 from fixtures.schemes import approve_permit2
+from fixtures.walks import STEP
 from tollbook.core.chains import ADDRESS_PADDING, TRANSFER_TOPIC
 from tollbook.core.local_chain import TOKEN_ADDRESS
 
@@ -275,9 +275,8 @@ def list_boundaries(shop: Shop) -> list[Boundary]:
 
 
 def sample(boundaries: list[Boundary]) -> list[Boundary]:
-    """Every third, from another one each time, so that runs add up to all; all where TOLLBOOK_WALK=all."""
-    whole = os.environ.get("TOLLBOOK_WALK") == "all"
-    return boundaries if whole else boundaries[random.randrange(3) :: 3]
+    """Some of them, others each time, so that runs add up to all."""
+    return boundaries[random.randrange(STEP) :: STEP]
 
 
 def thin_out(boundaries: list[Boundary]) -> list[Boundary]:

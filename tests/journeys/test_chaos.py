@@ -26,15 +26,16 @@ from fixtures.chain import PURSE
 from fixtures.chaos import Line, play_chaos
 from fixtures.lanes import key_of
 from fixtures.running import COMMAND, find_port, running
+from fixtures.walks import WHOLE
 from tollbook.core.chains import ADDRESS_PADDING, TRANSFER_TOPIC
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, TOKEN_ADDRESS, LocalChain
 
-PAYMENTS_MIN, PAYMENTS_MAX = 100, 400
+PAYMENTS_MIN, PAYMENTS_MAX = 100 if WHOLE else 50, 400
 BUYERS = 32  # who was cut off waits for some seconds until his shop is known to be dead
 SHOPS = 4
 PRICE = 10_000
 KILL_SECONDS = (0.5, 3.0)  # between two kills
-KILLS_MIN = 6
+KILLS_MIN = 6 if WHOLE else 4
 ASKED_MAX = 400
 PAUSE_SECONDS = 0.2
 START_SECONDS_MAX = 60

@@ -14,10 +14,12 @@ import psycopg
 import pytest
 from click.testing import Result
 
+from fixtures.walks import WHOLE
+
 Apply = Callable[..., Result]
 
 ROWS = 4_000
-KILLS = 8
+KILLS = 8 if WHOLE else 4
 SEED = 4711
 SEEN_SECONDS_MAX = 30.0
 HEAD = "-- tollbook: table=accounts key=id batch=100"

@@ -14,11 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from fixtures.walks import WHOLE
+
 MIGRATIONS = 10
 GATES = ("begin", "middle", "end", "check")
 SEEN_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.01
-RANDOM_KILLS = 12
+RANDOM_KILLS = 12 if WHOLE else 6
 SEED = 8402
 CONNECTED = """SELECT EXISTS (SELECT FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid())"""

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from fixtures.tenfold import TEN, empty, lay_out, look
+from fixtures.walks import STEP
 from tollbook.migrate import Folder, apply, exchange, revert, status
 
 POINTS_MAX = 600
@@ -71,13 +72,9 @@ def folders(tmp_path: Path) -> list[Folder]:
 
 
 def walk(first: Callable[[], str], work: Callable[[str], object]) -> int:
-    """Kill the work at every point, from the same beginning, and finish it; return how many there are.
-
-    At every third, unless TOLLBOOK_WALK=all.
-    """
+    """Kill the work at some points, from the same beginning, and finish it; return how many there are."""
     wanted = None
-    step = 1 if os.environ.get("TOLLBOOK_WALK") == "all" else 3
-    for at in [0, *range(random.randint(1, step), POINTS_MAX + 1, step)]:
+    for at in [0, *range(random.randint(1, STEP), POINTS_MAX + 1, STEP)]:
         url = first()
         killed = bool(at) and die_at(at, lambda url=url: work(url))
         if not at or killed:

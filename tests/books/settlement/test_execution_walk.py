@@ -1,7 +1,6 @@
 """A walk at random: two workers, a node that errs and a chain that takes back; each command is paid once."""
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,6 +10,7 @@ import pytest
 
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.settling import OPEN, Payroll, make_payroll, take_turn
+from fixtures.walks import WHOLE
 from tollbook.books.settlement import commands, limits
 from tollbook.books.settlement.execution import Desk
 from tollbook.core import clock
@@ -22,7 +22,7 @@ from tollbook.core.local_chain import LocalChain, LocalChainFailed
 
 SEND, LOGS = "eth_sendRawTransaction", "eth_getLogs"
 STEPS, CALM_TURNS_MAX = 40, 120
-SEEDS = range(20 if os.environ.get("TOLLBOOK_WALK") == "all" else 2)
+SEEDS = range(20 if WHOLE else 2)
 REFUSALS = ("txpool is full", "insufficient funds", "nonce too low", "already known", "the node is confused")
 
 
