@@ -1,6 +1,11 @@
 """Plain migrations go in one round trip; whatever hinders that, they come to what they would in two."""
 
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -79,39 +84,184 @@ def test_what_is_recorded_is_the_same_as_in_steps(
     assert once == in_steps
 
 
-def test_it_is_one_round_trip(write: Any, apply: Apply, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a migration, its BEGIN to its COMMIT, is one message; the long way is not gone at all."""
-    sent: list[str] = []
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The messages that went to the server."""
+    texts: list[str] = []
 
     def spy(conn: Connection, text: str, meanwhile: Callable[[], None]) -> list[PGresult]:
-        sent.append(text)
+        texts.append(text)
         return send(conn, text, meanwhile=meanwhile)
 
     monkeypatch.setattr(at_once, "send", spy)
+    return texts
+
+
+def test_it_is_one_round_trip(
+    write: Any, apply: Apply, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a migration, its BEGIN to its COMMIT, is one message; the long way is not gone at all."""
     monkeypatch.setattr("tollbook.migrate.course.carry_out", None)
     for number in range(3):
-        write(f"{number + 1:04}_t", up=f"CREATE TABLE t{number} (i int);")
+        write(f"{number + 1:04}_t", up=f"CREATE TABLE t{number} (i int); INSERT INTO t{number} VALUES (1);")
     assert apply().exit_code == 0
-    assert [text.endswith("; COMMIT") for text in sent] == [True] * 3
+    assert [(text.count("BEGIN"), text.endswith("; COMMIT")) for text in sent] == [(1, True)] * 3
 
 
-def test_what_is_not_there_in_the_end_is_told_and_nothing_stays(
-    write: Any, apply: Apply, migrate_server: Server, url: str, ask: Any
+def write_light(write: Any, *, most: int = 5, **others: str) -> None:
+    """Migrations that only make a table, an index and a view; some are others."""
+    for number in range(1, most + 1):
+        text = f"CREATE TABLE t{number} (i int);\nCREATE INDEX t{number}_i ON t{number} (i);\n"
+        text += f"CREATE VIEW v{number} AS SELECT i FROM t{number};\n"
+        write(f"{number:04}_t", up=others.get(f"n{number}", text))
+
+
+def test_light_ones_share_a_message_and_are_transactions_of_their_own(
+    write: Any, apply: Apply, sent: list[str], both: Any, ask: Any
 ) -> None:
-    superuser = migrate_server.url(str(conninfo_to_dict(url)["dbname"]), user="postgres")
-    with psycopg.connect(superuser) as c:
-        c.execute(
-            """CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql
-            AS $$ BEGIN IF to_regclass('t') IS NOT NULL THEN ALTER TABLE t RENAME TO u; END IF; END $$;
-            CREATE EVENT TRIGGER meddling ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
-            EXECUTE FUNCTION meddle()"""
-        )
-    write("0001_t", up="CREATE TABLE t (i int);")
+    write_light(write, most=11, n10="CREATE TABLE a (i int); INSERT INTO a VALUES (1);")
+
+    def step() -> None:
+        assert apply().exit_code == 0
+
+    once, in_steps = both(step)
+    assert once == in_steps
+    assert [text.count("BEGIN") for text in sent] == [8, 1, 1, 1]
+
+
+def test_the_first_that_fails_ends_the_run_and_those_before_it_stay(
+    write: Any, apply: Apply, sent: list[str], ask: Any
+) -> None:
+    write_light(write, n3="CREATE TABLE a (i int);\nCREATE VIEW b AS SELECT nothing FROM a;")
+    result = apply()
+    assert result.exit_code == 1
+    assert "0003_t.up.sql:2" in result.output
+    assert 'column "nothing" does not exist' in result.output
+    assert len(sent) == 1, "it is not tried again"
+    assert ask("SELECT array_agg(name ORDER BY id)::text FROM tollbook_migrate.history") == "{0001_t,0002_t}"
+    assert ask("SELECT array_agg(relname::text ORDER BY relname)::text FROM pg_class WHERE relkind = 'r' "
+               "AND relnamespace = 'public'::regnamespace") == "{t1,t2}"  # fmt: skip
+    assert [line.split()[2] for line in result.output.splitlines() if line.startswith("✓ applied")] == [
+        "shop/0001_t",
+        "shop/0002_t",
+    ]
+    write_light(write)
+    assert apply().exit_code == 0
+    assert ask("SELECT count(*) FROM tollbook_migrate.history") == 5
+
+
+def test_one_that_others_are_in_the_way_of_is_tried_again_and_the_rest_follow(
+    write: Any, apply: Apply, url: str, ask: Any
+) -> None:
+    ask("CREATE TABLE held (id int PRIMARY KEY); SELECT 1")
+    write_light(write, n2="CREATE TABLE a (id int REFERENCES held);")
+    with psycopg.connect(url) as holder:
+        holder.execute("LOCK TABLE held")
+        freed = threading.Timer(1.0, holder.rollback)
+        freed.start()
+        result = apply("--lock-timeout", "300ms")
+        freed.join()
+    assert result.exit_code == 0, result.output
+    assert "attempt 2 of 5" in result.output
+    assert ask("SELECT array_agg(version ORDER BY id)::text FROM tollbook_migrate.history") == "{1,2,3,4,5}"
+
+
+def as_superuser(server: Server, url: str, sql: str) -> None:
+    with psycopg.connect(server.url(str(conninfo_to_dict(url)["dbname"]), user="postgres")) as connection:
+        connection.execute(sql.encode())
+
+
+def test_who_cancels_one_of_them_ends_the_run(
+    write: Any, apply: Apply, migrate_server: Server, url: str, sent: list[str], ask: Any
+) -> None:
+    as_superuser(
+        migrate_server,
+        url,
+        """CREATE FUNCTION cancel() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF to_regclass('t3') IS NOT NULL THEN PERFORM pg_cancel_backend(pg_backend_pid()); END IF; END $$;
+        CREATE EVENT TRIGGER cancelling ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+            EXECUTE FUNCTION cancel()""",
+    )
+    write_light(write)
+    result = apply()
+    assert result.exit_code == 1
+    assert "0003_t.up.sql:1" in result.output
+    assert "canceling statement due to user request" in result.output
+    assert len(sent) == 1
+    assert ask("SELECT count(*) FROM tollbook_migrate.history") == 2
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_cut_off_in_one_of_them_the_next_run_goes_on_behind_the_last_that_is_whole(
+    at: int, write: Any, apply: Apply, migrate_server: Server, url: str, ask: Any
+) -> None:
+    as_superuser(
+        migrate_server,
+        url,
+        f"""CREATE FUNCTION cut() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF to_regclass('t{at}_i') IS NOT NULL THEN
+                PERFORM pg_terminate_backend(pg_backend_pid()); END IF; END $$;
+        CREATE EVENT TRIGGER cutting ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION cut()""",
+    )
+    write_light(write)
+    assert apply().exit_code == 1
+    assert ask("SELECT count(*) FROM tollbook_migrate.history") == at - 1
+    assert ask(f"SELECT to_regclass('t{at}')") is None
+    as_superuser(migrate_server, url, "DROP EVENT TRIGGER cutting")
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert "left no trace; applying it now" in result.output
+    assert ask("SELECT array_agg(version ORDER BY id)::text FROM tollbook_migrate.history") == "{1,2,3,4,5}"
+
+
+def test_killed_while_they_are_at_the_server_the_next_run_does_none_twice(
+    write: Any, apply: Apply, migrate_server: Server, url: str, folder: Path, ask: Any
+) -> None:
+    as_superuser(
+        migrate_server,
+        url,
+        """CREATE FUNCTION linger() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_sleep(0.3); END $$;
+        CREATE EVENT TRIGGER lingering ON ddl_command_end WHEN TAG IN ('CREATE VIEW')
+            EXECUTE FUNCTION linger()""",
+    )
+    write_light(write)
+    command = [sys.executable, "-m", "tollbook.migrate", "apply", "--dir", str(folder), "--auto"]
+    with subprocess.Popen(
+        [*command, "--skip-backup", "--database-url", url], stdout=subprocess.DEVNULL
+    ) as killed:
+        while not ask("SELECT to_regclass('tollbook_migrate.history')") or not ask(
+            "SELECT count(*) FROM tollbook_migrate.history"
+        ):
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert "was interrupted" in result.output
+    assert ask("SELECT array_agg(version ORDER BY id)::text FROM tollbook_migrate.history") == "{1,2,3,4,5}"
+
+
+@pytest.mark.parametrize("light", [1, 3])
+def test_what_is_not_there_in_the_end_is_told_and_nothing_stays(
+    light: int, write: Any, apply: Apply, migrate_server: Server, url: str, ask: Any
+) -> None:
+    as_superuser(
+        migrate_server,
+        url,
+        f"""CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF to_regclass('t{light}') IS NOT NULL THEN ALTER TABLE t{light} RENAME TO u; END IF; END $$;
+        CREATE EVENT TRIGGER meddling ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+            EXECUTE FUNCTION meddle()""",
+    )
+    for number in range(1, 4):
+        write(f"000{number}_t", up=f"CREATE TABLE t{number} (i int);")
     result = apply()
     assert result.exit_code == 4
-    assert "0001_t ran, but not everything it promises is there: the table t is missing" in result.output
+    said = f"000{light}_t ran, but not everything it promises is there: the table t{light} is missing"
+    assert said in result.output
     assert ask("SELECT to_regclass('u')") is None
-    assert ask("SELECT count(*) FROM tollbook_migrate.history") == 0
+    assert ask("SELECT count(*) FROM tollbook_migrate.history") == light - 1
 
 
 def test_a_schema_of_the_users_own_name_changes_where_later_files_make_their_tables(

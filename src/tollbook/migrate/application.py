@@ -27,7 +27,7 @@ from tollbook.migrate.traffic import Guard, Traffic
 
 # The grammar and what saves a database are loaded where something is pending: mostly nothing is.
 if TYPE_CHECKING:
-    from tollbook.migrate.at_once import AtOnce
+    from tollbook.migrate.at_once import AtOnce, Parcel
     from tollbook.migrate.backup import Backup
     from tollbook.migrate.course import Course
     from tollbook.migrate.execution import Outcome, Prepared
@@ -103,13 +103,15 @@ def apply(
         earlier = _Earlier(standing.applied)
         steps: list[Step] = []
         with recorded(conn, run), guard:
-            at_once = AtOnce(course)
-            for one, following in zip(ready, [*ready[1:], None], strict=True):
+            at_once = AtOnce(course, ready, {*progress})
+            while len(steps) < len(ready):
                 guard.wait_for_replicas(conn)
-                listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
-                key = (one.migration.folder, one.migration.version)
-                steps.append(_apply_one(at_once, one, following, progress.get(key), earlier))
-                listen(Event("applied", one.migration.id, {"step": steps[-1]}))
+                parcel = at_once.take(len(steps))
+                for one in parcel.ones:
+                    listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
+                for step in _apply_some(at_once, parcel, progress, earlier):
+                    steps.append(step)
+                    listen(Event("applied", step.migration, {"step": step}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
 
 
@@ -260,24 +262,28 @@ class _Earlier:
         self.promises += kept
 
 
-def _apply_one(
+def _apply_some(
     at_once: "AtOnce",
-    one: "Prepared",
-    following: "Prepared | None",
-    progress: Progress | None,
+    parcel: "Parcel",
+    progress: Mapping[tuple[str, str], Progress],
     earlier: _Earlier,
-) -> Step:
+) -> list[Step]:
+    """Apply a parcel's migrations, in order, and return what was committed: at least the first."""
     started = time.monotonic()
-    kept, removed = None if progress else at_once.apply(one, following), ()
-    if kept is None:
-        kept, removed = _apply_in_steps(at_once.course, one, progress, earlier, started)
-    earlier.change(kept, removed)
-    return Step(
-        one.migration.id,
-        time.monotonic() - started,
-        objects.count(kept, ()),
-        tuple(f"{p.kind} {p}" for p in kept),
-    )
+    done = at_once.apply(parcel)
+    if not done:
+        first = parcel.ones[0]
+        begun = progress.get((first.migration.folder, first.migration.version))
+        kept, removed = _apply_in_steps(at_once.course, first, begun, earlier, started)
+        earlier.change(kept, removed)
+        return [_tell(first, kept, time.monotonic() - started)]
+    for one in done:
+        earlier.change(one.made, ())
+    return [_tell(one, each.made, each.seconds) for one, each in zip(parcel.ones, done, strict=False)]
+
+
+def _tell(one: "Prepared", kept: Sequence[Promise], seconds: float) -> Step:
+    return Step(one.migration.id, seconds, objects.count(kept, ()), tuple(f"{p.kind} {p}" for p in kept))
 
 
 def _apply_in_steps(

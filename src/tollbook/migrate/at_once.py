@@ -1,28 +1,35 @@
-"""A plain migration in one round trip: statements, proof that its objects are there, record and COMMIT.
+"""Plain migrations in one round trip: statements, proof that their objects are there, record and COMMIT.
 
 Plain is what most are: one transaction that only adds, by statements whose effect the grammar tells. Whatever
 is otherwise goes the long way (course.py), which asks before it commits and can say what is wrong.
+
+Light ones, which only make what is new, share a message: each is a transaction of its own in it, and where
+one fails the server passes over the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import psycopg
 from pglast import ast
+from psycopg.pq.abc import PGresult
 
 from tollbook.migrate import execution, history
 from tollbook.migrate.course import Course, name_opening
-from tollbook.migrate.exchange import GOOD, quote, send
+from tollbook.migrate.exchange import quote, send
 from tollbook.migrate.execution import BEGIN, RESET_ROLE, Prepared, Sql
 from tollbook.migrate.headers import Options
 from tollbook.migrate.objects import Promise
 from tollbook.migrate.presence import RELATION_KINDS
-from tollbook.migrate.retrying import retrying
+from tollbook.migrate.retrying import is_passing, retrying, roll_back
 from tollbook.migrate.session import LEAVE_NOTHING
 
 # What may change where names lead to, and what may have to be cut in two.
 NOT_PLAIN = (ast.VariableSetStmt, ast.TransactionStmt, ast.AlterEnumStmt)
 UNPROVEN = psycopg.errors.NotNullViolation.sqlstate  # the record's promises are NULL where the proof fails
+PARCEL_MAX = 8  # more together gain nothing
+LIGHT_CHARACTERS_MAX = 16 * 1024
+RECORDED = -4  # where the record's result is, seen from its COMMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +40,91 @@ class Plain:
     made: tuple[Promise, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The migrations that go next, from a place on; plains is empty where the one is not plain."""
+
+    at: int
+    ones: Sequence[Prepared]
+    plains: Sequence[Plain]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a committed migration made, and how long its transaction took."""
+
+    made: tuple[Promise, ...]
+    seconds: float
+
+
 class AtOnce:
-    """Sends plain migrations whole. It knows the schema in which a session of this run begins."""
+    """Sends plain migrations whole. It knows the schema in which a session of this run begins.
 
-    def __init__(self, course: Course) -> None:
+    begun: the (folder, version) of those that an earlier run has done in part, which go the long way.
+    """
+
+    def __init__(self, course: Course, ready: Sequence[Prepared], begun: Set[tuple[str, str]]) -> None:
         self.course = course
+        self.ready = ready
+        self.begun = begun
         self.schema = self._read_schema()
-        # The next one's, written while the server is at work on this.
-        self._ahead: tuple[Prepared, Plain | None] | None = None
+        self._ahead: Parcel | None = None  # what goes next, written while the server is at work
+        self._alone: int | None = None  # the place of one that has to go the long way
+        self._failure: Exception | None = None  # of the one behind those that were told last
 
-    def apply(self, one: Prepared, following: Prepared | None) -> tuple[Promise, ...] | None:
-        """Apply a migration and return what it made. Not plain, or not proven: None, with nothing done.
+    def take(self, at: int) -> Parcel:
+        """Return what goes next, from that place on. Raises StatementFailed where that has failed already."""
+        if self._failure:
+            raise self._failure
+        ahead, self._ahead = self._ahead, None
+        return ahead if ahead and ahead.at == at else self._wrap(at)
 
-        Raises StatementFailed, LockHeld, InTheWay.
+    def apply(self, parcel: Parcel) -> list[Done]:
+        """Apply the parcel's migrations and return those that are committed, the first ones.
+
+        None of them, with nothing done: the first is to go the long way. Raises StatementFailed, LockHeld,
+        InTheWay.
         """
-        plain = self._ahead[1] if self._ahead and self._ahead[0] is one else self._write(one)
-        self._ahead = None
-        if plain is None:
-            return None
+        if not parcel.plains:
+            return []
 
         def write_ahead() -> None:
-            self._ahead = (following, self._write(following)) if following else None
+            following = parcel.at + len(parcel.ones)
+            self._ahead = self._wrap(following) if following < len(self.ready) else None
 
-        course = self.course
-        proven = retrying(
-            course.conn,
-            one.migration.id,
-            lambda: self._send(plain.sql, write_ahead),
-            course.listen,
-            course.guard,
-            one.migration.up.options.lock_timeout_seconds or course.lock_timeout_seconds,
+        one = parcel.ones[0]
+        done = (
+            self._send_together(parcel, write_ahead)
+            if len(parcel.ones) > 1
+            else retrying(
+                self.course.conn,
+                one.migration.id,
+                lambda: self._send_one(parcel.plains[0], write_ahead),
+                self.course.listen,
+                self.course.guard,
+                one.migration.up.options.lock_timeout_seconds or self.course.lock_timeout_seconds,
+            )
         )
-        if proven:
-            return plain.made
-        course.conn.execute("ROLLBACK")
-        self._ahead, self.schema = None, self._read_schema()  # one of the user's own name may have been made
-        return None
+        if len(done) < len(parcel.ones):
+            roll_back(self.course.conn)
+            if self._failure and not done:
+                raise self._failure
+            if not self._failure:
+                self._ahead, self._alone = None, parcel.at + len(done)
+                self.schema = self._read_schema()  # one of the user's own name may have been made
+        return done
+
+    def _wrap(self, at: int) -> Parcel:
+        """Return the light ones from that place on, or whatever is there, alone."""
+        plains: list[Plain] = []
+        for one in self.ready[at : at + PARCEL_MAX]:
+            plain = self._write(one) if at != self._alone and (not plains or is_light(one)) else None
+            if plain is None:
+                break
+            plains.append(plain)
+            if not is_light(one):
+                break
+        return Parcel(at, self.ready[at : at + max(len(plains), 1)], plains)
 
     def _read_schema(self) -> str | None:
         row = self.course.conn.execute("SELECT current_schema()::text").fetchone()
@@ -76,7 +132,7 @@ class AtOnce:
 
     def _write(self, one: Prepared) -> Plain | None:
         """Return what is to be sent; None where the migration is not plain."""
-        if not (is_plain(one) and self.schema):
+        if not (is_plain(one) and self.schema) or (one.migration.folder, one.migration.version) in self.begun:
             return None
         conn = self.course.conn
         made = tuple(replace(each, schema=each.schema or self.schema) for each in one.promises.made)
@@ -100,15 +156,51 @@ class AtOnce:
         )
         return Plain(sql, made)
 
-    def _send(self, sql: Sql, meanwhile: Callable[[], None]) -> bool:
-        """Whether it is proven, and committed. Raises StatementFailed."""
-        results = send(self.course.conn, sql.text, meanwhile=meanwhile)
-        if results[-1].status in GOOD:
-            return True
-        error = psycopg.errors.error_from_result(results[-1])
-        if error.sqlstate == UNPROVEN and (error.diag.schema_name, error.diag.table_name) == history.TABLE:
-            return False
-        raise execution.explain(self.course.conn, sql, error, len(results) - 1)
+    def _send_one(self, plain: Plain, meanwhile: Callable[[], None]) -> list[Done]:
+        """Return it when it is committed, nothing where it is not proven. Raises StatementFailed."""
+        results = send(self.course.conn, plain.sql.text, meanwhile=meanwhile)
+        commits = _find_commits(results)
+        if not commits and not _is_unproven(error := _read_error(results)):
+            raise execution.explain(self.course.conn, plain.sql, error, len(results) - 1)
+        return [Done(plain.made, _read_seconds(results, place)) for place in commits]
+
+    def _send_together(self, parcel: Parcel, meanwhile: Callable[[], None]) -> list[Done]:
+        """Return those that are committed. The next has failed, or is to go the long way."""
+        guard, texts = self.course.guard, [f"{plain.sql.text};\n" for plain in parcel.plains]
+        name = f"{parcel.ones[0].migration.id} to {parcel.ones[-1].migration.id}"
+        with guard.watching(name, self.course.lock_timeout_seconds):
+            results = send(self.course.conn, "".join(texts), meanwhile=meanwhile)
+        commits = _find_commits(results)
+        done = [
+            Done(plain.made, _read_seconds(results, place))
+            for plain, place in zip(parcel.plains, commits, strict=False)
+        ]
+        if len(done) < len(texts):
+            error, sql = _read_error(results), parcel.plains[len(done)].sql
+            if not (_is_unproven(error) or is_passing(error, guard)):
+                sql = replace(
+                    sql,
+                    before="".join(texts[: len(done)]) + sql.before,
+                    before_count=(commits[-1] + 1 if commits else 0) + sql.before_count,
+                )
+                self._failure = execution.explain(self.course.conn, sql, error, len(results) - 1)
+        return done
+
+
+def _find_commits(results: Sequence[PGresult]) -> list[int]:
+    return [place for place, result in enumerate(results) if result.command_status == b"COMMIT"]
+
+
+def _read_seconds(results: Sequence[PGresult], commit: int) -> float:
+    return float(results[commit + RECORDED].get_value(0, 0) or 0)
+
+
+def _read_error(results: Sequence[PGresult]) -> psycopg.Error:
+    return psycopg.errors.error_from_result(results[-1])
+
+
+def _is_unproven(error: psycopg.Error) -> bool:
+    return error.sqlstate == UNPROVEN and (error.diag.schema_name, error.diag.table_name) == history.TABLE
 
 
 def is_plain(one: Prepared) -> bool:
@@ -127,6 +219,26 @@ def is_plain(one: Prepared) -> bool:
             for each in one.promises.made
         )
     )
+
+
+def is_light(one: Prepared) -> bool:
+    """Whether a plain migration is short work: it makes relations, and indexes on tables that it made."""
+    made: set[tuple[str | None, str | None] | None] = set()
+    for each in one.reading.statements:
+        match each.tree:
+            case ast.CreateStmt(inhRelations=None, partbound=None):
+                made.add(_find_table(each.tree))
+            case ast.IndexStmt() if _find_table(each.tree) in made:
+                pass
+            case ast.ViewStmt() | ast.CreateSeqStmt():
+                pass
+            case _:
+                return False
+    return one.migration.up.options == Options() and len(one.reading.text) <= LIGHT_CHARACTERS_MAX
+
+
+def _find_table(tree: ast.CreateStmt | ast.IndexStmt) -> tuple[str | None, str | None] | None:
+    return (tree.relation.schemaname, tree.relation.relname) if tree.relation else None
 
 
 def _name(promise: Promise) -> str:

@@ -354,11 +354,14 @@ def add(
 def write_proven(
     conn: Connection, run: UUID, migration: Migration, promised: Sequence[Promise], proof: str
 ) -> str:
-    """Return the statement that records a migration if the proof, an expression, is true; else it fails."""
+    """Return the statement that records a migration if the proof, an expression, is true; else it fails.
+
+    It returns how many seconds the transaction took.
+    """
     values = _list_values(run, migration, promised, ())
     values["duration"] = Expression("clock_timestamp() - transaction_timestamp()")
     values["promised"] = Expression(f"CASE WHEN {proof} THEN {quote(conn, values['promised'])}::jsonb END")
-    return write(conn, [(RECORD, values)])
+    return write(conn, [(RECORD + "\nRETURNING extract(epoch FROM duration)", values)])
 
 
 def _record(

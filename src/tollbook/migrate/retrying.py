@@ -35,10 +35,6 @@ def retrying(
     Each attempt is watched: nobody waits behind it for longer than the patience. Raises LockHeld, InTheWay.
     """
 
-    def is_passing(error: BaseException) -> bool:
-        ours = bool(guard.gave_way) and read_sqlstate(error) == QUERY_CANCELED
-        return ours or read_sqlstate(error) in RETRIED
-
     def explain(error: BaseException) -> str:
         why = guard.gave_way if guard.gave_way and read_sqlstate(error) == QUERY_CANCELED else ""
         whom = "; ".join(str(one) for one in guard.seen)
@@ -54,7 +50,7 @@ def retrying(
                 return attempt()
         except BaseException as error:
             roll_back(conn)
-            if not is_passing(error):
+            if not is_passing(error, guard):
                 raise
             if number == ATTEMPTS_MAX:
                 raise LockHeld(
@@ -69,6 +65,12 @@ def retrying(
             listen(Event("retrying", text))
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def is_passing(error: BaseException, guard: Guard) -> bool:
+    """Whether others were in the way, or we in theirs."""
+    ours = bool(guard.gave_way) and read_sqlstate(error) == QUERY_CANCELED
+    return ours or read_sqlstate(error) in RETRIED
 
 
 def read_sqlstate(error: BaseException | None) -> str | None:

@@ -27,7 +27,7 @@ HEADER = re.compile(
 
 def recognise(path: Path) -> bool:
     """Whether the folder, or `committed` in it, has committed migrations."""
-    first = next(iter(sorted(_find(path).glob("[0-9]*.sql"))), None)
+    first = min(_find(path).glob("[0-9]*.sql"), default=None)
     return first is not None and HEADER.match(sections.read_text(first)) is not None
 
 

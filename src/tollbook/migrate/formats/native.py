@@ -4,6 +4,7 @@ So are our own folders, and those of golang-migrate, SQLx and all who just numbe
 of those who write NNNN_name_up.sql or NNNN-name-down.sql, and of Postgrator: NNNN.do.name.sql.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,10 +118,11 @@ def _spell(name: str, names: set[str]) -> str:
 def _read_programs(folder: Folder, versions: set[str]) -> list[Migration]:
     """Return the numbered programs that lie between the SQL files: refused by name when they are pending."""
     found: list[Migration] = []
-    for path in sorted(folder.path.iterdir()):
-        match = PROGRAM.fullmatch(path.name)
+    for name in sorted(os.listdir(folder.path)):
+        match = PROGRAM.fullmatch(name)
         version = parse_version(match["version"]) if match else ""
         if match and version not in versions:
+            path = folder.path / name
             language = LANGUAGES.get(match["ending"], "JavaScript")
             script = read_foreign(path, language, "the tool it was written for")
             found.append(Migration(folder.name, version, path.stem, script))

@@ -15,8 +15,8 @@ LOOK_CHARACTERS_MAX = 2**20
 
 def begins(path: Path, name: re.Pattern[str], mark: re.Pattern[str]) -> bool:
     """Whether the first file of such a name in the folder holds the mark."""
-    first = next((file for file in sorted(path.glob("*.sql")) if name.fullmatch(file.name)), None)
-    return first is not None and mark.search(read_text(first)) is not None
+    first = min((file.name for file in path.glob("*.sql") if name.fullmatch(file.name)), default=None)
+    return first is not None and mark.search(read_text(path / first)) is not None
 
 
 def read_text(path: Path) -> str:
