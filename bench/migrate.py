@@ -3,13 +3,14 @@
     python bench/migrate.py [ROUNDS]
 
 Every tool applies the same small migrations (a table, an index, a view) to an empty database, then finds
-nothing to do, then just starts. Medians of the rounds, taken in turn so that a slow moment hits all alike. A
-tool that is not installed (build/bench, or the PATH) is named and left out.
+nothing to do, then just starts. Medians of the rounds, each in a random order. A tool that is not installed
+(build/bench, or the PATH) is named and left out.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -233,9 +234,9 @@ def measure(server: Server, tools: Sequence[Tool], size: int, rounds: int, scrat
     nothing: dict[str, list[float]] = {tool.name: [] for tool in tools if tool is not PSQL}
     memory: dict[str, int] = {}
     for number in range(rounds):
-        # Who comes first in a round finds the disk fresh: each does in turn.
-        first = number % len(tools)
-        for place, tool in enumerate([*tools[first:], *tools[:first]]):
+        # A disk is faster after a slow tool, and at first: so nobody has a place of his own.
+        order = random.sample(tools, len(tools))
+        for place, tool in enumerate(order):
             folder = scratch / f"{size}_{number}_{place}"
             folder.mkdir()
             tool.write(folder, size)
