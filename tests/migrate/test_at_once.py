@@ -139,8 +139,8 @@ def test_the_first_that_fails_ends_the_run_and_those_before_it_stay(
     assert 'column "nothing" does not exist' in result.output
     assert len(sent) == 1, "it is not tried again"
     assert ask("SELECT array_agg(name ORDER BY id)::text FROM tollbook_migrate.history") == "{0001_t,0002_t}"
-    assert ask("SELECT array_agg(relname::text ORDER BY relname)::text FROM pg_class WHERE relkind = 'r' "
-               "AND relnamespace = 'public'::regnamespace") == "{t1,t2}"  # fmt: skip
+    tables = "SELECT array_agg(tablename ORDER BY 1)::text FROM pg_tables WHERE schemaname = 'public'"
+    assert ask(tables) == "{t1,t2}"
     assert [line.split()[2] for line in result.output.splitlines() if line.startswith("✓ applied")] == [
         "shop/0001_t",
         "shop/0002_t",
@@ -171,17 +171,21 @@ def as_superuser(server: Server, url: str, sql: str) -> None:
         connection.execute(sql.encode())
 
 
+def meddle(server: Server, url: str, tag: str, body: str) -> None:
+    """Run a body at the end of each such command of a migration."""
+    as_superuser(
+        server,
+        url,
+        f"""CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;
+        CREATE EVENT TRIGGER meddling ON ddl_command_end WHEN TAG IN ('{tag}') EXECUTE FUNCTION meddle()""",
+    )
+
+
 def test_who_cancels_one_of_them_ends_the_run(
     write: Any, apply: Apply, migrate_server: Server, url: str, sent: list[str], ask: Any
 ) -> None:
-    as_superuser(
-        migrate_server,
-        url,
-        """CREATE FUNCTION cancel() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF to_regclass('t3') IS NOT NULL THEN PERFORM pg_cancel_backend(pg_backend_pid()); END IF; END $$;
-        CREATE EVENT TRIGGER cancelling ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
-            EXECUTE FUNCTION cancel()""",
-    )
+    cancel = "IF to_regclass('t3') IS NOT NULL THEN PERFORM pg_cancel_backend(pg_backend_pid()); END IF;"
+    meddle(migrate_server, url, "CREATE TABLE", cancel)
     write_light(write)
     result = apply()
     assert result.exit_code == 1
@@ -195,19 +199,15 @@ def test_who_cancels_one_of_them_ends_the_run(
 def test_cut_off_in_one_of_them_the_next_run_goes_on_behind_the_last_that_is_whole(
     at: int, write: Any, apply: Apply, migrate_server: Server, url: str, ask: Any
 ) -> None:
-    as_superuser(
-        migrate_server,
-        url,
-        f"""CREATE FUNCTION cut() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF to_regclass('t{at}_i') IS NOT NULL THEN
-                PERFORM pg_terminate_backend(pg_backend_pid()); END IF; END $$;
-        CREATE EVENT TRIGGER cutting ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION cut()""",
+    cut = (
+        f"IF to_regclass('t{at}_i') IS NOT NULL THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;"
     )
+    meddle(migrate_server, url, "CREATE VIEW", cut)
     write_light(write)
     assert apply().exit_code == 1
     assert ask("SELECT count(*) FROM tollbook_migrate.history") == at - 1
     assert ask(f"SELECT to_regclass('t{at}')") is None
-    as_superuser(migrate_server, url, "DROP EVENT TRIGGER cutting")
+    as_superuser(migrate_server, url, "DROP EVENT TRIGGER meddling")
     result = apply()
     assert result.exit_code == 0, result.output
     assert "left no trace; applying it now" in result.output
@@ -217,14 +217,7 @@ def test_cut_off_in_one_of_them_the_next_run_goes_on_behind_the_last_that_is_who
 def test_killed_while_they_are_at_the_server_the_next_run_does_none_twice(
     write: Any, apply: Apply, migrate_server: Server, url: str, folder: Path, ask: Any
 ) -> None:
-    as_superuser(
-        migrate_server,
-        url,
-        """CREATE FUNCTION linger() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-            PERFORM pg_sleep(0.3); END $$;
-        CREATE EVENT TRIGGER lingering ON ddl_command_end WHEN TAG IN ('CREATE VIEW')
-            EXECUTE FUNCTION linger()""",
-    )
+    meddle(migrate_server, url, "CREATE VIEW", "PERFORM pg_sleep(0.3);")
     write_light(write)
     command = [sys.executable, "-m", "tollbook.migrate", "apply", "--dir", str(folder), "--auto"]
     with subprocess.Popen(
@@ -246,14 +239,8 @@ def test_killed_while_they_are_at_the_server_the_next_run_does_none_twice(
 def test_what_is_not_there_in_the_end_is_told_and_nothing_stays(
     light: int, write: Any, apply: Apply, migrate_server: Server, url: str, ask: Any
 ) -> None:
-    as_superuser(
-        migrate_server,
-        url,
-        f"""CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF to_regclass('t{light}') IS NOT NULL THEN ALTER TABLE t{light} RENAME TO u; END IF; END $$;
-        CREATE EVENT TRIGGER meddling ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
-            EXECUTE FUNCTION meddle()""",
-    )
+    rename = f"IF to_regclass('t{light}') IS NOT NULL THEN ALTER TABLE t{light} RENAME TO u; END IF;"
+    meddle(migrate_server, url, "CREATE TABLE", rename)
     for number in range(1, 4):
         write(f"000{number}_t", up=f"CREATE TABLE t{number} (i int);")
     result = apply()

@@ -105,8 +105,8 @@ def apply(
         with recorded(conn, run), guard:
             at_once = AtOnce(course, ready, {*progress})
             while len(steps) < len(ready):
-                guard.wait_for_replicas(conn)
                 parcel = at_once.take(len(steps))
+                guard.wait_for_replicas(conn)
                 for one in parcel.ones:
                     listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 for step in _apply_some(at_once, parcel, progress, earlier):

@@ -118,11 +118,12 @@ class AtOnce:
         """Return the light ones from that place on, or whatever is there, alone."""
         plains: list[Plain] = []
         for one in self.ready[at : at + PARCEL_MAX]:
-            plain = self._write(one) if at != self._alone and (not plains or is_light(one)) else None
+            light = is_light(one)
+            plain = self._write(one) if at != self._alone and (light or not plains) else None
             if plain is None:
                 break
             plains.append(plain)
-            if not is_light(one):
+            if not light:
                 break
         return Parcel(at, self.ready[at : at + max(len(plains), 1)], plains)
 
