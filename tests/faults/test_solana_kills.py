@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from faults.paid_shop import COUNTED, move_clock
-from faults.walker import Boundary, Way, ask_patiently, find_boundaries, thin_out, walk
+from faults.walker import Boundary, Way, ask_patiently, find_boundaries, leave_some, walk
 from fixtures.paid_shop import Shop
 from fixtures.solana import NETWORK, PURSE
 from fixtures.solana_desk import EXPIRY_BLOCKS, Desk
@@ -87,7 +87,7 @@ def test_where_no_solana_client_comes_back_the_reconciler_brings_the_books_to_th
     solana_walk: Shop, desk: Desk, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = solana_walk
-    boundaries = thin_out(find_boundaries(shop, way))
+    boundaries = leave_some(find_boundaries(shop, way))
     gone = [leave(shop, way, boundary) for boundary in boundaries]
     shop.end()
     monkeypatch.setattr(clock, "now", clock.now)  # and back again
