@@ -1,10 +1,13 @@
 """Plain migrations go in one round trip; whatever hinders that, they come to what they would in two."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ from click.testing import Result
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq.abc import PGresult
 
+from tollbook import migrate
 from tollbook.embedded import Server
 from tollbook.migrate import at_once
+from tollbook.migrate.errors import StatementFailed
+from tollbook.migrate.events import Event
 from tollbook.migrate.exchange import send
 from tollbook.migrate.execution import Prepared
 from tollbook.migrate.session import Connection
 
 Apply = Callable[..., Result]
+PAGE_HEAD_BYTES = 64  # which the log's end passes over before anything is written behind it
 RECORDED = """SELECT json_agg(json_build_array(name, promised, removed) ORDER BY id)::text
 FROM tollbook_migrate.history"""
 PLAIN = {
@@ -148,6 +155,34 @@ def test_the_first_that_fails_ends_the_run_and_those_before_it_stay(
     write_light(write)
     assert apply().exit_code == 0
     assert ask("SELECT count(*) FROM tollbook_migrate.history") == 5
+
+
+@pytest.mark.parametrize("broken", [None, 3, 4])
+def test_what_is_told_is_on_disk(
+    broken: int | None, write: Any, url: str, folder: Path, migrate_server: Server, ask: Any
+) -> None:
+    """Where the process that writes the log by itself stands still, only a COMMIT brings it to disk."""
+    write_light(write, most=9, **{f"n{broken}": "CREATE TABLE a (i nothing);"})
+    as_superuser(
+        migrate_server, url, f'ALTER DATABASE "{conninfo_to_dict(url)["dbname"]}" SET synchronous_commit = on'
+    )
+    behind: list[int] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "applied":
+            behind.append(ask("SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"))
+
+    with psycopg.connect(migrate_server.url(user="postgres")) as connection:
+        found = connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+        (writer,) = found.fetchone() or ()
+    os.kill(writer, signal.SIGSTOP)
+    try:
+        with suppress(StatementFailed):
+            migrate.apply(url, [migrate.Folder("shop", folder)], backup=False, listen=listen)
+    finally:
+        os.kill(writer, signal.SIGCONT)
+    assert len(behind) == (broken or 10) - 1
+    assert max(behind) < PAGE_HEAD_BYTES
 
 
 def test_one_that_others_are_in_the_way_of_is_tried_again_and_the_rest_follow(

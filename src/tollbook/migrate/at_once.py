@@ -29,6 +29,9 @@ NOT_PLAIN = (ast.VariableSetStmt, ast.TransactionStmt, ast.AlterEnumStmt)
 UNPROVEN = psycopg.errors.NotNullViolation.sqlstate  # the record's promises are NULL where the proof fails
 PARCEL_MAX = 8  # more together gain nothing
 LIGHT_CHARACTERS_MAX = 16 * 1024
+# All but the last of a parcel wait for no disk: the last one's COMMIT takes theirs along, before any is told.
+LATE = "SET LOCAL synchronous_commit = off; "
+ON_DISK = "SELECT pg_logical_emit_message(true, 'tollbook', '')"  # a COMMIT, where the last one's was not
 RECORDED = -4  # where the record's result is, seen from its COMMIT
 
 
@@ -107,8 +110,10 @@ class AtOnce:
         )
         if len(done) < len(parcel.ones):
             roll_back(self.course.conn)
-            if self._failure and not done:
+            if self._failure and (not done or self.course.conn.broken):
                 raise self._failure
+            if done:
+                self.course.conn.execute(ON_DISK)
             if not self._failure:
                 self._ahead, self._alone = None, parcel.at + len(done)
                 self.schema = self._read_schema()  # one of the user's own name may have been made
@@ -167,7 +172,10 @@ class AtOnce:
 
     def _send_together(self, parcel: Parcel, meanwhile: Callable[[], None]) -> list[Done]:
         """Return those that are committed. The next has failed, or is to go the long way."""
-        guard, texts = self.course.guard, [f"{plain.sql.text};\n" for plain in parcel.plains]
+        *early, last = (plain.sql for plain in parcel.plains)
+        sent = [replace(sql, before=sql.before + LATE, before_count=sql.before_count + 1) for sql in early]
+        sent.append(last)
+        guard, texts = self.course.guard, [f"{sql.text};\n" for sql in sent]
         name = f"{parcel.ones[0].migration.id} to {parcel.ones[-1].migration.id}"
         with guard.watching(name, self.course.lock_timeout_seconds):
             results = send(self.course.conn, "".join(texts), meanwhile=meanwhile)
@@ -177,7 +185,7 @@ class AtOnce:
             for plain, place in zip(parcel.plains, commits, strict=False)
         ]
         if len(done) < len(texts):
-            error, sql = _read_error(results), parcel.plains[len(done)].sql
+            error, sql = _read_error(results), sent[len(done)]
             if not (_is_unproven(error) or is_passing(error, guard)):
                 sql = replace(
                     sql,
