@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tollbook.migrate.errors import Place
 
 if TYPE_CHECKING:
-    from tollbook.migrate.lint.unit import Unit
-    from tollbook.migrate.lint.walk import End, File
+    from tollbook.migrate.lint.unit import End, File, Unit
 
 Severity = Literal["error", "warning", "notice"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "notice")  # gravest first

@@ -9,7 +9,8 @@ from typing import Any
 from tollbook.migrate.errors import MigrateError, find_lines
 from tollbook.migrate.lint.rule import Example, Finding, Rule, Severity
 from tollbook.migrate.lint.rules import RULES
-from tollbook.migrate.lint.walk import File, Walk, locate
+from tollbook.migrate.lint.unit import File
+from tollbook.migrate.lint.walk import Walk, locate
 
 PROGRAM = "squawk"
 PREFIX = "squawk:"

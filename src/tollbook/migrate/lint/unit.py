@@ -1,5 +1,6 @@
-"""One statement in its place: its tree, its words, where it stands and the schema before it."""
+"""What rules look at: a statement in its place, a file, and the end, each with the schema at that point."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from pglast.enums import ConstrType, ObjectType
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.errors import Place, point
-from tollbook.migrate.files import Script
+from tollbook.migrate.files import Migration, Script
+from tollbook.migrate.lint.allowances import Allowance
 from tollbook.migrate.lint.trees import descend, is_a
 from tollbook.migrate.lint.words import pretty, relation_of
 from tollbook.migrate.lint.world import Table, World
@@ -156,3 +158,32 @@ class Unit:
 def find_constraint(column: Any, *kinds: ConstrType) -> Any:
     """Return the first constraint of these kinds that stands at a column, or None."""
     return next((one for one in column.constraints or () if one.contype in kinds), None)
+
+
+@dataclass(slots=True)
+class File:
+    """A script with its units, those inside DO blocks too, and the schema after it."""
+
+    migration: Migration
+    script: Script
+    part: str
+    world: World = field(repr=False)
+    reversible: bool  # whether its folder is one of those that have ways back
+    units: list[Unit] = field(default_factory=list[Unit])
+    spans: tuple[tuple[int, int], ...] = ()
+    allowances: list[Allowance] = field(default_factory=list[Allowance])
+
+    def number_at(self, index: int) -> int | None:
+        """Return the number of the statement that a character belongs to, if any."""
+        number = bisect_right(self.spans, index, key=lambda span: span[0]) - 1
+        return number if number >= 0 and index < self.spans[number][1] else None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The schema after the last file."""
+
+    world: World
+    files: Sequence[File]
+    known: frozenset[str]  # the ids of all rules there are
+    complete: bool  # whether every one was asked

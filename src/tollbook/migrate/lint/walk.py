@@ -1,7 +1,6 @@
 """Going through the files in order: each statement is shown to each rule, then followed."""
 
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from tollbook.migrate.lint.allowances import Allowance
 from tollbook.migrate.lint.changes import follow
 from tollbook.migrate.lint.rule import SEVERITIES, Finding, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.unit import Unit
+from tollbook.migrate.lint.unit import End, File, Unit
 from tollbook.migrate.lint.world import World
 from tollbook.migrate.statements import Statement
 
@@ -25,35 +24,6 @@ from tollbook.migrate.statements import Statement
 ON_ROWS = (ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt, ast.SelectStmt, ast.CopyStmt)
 WORD = re.compile(r"\S")
 REFUSED = "refused"  # not a rule: what the engine itself will not run
-
-
-@dataclass(slots=True)
-class File:
-    """A script with its units, those inside DO blocks too, and the schema after it."""
-
-    migration: Migration
-    script: Script
-    part: str
-    world: World = field(repr=False)
-    reversible: bool  # whether its folder is one of those that have ways back
-    units: list[Unit] = field(default_factory=list[Unit])
-    spans: tuple[tuple[int, int], ...] = ()
-    allowances: list[Allowance] = field(default_factory=list[Allowance])
-
-    def number_at(self, index: int) -> int | None:
-        """Return the number of the statement that a character belongs to, if any."""
-        number = bisect_right(self.spans, index, key=lambda span: span[0]) - 1
-        return number if number >= 0 and index < self.spans[number][1] else None
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The schema after the last file."""
-
-    world: World
-    files: Sequence[File]
-    known: frozenset[str]  # the ids of all rules there are
-    complete: bool  # whether every one was asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint.rule import Example, Hit, Rule
-from tollbook.migrate.lint.walk import End, locate
+from tollbook.migrate.lint.unit import End
+from tollbook.migrate.lint.walk import locate
 
 
 def check_end(end: End) -> Iterable[tuple[Place, Hit]]:

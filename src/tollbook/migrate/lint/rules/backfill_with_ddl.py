@@ -8,8 +8,7 @@ from pglast import ast
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.rules.many_tables import find_locked
 from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File, Unit
 from tollbook.migrate.lint.words import show
 
 

@@ -7,7 +7,7 @@ from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File
 from tollbook.migrate.lint.words import quote, show
 
 OFF = (AlterTableType.AT_DisableTrig, AlterTableType.AT_DisableTrigAll, AlterTableType.AT_DisableTrigUser)

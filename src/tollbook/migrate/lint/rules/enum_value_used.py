@@ -7,7 +7,7 @@ from pglast import ast
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
 from tollbook.migrate.lint.trees import descend, is_a
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File
 from tollbook.migrate.lint.words import show_names
 
 

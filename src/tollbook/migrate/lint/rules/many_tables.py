@@ -7,8 +7,7 @@ from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File, Unit
 from tollbook.migrate.lint.words import show
 
 TABLES_MAX = 1

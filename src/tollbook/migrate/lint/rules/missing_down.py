@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tollbook.migrate.lint.rule import Example, Hit, Rule
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File
 
 
 def check_file(file: File) -> Iterable[Hit]:

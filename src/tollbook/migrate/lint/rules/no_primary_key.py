@@ -7,8 +7,7 @@ from pglast import ast
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint.rule import Example, Hit, Rule
 from tollbook.migrate.lint.trees import is_a
-from tollbook.migrate.lint.unit import Unit
-from tollbook.migrate.lint.walk import End
+from tollbook.migrate.lint.unit import End, Unit
 from tollbook.migrate.lint.words import quote
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from tollbook.migrate.errors import Place
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
-from tollbook.migrate.lint.walk import End
+from tollbook.migrate.lint.unit import End
 from tollbook.migrate.lint.words import name_after, quote, show_key
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.lint.rule import Claim, Example, Hit, Rule
-from tollbook.migrate.lint.walk import File
+from tollbook.migrate.lint.unit import File
 from tollbook.migrate.lint.words import quote, show
 
 
