@@ -110,7 +110,7 @@ def sort(migrations: Sequence[Migration]) -> list[Migration]:
     """Return migrations by their numbers, 9 before 10. Raises FolderRefused where two have the same."""
     if len(migrations) > MIGRATIONS_MAX:
         raise FolderRefused(f"There are more than {MIGRATIONS_MAX} migrations. Split the folder.")
-    found = sorted(migrations, key=lambda one: ([int(part) for part in one.version.split(".")], one.label))
+    found = sorted(migrations, key=lambda one: (_find_numbers(one.version), one.up.path.name))
     for one, other in itertools.pairwise(found):
         if one.version == other.version:
             raise FolderRefused(
@@ -118,6 +118,11 @@ def sort(migrations: Sequence[Migration]) -> list[Migration]:
                 "in all of its files (up, down and check must share one name)."
             )
     return found
+
+
+def _find_numbers(version: str) -> list[int]:
+    """Return the numbers that a version begins with: of 1.10, and of 12_name where several have the 12."""
+    return [int(part) for part in re.split(r"[^0-9.]", version)[0].split(".") if part]
 
 
 def read_script(path: Path) -> Script:
@@ -129,10 +134,10 @@ def read_script(path: Path) -> Script:
     return Script(path, text, hashlib.sha256(plain).hexdigest(), headers.read(path, text))
 
 
-def read_foreign(path: Path, language: str, tool: str) -> Script:
-    """Return a migration that is a program, which only its tool can run: refused when it is pending."""
+def read_foreign(path: Path, kind: str, tool: str) -> Script:
+    """Return a migration of a kind that only its tool can run, a program: refused when it is pending."""
     refusal = Problem(
-        f"This migration is a program in {language}, which only {tool} can run.",
+        f"This migration is {kind}, which only {tool} can run.",
         f"Write what it does as SQL under the same number, or run it by {tool} and `baseline` the folder.",
         Place(str(path)),
     )

@@ -14,8 +14,7 @@ def recognise(path: Path) -> bool:
 def read(folder: Folder) -> list[Migration]:
     """Return the folder's migrations, by what Diesel takes for their versions. Raises FolderRefused."""
     found: list[Migration] = []
-    paths = [one for one in folder.path.iterdir() if one.is_dir() and one.name[0].isdigit()]
-    for path in sorted(paths, key=_find_place):
+    for path in sorted(filter(_is_migration, folder.path.iterdir()), key=_find_place):
         up, down = path / "up.sql", path / "down.sql"
         if not up.is_file():
             raise FolderRefused(
@@ -24,6 +23,13 @@ def read(folder: Folder) -> list[Migration]:
         way_back = read_script(down) if down.is_file() else None
         found.append(Migration(folder.name, path.name, path.name, read_script(up), way_back))
     return found
+
+
+def _is_migration(path: Path) -> bool:
+    """Whether Diesel would run it, or somebody meant it to: what has no number is told by its up.sql."""
+    if path.name.startswith(".") or not path.is_dir():
+        return False
+    return path.name[0].isdigit() or (path / "up.sql").is_file()
 
 
 def _find_place(path: Path) -> tuple[str, str]:

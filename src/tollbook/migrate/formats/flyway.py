@@ -13,7 +13,8 @@ from tollbook.migrate.files import Folder, Migration, Script, read_foreign, read
 from tollbook.migrate.formats import sections
 
 FILE_NAME = re.compile(
-    r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?\.(?P<suffix>sql|java|kt)(?<!Test.java)"
+    r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?"
+    r"\.(?P<suffix>sql|java|kt|groovy|scala|rs|py|sh|ps1)(?<!Test.java)"
     r"|R__(?P<again>.*)\.sql"
 )
 # What Flyway runs around migrations and undos; those of its other commands (clean, info) have none here.
@@ -21,7 +22,16 @@ CALLBACK = re.compile(
     r"(?:(?:before|after)(?:(?:Each)?(?:Migrate|Undo)|Repeatables|Versioned|Validate|Connect|CreateSchema)"
     r"(?:Statement)?(?:Applied|Error)?|createSchema)(?:__.*)?\.sql"
 )
-LANGUAGES = {".java": "Java", ".kt": "Kotlin"}
+LANGUAGES = {
+    ".groovy": "Groovy",
+    ".java": "Java",
+    ".kt": "Kotlin",
+    ".ps1": "PowerShell",
+    ".py": "Python",
+    ".rs": "Rust",
+    ".scala": "Scala",
+    ".sh": "shell",
+}
 # Folders in which projects keep the same migrations for several databases, and Flyway is given one of them.
 OURS = re.compile(r"(?i)postgres|pgsql|^pg$")
 OTHERS = re.compile(
@@ -61,14 +71,29 @@ def read(folder: Folder) -> list[Migration]:
     for match, path in _list(folder.path, FILE_NAME):
         if match["again"] is not None:
             label = path.name.removesuffix(".sql")
+            if other := next((one.up.path for one in again if one.label == label), None):
+                raise FolderRefused(f"{other} has the same name.", Place(str(path)))
             again.append(Migration(folder.name, label, label, _read(path), repeatable=True))
             continue
         key = (match["kind"], parse_version(match["version"]))
         if key in scripts:
             raise FolderRefused(f"{scripts[key][1].name} has the same version.", Place(str(path)))
         scripts[key] = (match, path)
+    _refuse_lone_undos(scripts)
     versioned = [_pair(folder, scripts, key) for key in _choose(list(scripts))]
     return [*versioned, *sorted(again, key=lambda one: one.label)]
+
+
+def _refuse_lone_undos(scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]]) -> None:
+    """An undo of nothing is none: refinery means by a U what it runs whenever it comes, as Flyway a V."""
+    last = max((version for kind, version in scripts if kind == "B"), default=())
+    for kind, version in scripts:
+        if kind == "U" and ("V", version) not in scripts and version > last:
+            raise FolderRefused(
+                "There is no migration of this version that it would undo, so it would never run. Call it V… "
+                "if it is to run, as with refinery, or take it away.",
+                Place(str(scripts[kind, version][1])),
+            )
 
 
 def _refuse_callbacks(path: Path) -> None:
@@ -126,7 +151,8 @@ def _pair(
 
 def _read(path: Path) -> Script:
     if path.suffix in LANGUAGES:
-        return read_foreign(path, LANGUAGES[path.suffix], "Flyway")
+        tool = "refinery" if path.suffix == ".rs" else "Flyway"
+        return read_foreign(path, f"a program in {LANGUAGES[path.suffix]}", tool)
     script = read_script(path)
     settings = path.with_name(path.name + ".conf")
     text = settings.read_text() if settings.is_file() else ""

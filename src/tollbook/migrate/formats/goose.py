@@ -53,14 +53,18 @@ def read(folder: Folder) -> list[Migration]:
                 )
             continue  # a schema, or seeds: it holds nothing of goose's
         up, down = _split(script)
-        found.append(Migration(folder.name, str(int(match["version"])), match["label"], up, down))
+        version = str(int(match["version"]))
+        # sql-migrate goes by the names of files, and lets several have one number.
+        if "+migrate" in script.text and version in {one.version for one in found}:
+            version = match["label"]
+        found.append(Migration(folder.name, version, match["label"], up, down))
     return sort(found)
 
 
 def _read_programs(folder: Folder) -> Iterator[Migration]:
     for name in sorted(os.listdir(folder.path)):
         if match := PROGRAM.fullmatch(name):
-            script = read_foreign(folder.path / name, "Go", "goose")
+            script = read_foreign(folder.path / name, "a program in Go", "goose")
             yield Migration(folder.name, str(int(match["version"])), match["label"], script)
 
 

@@ -7,9 +7,10 @@ of those who write NNNN_name_up.sql or NNNN-name-down.sql, and of Postgrator: NN
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from tollbook.migrate.errors import FolderRefused, Place, WrongUsage
+from tollbook.migrate.errors import FolderRefused, Place, Problem, WrongUsage, point
 from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_foreign, read_script, sort
 from tollbook.migrate.formats import sections
 
@@ -24,7 +25,7 @@ PARTS = "up|down|check|backfill|undo|rollback"
 # Some write V0001.name.up.sql; without .up or .down such a name is Flyway's, or nobody's.
 FILE_NAME = re.compile(
     rf"(?P<label>(?:v(?=.*\.(?:up|down)\.sql))?(?P<version>{DATE}|{NUMBER})(?P<name>.*?))"
-    rf"(?:\.(?P<dialect>{DIALECTS}))?(?:\.(?P<part>{PARTS}))?\.sql",
+    rf"(?:\.(?P<dialect>{DIALECTS}))?(?:\.autocommit)?(?:\.(?P<part>{PARTS}))?\.sql",  # autocommit: pop's
     re.IGNORECASE,
 )
 OURS = ("postgres", "postgresql")
@@ -42,6 +43,7 @@ MARK = re.compile(
             r"(?:#|--)[ \t-]*!(?P<play>ups|downs)",
             r"--[ \t]*migrate:(?P<dbmate>up|down)\b.*",  # where most files of the folder have none
             r"--[ \t]*\+[a-z]+[ \t]+(?P<goose>up|down)",
+            r"--[ \t]+(?P<atlas>migration|down|checks(?:/.*)?)\.sql[ \t]+--",  # its txtar
         )
     )
     + r")[ \t]*$"
@@ -49,12 +51,31 @@ MARK = re.compile(
 BACK = {"down", "downs", "drop", "undo"}
 POSTGRATOR = re.compile(r"([0-9]+)\.(do|undo)((?:\..*)?)\.sql", re.IGNORECASE)
 JOINED = re.compile(r"(.*)([-_])(up|down)\.sql", re.IGNORECASE)
+# What runs between the SQL files, and is none that we can run, by its ending.
+KINDS = {
+    **dict.fromkeys(("js", "mjs", "cjs", "ts"), "a program in JavaScript"),
+    **dict.fromkeys(("tmpl", "gotmpl", "tpl", "j2", "erb"), "a template"),
+    **dict.fromkeys(("ex", "exs"), "a program in Elixir"),
+    "cs": "a program in C#",
+    "fizz": "written in fizz",
+    "go": "a program in Go",
+    "java": "a program in Java",
+    "kt": "a program in Kotlin",
+    "php": "a program in PHP",
+    "pl": "a program in Perl",
+    "postgres": "a file of another ending",  # Synapse: 05_a.sql.postgres
+    "py": "a program in Python",
+    "rb": "a program in Ruby",
+    "rs": "a program in Rust",
+    "sh": "a program in shell",
+}
 PROGRAM = re.compile(
-    r"(?P<version>[0-9]{3,}).*(?<!_test)\.(?P<ending>go|js|mjs|cjs|php|pl|py|rb|sh|ts)(?<!\.d\.ts)"
+    r"(?P<label>(?P<version>[0-9]{2,}|[0-9](?=[-_])).*(?<!_test)(?<!\.down))"
+    rf"\.(?P<ending>{'|'.join(KINDS)})(?<!\.d\.ts)"
 )
-LANGUAGES = {"go": "Go", "php": "PHP", "pl": "Perl", "py": "Python", "rb": "Ruby", "sh": "shell"}
+DATA = re.compile(r"[0-9]+[-_].*\.(?:json|ya?ml|xml|edn)")  # pgroll, Liquibase
 FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
-SAME = {"undo": "down", "rollback": "down", "do": "up"}
+SAME = {"undo": "down", "rollback": "down", "do": "up", "migration": "up"}
 VERSION_DIGITS_MAX = 40  # a timestamp has 14
 NEW_VERSION_DIGITS = 4
 
@@ -95,7 +116,7 @@ def _read_numbered(folder: Folder) -> list[Migration]:
         dialects = files.setdefault((match["label"], SAME.get(part, part)), {})
         _add(dialects, (match["dialect"] or "").lower(), path)
     several = any(one in dialects for files in found.values() for dialects in files.values() for one in OURS)
-    programs = _read_programs(folder, set(found)) if found else []
+    programs = _read_programs(folder, found) if found else []
     return sort(
         [*programs, *(one for key in found for one in _pair(folder.name, key, found[key], several=several))]
     )
@@ -115,18 +136,26 @@ def _spell(name: str, names: set[str]) -> str:
     return f"{label}.{part}.sql" if names & {*halves.get(part, ())} else name
 
 
-def _read_programs(folder: Folder, versions: set[str]) -> list[Migration]:
-    """Return the numbered programs that lie between the SQL files: refused by name when they are pending."""
-    found: list[Migration] = []
+def _read_programs(
+    folder: Folder, found: dict[str, dict[tuple[str, str], dict[str, Path]]]
+) -> list[Migration]:
+    """Return the numbered programs that lie between the SQL files: refused by name when they are pending.
+
+    Where the way back of one is SQL, it is taken out of what was found.
+    """
+    programs: list[Migration] = []
     for name in sorted(os.listdir(folder.path)):
         match = PROGRAM.fullmatch(name)
         version = parse_version(match["version"]) if match else ""
-        if match and version not in versions:
-            path = folder.path / name
-            language = LANGUAGES.get(match["ending"], "JavaScript")
-            script = read_foreign(path, language, "the tool it was written for")
-            found.append(Migration(folder.name, version, path.stem, script))
-    return found
+        taken = any(part == "up" for _, part in found.get(version, {}))
+        if not match or (taken and match["ending"] != "postgres"):
+            continue
+        files = {} if taken else found.pop(version, {})
+        downs = [path for (_, part), paths in files.items() if part == "down" for path in paths.values()]
+        up = read_foreign(folder.path / name, KINDS[match["ending"]], "the tool it was written for")
+        down = read_script(downs[0]) if downs else None
+        programs.append(Migration(folder.name, version, match["label"].removesuffix(".up"), up, down))
+    return programs
 
 
 def _add(files: dict[str, Path], key: str, path: Path) -> None:
@@ -166,10 +195,11 @@ def _refuse_unnumbered(path: Path) -> None:
     """Refuse a folder whose SQL would never run: better than nothing to do. An empty one may be filled."""
     first = next((one for one in sorted(path.rglob("*.[sS][qQ][lL]")) if not one.name.startswith(".")), None)
     program = next((one for one in sorted(path.iterdir()) if PROGRAM.fullmatch(one.name)), None)
-    if program:
+    data = next((one for one in sorted(path.iterdir()) if DATA.fullmatch(one.name)), None)
+    if other := program or (None if first else data):
         raise FolderRefused(
-            "The migrations of this folder are programs, which only the tool they were written for can run.",
-            Place(str(program)),
+            "The migrations of this folder are no SQL: only the tool they were written for can run them.",
+            Place(str(other)),
         )
     if first is None:
         return
@@ -213,8 +243,18 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
 
 def _split(script: Script) -> dict[str, Script]:
     """Return the parts of a file that holds the way back too: it must not run with the rest."""
-    marks = [(mark, next(filter(None, mark.groups())).lower()) for mark in MARK.finditer(script.text)]
+    marks = [
+        (mark, SAME.get(word := next(filter(None, mark.groups())).lower(), word))
+        for mark in MARK.finditer(script.text)
+    ]
     words = [word for _, word in marks]
+    if checks := next((mark for mark, word in marks if word.startswith("checks")), None):
+        refusal = Problem(
+            "Atlas asks these checks before it runs the migration, which is not done here.",
+            "Write them as a DO block that raises, at the head of the migration.",
+            point(str(script.path), script.text, checks.start()),
+        )
+        return {"up": replace(script, refusal=refusal)}
     if not set(words) & BACK or (words[0] == "down" and "up" not in words):
         return {}
     spans: dict[str, list[tuple[int, int]]] = {"up": [], "down": []}
