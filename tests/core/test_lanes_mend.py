@@ -17,6 +17,7 @@ from tollbook.core.database import Database
 from tollbook.core.lanes import (
     Lanes,
     NodeRefusedTransaction,
+    NonceAwaited,
     Transaction,
     nonces,
     transactions,
@@ -257,6 +258,60 @@ async def test_a_nonce_taken_in_the_pool_is_not_fought_for(
         own_chain.call("evm_mine")
         await mine(lanes, sent)
     assert count_paid(own_chain, call) == 1
+
+
+async def test_what_a_stranger_sent_and_no_block_takes_is_said_once_with_what_to_do(
+    database: Database, own_chain: LocalChain, operator: LocalAccount, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that is sent from here waits behind it."""
+    own_chain.call("evm_setAutomine", False)
+    send_elsewhere(own_chain, operator, 0)
+    async with Lanes(
+        database, {NETWORK: own_chain.url}, [key_of(operator)], stuck_seconds=0.0, **NOW
+    ) as lanes:
+        assert (await lanes.submit(make_call())).nonce == 1
+        for _ in range(3):
+            await lanes.mend()
+    [told] = [one.message for one in caplog.records if "not of these books" in one.message]
+    assert operator.address.lower() in told
+    assert "nonce 0" in told
+
+
+async def test_what_a_node_took_and_hides_is_never_paid_beside_what_is_sent_for_it_again(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    """It said that it refused it, and another call has the nonce by now, as far as anybody can see."""
+    own_chain.call("evm_setAutomine", False)
+    call, other = make_call(purpose="command:0:c-1"), make_call()
+    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        with pytest.raises(NodeRefusedTransaction):
+            await lanes.submit(call)
+        proxy.lies = {SEND: ["0x" + "ab" * 32]}
+        assert (await lanes.submit(other)).nonce == 0
+        with pytest.raises(NonceAwaited, match="nonce 0"):
+            await lanes.submit(call)
+        own_chain.call("evm_mine")
+        own_chain.call("evm_setAutomine", True)
+        assert (await lanes.mend()).reissued == 1
+        assert (await lanes.submit(call)).nonce == 0
+        for _ in range(2):
+            await lanes.mend()
+        assert [(await find(lanes, one.purpose)).status for one in (call, other)] == ["mined", "mined"]
+    assert [count_paid(own_chain, one) for one in (call, other)] == [1, 1]
+
+
+async def test_what_a_node_refused_gets_its_own_nonce_back_and_not_the_lowest(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    calls = [make_call(purpose=f"refund:{number}") for number in range(3)]
+    proxy.refusals = {SEND: ["txpool is full"] * 3}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        await asyncio.gather(*map(lanes.submit, calls), return_exceptions=True)
+        sent = [await lanes.submit(call) for call in reversed(calls)]
+        assert [one.nonce for one in sent] == [2, 1, 0]
+        await asyncio.gather(*(mine(lanes, one) for one in sent))
+    assert [count_paid(own_chain, call) for call in calls] == [1, 1, 1]
 
 
 async def test_a_restored_database_catches_up_with_the_chain(

@@ -46,6 +46,7 @@ def test_each_goes_up_and_down_and_leaves_nothing(empty: psycopg.Connection) -> 
         "0006_lanes_barred",
         "0007_webhook_secrets",
         "0008_lanes_dropped",
+        "0009_lanes_own_nonce",
     ]
     for _ in range(2):
         for name in NAMES:

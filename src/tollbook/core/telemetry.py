@@ -65,6 +65,12 @@ KEYLESS = Gauge(
     ("network",),
     registry=REGISTRY,
 )
+STRANGERS = Gauge(
+    "tollbook_transactions_of_strangers",
+    "Transactions of our operators' accounts that wait for blocks and were not sent from here.",
+    ("network",),
+    registry=REGISTRY,
+)
 POOL = Gauge(
     "tollbook_pool", "Database connections: size, idle, and requests waiting.", ("state",), registry=REGISTRY
 )

@@ -261,7 +261,7 @@ async def test_what_was_dropped_while_it_was_looked_at_is_not_sent_without_a_loo
         async with restored(shop, books) as again, open_desk(again) as desk:
             usual = desk.purses[NETWORK]
             assert isinstance(usual, EvmPurse)
-            late = LatePurse(again.database, usual.lanes, {NETWORK: shop.node}, 5.0)
+            late = LatePurse(usual.lanes, {NETWORK: shop.node}, 5.0)
             desk = RefundDesk(again.database, {NETWORK: late}, desk.watchers)
             await desk.carry_out(waiting.refund_id)
             assert (await desk.carry_out(waiting.refund_id)).status == "done"
@@ -288,7 +288,7 @@ async def test_what_waits_while_the_chain_is_read_is_not_sent_as_well(shop: Shop
         async with restored(shop, url) as again, open_desk(again, wait_seconds_max=0.2) as desk:
             usual = desk.purses[NETWORK]
             assert isinstance(usual, EvmPurse)
-            purse = SlowPurse(again.database, usual.lanes, {NETWORK: shop.node}, 0.2)
+            purse = SlowPurse(usual.lanes, {NETWORK: shop.node}, 0.2)
             with pytest.raises(RefundMustWait):
                 await RefundDesk(again.database, {NETWORK: purse}, desk.watchers).refund(
                     bought.payment_id, amount=5, reason=None

@@ -55,8 +55,9 @@ async def test_a_dry_run_says_what_would_become_of_each_and_leaves_nothing_behin
         ],
     )
     sender = payroll.operators[0].address.lower()
+    limits = "this environment's"
     assert told[0] == Forecast(
-        "dry-600", "be sent", None, NETWORK, chain.ensure_token(), PAYEE, 600_000_000, sender
+        "dry-600", "be sent", None, NETWORK, chain.ensure_token(), PAYEE, 600_000_000, sender, limits
     )
     assert [one.would for one in told[1:]] == ["be refused"] * 4 + ["wait"]
     wanted = ["day's limit", "GOLD", "revert", "time is over", "can send"]
@@ -64,6 +65,15 @@ async def test_a_dry_run_says_what_would_become_of_each_and_leaves_nothing_behin
     async with payroll.database.read() as tx:
         assert await tx.value("SELECT count(*) FROM settlement.spending") == 0
         assert await tx.value("SELECT count(*) FROM settlement.settlement_commands") == 0
+
+
+async def test_a_dry_run_has_the_limits_of_the_worker_whatever_its_own_environment_says(
+    payroll: Payroll,
+) -> None:
+    await payroll.validate()
+    unlimited = payroll.settings.model_copy(update={"settlement_limits": {}})
+    [told] = await simulate(payroll.database, unlimited, [order("901")])
+    assert (told.would, told.limits) == ("be refused", "the worker's")
 
 
 async def test_a_dry_run_without_a_key_or_a_node_says_so(

@@ -60,6 +60,28 @@ async def test_what_is_refused_for_ever_fails_in_the_end_and_says_why(
     assert payroll.list_transfers() == []
 
 
+async def test_who_has_no_gas_money_waits_until_there_is_some_and_it_is_said_once(
+    proxied: tuple[Payroll, Proxy], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    payroll, proxy = proxied
+    monkeypatch.setattr(execution, "ATTEMPTS_MAX", 3)
+    monkeypatch.setattr(execution, "PAUSES_MAX", 2)
+    command_id = await payroll.order()
+    await payroll.validate()
+    proxy.refusals = {SEND: ["insufficient funds for gas"] * 6}
+    async with payroll.open_desk() as desk:
+        for _ in range(5):
+            await payroll.make_due()
+            await take_turn(desk)
+        waiting = await payroll.get(command_id)
+        assert (waiting.status, waiting.attempts) == ("executed", 2)
+        assert "cannot pay for gas" in str(waiting.error)
+        [settled] = await payroll.settle(desk, command_id)
+    assert settled.status == "settled"
+    assert len(payroll.list_transfers()) == 1
+    assert sum("cannot pay for gas" in one.message for one in caplog.records) == 1
+
+
 @pytest.mark.parametrize("how", ["lost", "silent"])
 async def test_an_answer_that_is_lost_costs_nobody_anything(
     proxied: tuple[Payroll, Proxy], how: str, monkeypatch: pytest.MonkeyPatch

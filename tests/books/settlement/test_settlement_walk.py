@@ -145,7 +145,8 @@ class Walk(RuleBasedStateMachine):
     @rule(choice=CHOICE)
     def reopen(self, choice: int) -> None:
         name, model = self.choose(choice)
-        self.expect(self.write(commands.reopen, name, "taken back"), model, {"settled"}, "executed")
+        done = self.write(commands.reopen, name, "taken back", tx_hash=HASH)
+        self.expect(done, model, {"settled"}, "executed")
 
     @rule(choice=CHOICE)
     def cancel(self, choice: int) -> None:

@@ -14,7 +14,7 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.books.payments.truth import count_confirmations
 from tollbook.core.chain_logs import find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, ChainRefused, decode_transfer
-from tollbook.core.database import Database, WriteTx
+from tollbook.core.database import WriteTx
 from tollbook.core.lanes import Call, Lanes, Transaction, transactions
 
 PURPOSE = "refund:"  # one of the lanes' LOOK_FIRST
@@ -75,7 +75,6 @@ class EvmReader:
 class EvmPurse:
     """See refund_purse.Purse. `chains` by CAIP-2 network, the lanes' own networks."""
 
-    database: Database
     lanes: Lanes
     chains: Mapping[str, Chain]
     wait_seconds_max: float
@@ -154,26 +153,10 @@ class EvmPurse:
 
     async def check_pending(self, network: str) -> None:
         """See Purse."""
-        for sender in self.senders:
-            await self._check_pending(self.chains[network], sender)
-
-    async def _check_pending(self, chain: Chain, sender: str) -> None:
-        used, handed_out = [
-            int(await chain.ask("eth_getTransactionCount", sender, tag), 16) for tag in ("latest", "pending")
-        ]
-        async with self.database.read() as tx:
-            known = await tx.value(
-                """
-                SELECT count(*) FROM core.transactions
-                WHERE network = %(network)s AND sender = %(sender)s AND status <> 'dropped'
-                  AND nonce >= %(used)s AND nonce < %(handed_out)s
-                """,
-                {"network": chain.network, "sender": sender, "used": used, "handed_out": handed_out},
-            )
-        if known < handed_out - used:
+        for one in await self.lanes.find_strangers(network):
             raise RefundMustWait(
-                f"A transaction of {sender} that these books do not know waits for its block on "
-                f"{chain.network}. The refund goes on when it has one."
+                f"A transaction of {one.sender} that these books do not know waits for its block on "
+                f"{network}. The refund goes on when it has one."
             )
 
 

@@ -269,7 +269,7 @@ async def open_desk(database: Database, settings: PaymentsSettings) -> AsyncGene
         if chains:
             urls = {network: settings.rpc_urls[network] for network in chains}
             lanes = await stack.enter_async_context(Lanes(database, urls, evm_keys))
-            purses |= dict.fromkeys(chains, EvmPurse(database, lanes, chains, WAIT_SECONDS_MAX))
+            purses |= dict.fromkeys(chains, EvmPurse(lanes, chains, WAIT_SECONDS_MAX))
         if nodes:
             purses |= dict.fromkeys(nodes, SolanaPurse(database, nodes, solana_keys[0], WAIT_SECONDS_MAX))
         watchers = dict.fromkeys(chains, ChainWatcher(chains)) | dict.fromkeys(nodes, SolanaWatcher(nodes))

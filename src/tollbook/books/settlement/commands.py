@@ -208,24 +208,27 @@ async def postpone(
     error: str | None,
     *,
     next_attempt_at: datetime,
+    counted: bool = True,
     reverted: bool = False,
     now: datetime,
 ) -> bool:
-    """Leave it as it is and look at it again then, one attempt older; whether it was still on its way.
+    """Leave it as it is and look at it again then; whether it was still on its way.
 
-    `reverted` where the transfer's simulation reverts: that is counted apart from what it waits for.
+    One attempt older where that is `counted`: not while it waits for money. `reverted` where the transfer's
+    simulation reverts: that is counted apart from what it waits for.
     """
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
-        SET attempts = attempts + 1, reverts = reverts + %(reverted)s::integer, error = %(error)s,
-            next_attempt_at = %(next_attempt_at)s, last_updated = %(now)s
+        SET attempts = attempts + %(counted)s::integer, reverts = reverts + %(reverted)s::integer,
+            error = %(error)s, next_attempt_at = %(next_attempt_at)s, last_updated = %(now)s
         WHERE command_id = %(command_id)s AND status IN ('received', 'validated', 'executed')
         """,
         {
             "command_id": command_id,
             "error": None if error is None else error[:REASON_LETTERS_MAX],
             "next_attempt_at": next_attempt_at,
+            "counted": counted,
             "reverted": reverted,
             "now": now,
         },
@@ -269,16 +272,16 @@ async def fail(tx: WriteTx, command_id: str, error: str, *, now: datetime) -> bo
     return changed == 1
 
 
-async def reopen(tx: WriteTx, command_id: str, reason: str, *, now: datetime) -> bool:
-    """Enter that the chain took back what had settled it; whether it was settled."""
+async def reopen(tx: WriteTx, command_id: str, reason: str, *, tx_hash: str, now: datetime) -> bool:
+    """Enter that the chain took back what had settled it; whether it was settled by that."""
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
         SET status = 'executed', error = %(reason)s, settled_at = NULL, ended_at = NULL,
             last_updated = %(now)s, next_attempt_at = %(now)s
-        WHERE command_id = %(command_id)s AND status = 'settled'
+        WHERE command_id = %(command_id)s AND status = 'settled' AND tx_hash = %(tx_hash)s
         """,
-        {"command_id": command_id, "reason": reason[:REASON_LETTERS_MAX], "now": now},
+        {"command_id": command_id, "reason": reason[:REASON_LETTERS_MAX], "tx_hash": tx_hash, "now": now},
     )
     return changed == 1
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -11,7 +12,7 @@ from psycopg import Rollback
 
 from tollbook.books.settlement import due, limits, validation
 from tollbook.books.settlement.commands import MinorUnits
-from tollbook.books.settlement.limits import LimitReached
+from tollbook.books.settlement.limits import LimitReached, LimitsUntold
 from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
 from tollbook.books.settlement.requests import Order
 from tollbook.books.settlement.rules import CommandUnpayable, Terms, resolve
@@ -31,7 +32,10 @@ SIMULATED_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would become of a command: it would be `sent` from `sender`, `wait`, or be `refused`; and why."""
+    """What would become of a command: it would be `sent` from `sender`, `wait`, or be `refused`; and why.
+
+    `limits` are those that the network's worker has told, or, where none has, those of this environment.
+    """
 
     command_id: str
     would: Literal["be sent", "wait", "be refused"]
@@ -41,6 +45,7 @@ class Forecast:
     payee: str | None = None
     amount_minor: MinorUnits | None = None
     sender: str | None = None
+    limits: Literal["the worker's", "this environment's"] | None = None
 
 
 def read_keys(settings: SettlementSettings) -> list[str]:
@@ -75,16 +80,17 @@ async def simulate(
             refused[place] = refusal
         if order.expires_at is not None and order.expires_at <= now:
             refused[place] = CommandUnpayable("Its time is over: it would expire.")
-    refused |= await _take_limits(
+    told, beyond = await _take_limits(
         database, standards, {place: one for place, one in terms.items() if place not in refused}, now
     )
+    refused |= beyond
     choices = await _choose(
         database,
         settings,
         {place: _transfer(orders[place], one) for place, one in terms.items() if place not in refused},
     )
     return [
-        _tell(order, terms.get(place), refused.get(place) or choices.get(place))
+        _tell(order, terms.get(place), refused.get(place) or choices.get(place), told)
         for place, order in enumerate(orders)
     ]
 
@@ -102,17 +108,22 @@ def _resolve(standards: Standards, order: Order) -> Terms:
 
 async def _take_limits(
     database: Database, standards: Standards, terms: Mapping[int, Terms], now: datetime
-) -> dict[int, Refusal]:
-    """Take them as a validation would, and roll it back."""
+) -> tuple[set[str], dict[int, Refusal]]:
+    """Take them as a validation would, roll it back: where the worker told his; who is refused."""
+    told: set[str] = set()
     refused: dict[int, Refusal] = {}
     async with database.write() as tx:
         for place, one in sorted(terms.items(), key=lambda pair: limits.order(pair[1])):
+            limit = standards.limits.get((one.network, one.asset))
+            with suppress(LimitsUntold):
+                limit = await limits.read_told(tx, one.network, one.asset)
+                told.add(one.network)
             try:
-                await limits.take(tx, standards.limits.get((one.network, one.asset)), one, now=now)
+                await limits.take(tx, limit, one, now=now)
             except LimitReached as refusal:
                 refused[place] = refusal
         raise Rollback
-    return refused
+    return told, refused
 
 
 async def _choose(
@@ -143,7 +154,7 @@ def _transfer(order: Order, terms: Terms) -> Transfer:
     return Transfer(order.command_id, 0, terms.network, terms.asset, terms.payee, terms.amount_minor)
 
 
-def _tell(order: Order, terms: Terms | None, answer: Choice | Refusal | None) -> Forecast:
+def _tell(order: Order, terms: Terms | None, answer: Choice | Refusal | None, told: set[str]) -> Forecast:
     refusal = answer.refusal if isinstance(answer, Choice) else answer
     is_final = isinstance(refusal, CommandUnpayable | LimitReached | TransferReverts)
     return Forecast(
@@ -155,4 +166,5 @@ def _tell(order: Order, terms: Terms | None, answer: Choice | Refusal | None) ->
         payee=terms and terms.payee,
         amount_minor=terms and terms.amount_minor,
         sender=answer.sender if isinstance(answer, Choice) and refusal is None else None,
+        limits=terms and ("the worker's" if terms.network in told else "this environment's"),
     )

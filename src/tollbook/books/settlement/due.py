@@ -59,12 +59,11 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
-class Strangers:
-    """How many transactions wait of an account that are not in the books, and what was dropped there."""
+class TakenBack:
+    """A settled command, and the transaction that had settled it, which is on the chain no more."""
 
-    sender: str
-    count: int
-    dropped: list[str]
+    command_id: str
+    tx_hash: str
 
 
 async def find_received(tx: WriteTx, now: datetime, limit: int) -> list[Due]:
@@ -136,13 +135,11 @@ async def find_confirmed(tx: ReadTx, network: str, limit: int) -> list[Confirmed
     ]  # fmt: skip
 
 
-async def find_taken_back(tx: ReadTx, network: str, limit: int) -> list[Due]:
+async def find_taken_back(tx: ReadTx, network: str, limit: int) -> list[TakenBack]:
     """Settled commands whose transactions were final, and are on the chain no more."""
     return await tx.all(
         """
-        SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
-               trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
-               c.received_at, c.expires_at, c.transaction_id, c.tx_hash
+        SELECT c.command_id, c.tx_hash
         FROM core.transactions t
         JOIN settlement.settlement_commands c
           ON c.command_id = regexp_replace(t.purpose, '^command:[0-9]+:', '')
@@ -152,17 +149,15 @@ async def find_taken_back(tx: ReadTx, network: str, limit: int) -> list[Due]:
         LIMIT %(limit)s
         """,
         {"network": network, "limit": limit},
-        into=Due,
+        into=TakenBack,
     )
 
 
-async def find_forgone(tx: ReadTx, limit: int) -> list[Due]:
+async def find_forgone(tx: ReadTx, limit: int) -> list[TakenBack]:
     """Settled commands whose transactions were taken back, and can never come back by now."""
     return await tx.all(
         """
-        SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
-               trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
-               c.received_at, c.expires_at, c.transaction_id, c.tx_hash
+        SELECT c.command_id, c.tx_hash
         FROM core.transactions t
         JOIN settlement.settlement_commands c
           ON c.command_id = regexp_replace(t.purpose, '^command:[0-9]+:', '')
@@ -172,7 +167,7 @@ async def find_forgone(tx: ReadTx, limit: int) -> list[Due]:
         LIMIT %(limit)s
         """,
         {"limit": limit},
-        into=Due,
+        into=TakenBack,
     )
 
 
@@ -198,35 +193,6 @@ async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> d
         ) AS k WHERE k.next_nonce > k.nonce + 1
         """,
         {"network": network, "senders": list(used), "used": list(used.values())},
-    )
-
-
-async def find_strangers(
-    tx: ReadTx, network: str, senders: Sequence[str], *, used: Sequence[int], handed_out: Sequence[int]
-) -> list[Strangers]:
-    """Those accounts of which something waits that these books do not know; by account, the node's counts."""
-    return await tx.all(
-        """
-        SELECT w.sender, w.handed_out - w.used - known.count AS count, ARRAY(
-            SELECT d.hash FROM core.transactions d
-            WHERE d.network = %(network)s AND d.sender = w.sender AND d.status = 'dropped'
-              AND d.nonce >= w.used AND d.nonce < w.handed_out AND d.hash IS NOT NULL) AS dropped
-        FROM unnest(%(senders)s::text[], %(used)s::bigint[], %(handed_out)s::bigint[])
-             AS w (sender, used, handed_out)
-        CROSS JOIN LATERAL (
-            SELECT count(*) FROM (  -- each by an index of its own
-                SELECT t.nonce FROM core.transactions t
-                WHERE t.network = %(network)s AND t.sender = w.sender AND t.status NOT IN ('lost', 'dropped')
-                  AND t.nonce >= w.used AND t.nonce < w.handed_out
-                UNION
-                SELECT l.nonce FROM core.transactions l
-                WHERE l.network = %(network)s AND l.sender = w.sender AND l.status = 'lost'
-                  AND l.confirmed_at IS NULL AND l.nonce >= w.used AND l.nonce < w.handed_out) AS nonces
-        ) AS known
-        WHERE w.handed_out - w.used > known.count
-        """,
-        {"network": network, "senders": list(senders), "used": list(used), "handed_out": list(handed_out)},
-        into=Strangers,
     )
 
 

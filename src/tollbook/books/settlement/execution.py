@@ -17,18 +17,28 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from tollbook.books.settlement import commands, due
-from tollbook.books.settlement.due import Confirmed, Due
+from tollbook.books.settlement.due import Confirmed, Due, TakenBack
 from tollbook.books.settlement.looks import CLOCKS_APART_MAX, Lookout, Sight, StrangerWaits, read_receipts
-from tollbook.books.settlement.purse import Choice, Purse, TransferReverts
+from tollbook.books.settlement.purse import Choice, Purse, PurseEmpty, TransferReverts
 from tollbook.core import clock
 from tollbook.core.chains import Chain, Receipt, find_network
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import DatabaseUnreachable, Refusal
-from tollbook.core.lanes import Call, Lanes, PurposeReused, SubmissionOpen, Transaction, transactions
+from tollbook.core.lanes import (
+    Call,
+    FeesAboveCap,
+    Lanes,
+    NoGasMoney,
+    NonceAwaited,
+    PurposeReused,
+    SubmissionOpen,
+    Transaction,
+    transactions,
+)
 from tollbook.core.lanes.mend import FILLER
 from tollbook.core.lanes.node import Node
 from tollbook.core.lanes.transactions import GAS_MIN
-from tollbook.core.services import rest
+from tollbook.core.services import repeat
 
 SENT_AT_ONCE_MAX = 100
 RESUMED_AT_ONCE_MAX = 100
@@ -42,14 +52,17 @@ DEEPENING = timedelta(minutes=5)  # or one that has its block: `judge` finds it 
 WAIT_SECONDS_MAX = 30.0
 WATCHES_MAX = 2_000
 ATTEMPTS_MAX = 30  # of what is surely not sent, with pauses up to the longest: half an hour
+PAUSES_MAX = 6  # each twice the one before
 REVERTS_MAX = 6
 PAUSE_MIN, PAUSE_MAX = timedelta(seconds=1), timedelta(seconds=60)
 REHEARSED = timedelta(minutes=5)  # in a dry run, until it is rehearsed again
-IDLE_SECONDS, BROKEN_SECONDS_MAX = 0.5, 10.0
+IDLE_SECONDS = 0.5
 MEND_SECONDS = 2.0
 CALM_SECONDS = 60.0  # between sweeps while nothing is under way: nodes are paid by the request
 LOST_SECONDS, STUCK_SECONDS = 5.0, 30.0  # as lanes has them
 UNSENT = ("reserved", "dropped")
+# No fault of the command: it waits as long as it may.
+WAITS = (NoGasMoney, PurseEmpty, FeesAboveCap, NonceAwaited)
 # It may be sent, or be about to: whoever holds the command next finds out.
 OPEN = (SubmissionOpen, DatabaseUnreachable, PurposeReused)
 
@@ -84,6 +97,7 @@ class Desk:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     _watches: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     _mended_at: float = -math.inf
+    _told: set[tuple[str, str | None]] = field(default_factory=set[tuple[str, str | None]])
 
     # Sending -----------------------------------------------------------------------------------------------
 
@@ -116,8 +130,10 @@ class Desk:
         return len(dues)
 
     async def _choose(self, dues: Sequence[Due]) -> list[Choice]:
+        """From which account each would go; what they want themselves does not count as on its way."""
+        besides = [one.command_id for one in dues]
         async with self.database.read() as tx:
-            bound = await due.find_bound(tx, self.network, self.lanes.addresses)
+            bound = await due.find_bound(tx, self.network, self.lanes.addresses, besides)
         return await self.purse.choose([one.transfer for one in dues], bound)
 
     async def _begin(self, tx: WriteTx, one: Due, choice: Choice | None, now: datetime) -> bool:
@@ -171,6 +187,7 @@ class Desk:
             await self._postpone(tx, one, answer, now)
 
     async def _note_sent(self, tx: WriteTx, one: Due, sent: Transaction, now: datetime) -> None:
+        self._told = {each for each in self._told if each[1] != one.asset}
         await commands.note_sent(
             tx,
             one.command_id,
@@ -181,12 +198,16 @@ class Desk:
         )
 
     async def _postpone(self, tx: WriteTx, one: Due, refusal: Refusal, now: datetime) -> None:
-        pause = min(self.pace.pause_min * 2 ** min(one.attempts, 10), PAUSE_MAX)
+        waits = isinstance(refusal, WAITS)
+        if waits and (refusal.reason, one.asset) not in self._told:
+            self._told.add((refusal.reason, one.asset))
+            logger.warning("%s: %s", one.command_id, refusal.sentence)
         await commands.postpone(
             tx,
             one.command_id,
             refusal.sentence,
-            next_attempt_at=now + pause,
+            next_attempt_at=now + min(self.pace.pause_min * 2 ** min(one.attempts, PAUSES_MAX), PAUSE_MAX),
+            counted=not waits or one.attempts < PAUSES_MAX,
             reverted=isinstance(refusal, TransferReverts),
             now=now,
         )
@@ -282,20 +303,12 @@ class Desk:
                 await self._give_up(one)
             elif not one.is_over(now):  # else whoever began it in time may be about to send it
                 left.append(one)
-        choices = await self._choose_again(left)
+        choices = await self._choose(left)
         async with self.database.write() as tx:
             for choice in choices:
                 if choice.refusal is not None:
                     await self._note(tx, choice, choice.refusal, now)
         await self._submit([one for one in choices if one.refusal is None], began_at)
-
-    async def _choose_again(self, dues: Sequence[Due]) -> list[Choice]:
-        """As `_choose`, where what they want themselves does not count as on its way."""
-        async with self.database.read() as tx:
-            bound = await due.find_bound(
-                tx, self.network, self.lanes.addresses, besides=[one.command_id for one in dues]
-            )
-        return await self.purse.choose([one.transfer for one in dues], bound)
 
     async def _note_sight(self, one: Due, sight: Sight, now: datetime) -> None:
         """A transaction pays it that the lanes do not know: these books were restored, or a node lied."""
@@ -414,50 +427,12 @@ def _say_dry(choice: Choice | None) -> str:
     return f"Dry run: it would be sent from {choice.sender}."
 
 
-async def reopen_one(database: Database, one: Due, now: datetime) -> None:
-    """Open a settled command again."""
+async def reopen_one(database: Database, one: TakenBack, now: datetime) -> None:
+    """Open a settled command again, unless another transaction has settled it by now."""
     async with database.write() as tx:
         why = f"{one.tx_hash} was final, and a reorganisation took it back: it is paid again."
-        if await due.lock(tx, [one]) and await commands.reopen(tx, one.command_id, why, now=now):
+        if await commands.reopen(tx, one.command_id, why, tx_hash=one.tx_hash, now=now):
             logger.error("%s: %s", one.command_id, why)
-
-
-async def repeat(
-    turn: Callable[[], Awaitable[int]],
-    stop: asyncio.Event,
-    idle_seconds: float,
-    where: str,
-    *,
-    wake: asyncio.Event | None = None,
-) -> None:
-    """Do it again and again until `stop` is set: at once where there was something, else after a pause."""
-    broken_seconds = idle_seconds
-    while not stop.is_set():
-        pause = idle_seconds
-        try:
-            if wake is not None:
-                wake.clear()
-            if await turn():
-                pause = 0.0
-            broken_seconds = idle_seconds
-        except Exception as failure:  # whatever it was, the work must go on
-            broken_seconds = pause = min(broken_seconds * 2, BROKEN_SECONDS_MAX)
-            name = getattr(turn, "__name__", "turn")
-            if isinstance(failure, Refusal):
-                logger.warning("%s on %s: %s", name, where, failure.sentence)
-            else:
-                logger.exception("%s on %s failed", name, where)
-        await _pause(stop, wake, pause)
-
-
-async def _pause(stop: asyncio.Event, wake: asyncio.Event | None, seconds: float) -> None:
-    if wake is None:
-        await rest(stop, seconds)
-        return
-    waiting = [asyncio.create_task(event.wait()) for event in (stop, wake)]
-    await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
 
 
 @asynccontextmanager
@@ -488,7 +463,7 @@ async def open_desk(
     )
     try:
         async with lanes, Chain(network, url) as chain:
-            lookout = Lookout(database, chain, node, lanes.addresses, depth)
+            lookout = Lookout(database, chain, node, lanes, depth)
             purse = Purse(node, lanes.addresses)
             yield Desk(database, network, lanes, node, purse, lookout, pace, dry_run)
     finally:

@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack
 
 from tollbook.books.settlement import due, execution, limits, validation
 from tollbook.books.settlement.dry_run import list_nodes, read_keys
-from tollbook.books.settlement.execution import IDLE_SECONDS, Pace, open_desk, repeat
+from tollbook.books.settlement.execution import IDLE_SECONDS, Pace, open_desk
 from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
-from tollbook.core.services import Service, rest
+from tollbook.core.services import Service, repeat, rest
 
 EXPIRY_SECONDS = 1.0
 ABSENT_SECONDS = 60.0  # until a book that is not installed is looked for again

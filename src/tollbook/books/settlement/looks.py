@@ -20,16 +20,14 @@ from tollbook.core.chain_logs import Event, find_block_before, find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, Receipt, read_receipt
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import Transaction
+from tollbook.core.lanes import Lanes, Transaction
 from tollbook.core.lanes.node import Ask, Node
-from tollbook.core.lanes.outcomes import find_known
 
 CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
 BLOCKS_KEPT = 2_000  # after so many, what was read is kept, though the node give up on the rest
 LOOK_BACK_MAX = timedelta(days=7)  # for transactions that these books do not know
 COUNT = "eth_getTransactionCount"
-LATEST, PENDING = "latest", "pending"
 LIVE = ("reserved", "signed", "sent", "lost")  # the lanes' own may have a block yet
 
 logger = logging.getLogger(__name__)
@@ -96,12 +94,12 @@ class _Reading:
 
 @dataclass(slots=True)
 class Lookout:
-    """Reads what the accounts `senders` moved on one network, `depth` blocks of which may still change."""
+    """Reads what the lanes' accounts moved on one network, `depth` blocks of which may still change."""
 
     database: Database
     chain: Chain
     node: Node
-    senders: Sequence[str]
+    lanes: Lanes
     depth: int
     newest: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -110,6 +108,11 @@ class Lookout:
     _readings: dict[str, _Reading] = field(default_factory=dict[str, _Reading])
     _read: dict[str, int] = field(default_factory=dict[str, int])  # hashes in blocks that may still change
     _found: dict[bytes, Trace] = field(default_factory=dict[bytes, Trace])
+
+    @property
+    def senders(self) -> Sequence[str]:
+        """The accounts' addresses, in lower case."""
+        return self.lanes.addresses
 
     async def look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
@@ -181,16 +184,9 @@ class Lookout:
 
     async def _check_pending(self) -> None:
         """Restored books do not know what was sent last, and its mark can be read only in a block."""
-        asked = [Ask(COUNT, (sender, tag)) for sender in self.senders for tag in (LATEST, PENDING)]
-        counts = [self.node.read_int(COUNT, said.result) for said in await self.node.ask_all(asked)]
-        async with self.database.read() as tx:
-            strangers = await books.find_strangers(
-                tx, self.node.network, self.senders, used=counts[::2], handed_out=counts[1::2]
-            )
         # What was dropped and taken all the same is known by its hash, and looked for by that.
-        known = await find_known(self.node, [one for each in strangers for one in each.dropped])
-        unknown = [each.sender for each in strangers if each.count > len(known.intersection(each.dropped))]
-        if unknown:
+        strangers = await self.lanes.find_strangers(self.node.network)
+        if unknown := [one.sender for one in strangers if one.unknown]:
             raise StrangerWaits(
                 f"A transaction of {', '.join(unknown)} that these books do not know waits for its block "
                 f"on {self.node.network} and may pay this. It goes on by itself when that one has its block. "
@@ -205,7 +201,7 @@ class Lookout:
 
         Restored books have forgotten commands too: one that is sent again was received, by them, just now.
         """
-        said = await self.node.ask_all([Ask(COUNT, (one, LATEST)) for one in self.senders])
+        said = await self.node.ask_all([Ask(COUNT, (one, "latest")) for one in self.senders])
         used = [self.node.read_int(COUNT, answer.result) for answer in said]
         async with self.database.read() as tx:
             since = await books.find_forgotten(

@@ -20,8 +20,9 @@ from tollbook.core.lanes.keys import Key, SigningKeyUnusable
 from tollbook.core.lanes.mend import Mended, mend_network
 from tollbook.core.lanes.network import NetworkLanes, StillReserved, SubmissionOpen
 from tollbook.core.lanes.node import BATCH_MAX, Node
-from tollbook.core.lanes.outcomes import NodeRefusedTransaction, NoGasMoney, NonceContested
+from tollbook.core.lanes.outcomes import NodeRefusedTransaction, NoGasMoney, NonceAwaited, NonceContested
 from tollbook.core.lanes.receipts import Receipts
+from tollbook.core.lanes.strangers import Strangers
 from tollbook.core.lanes.transactions import (
     Call,
     CallMalformed,
@@ -41,11 +42,13 @@ __all__ = [
     "Mended",
     "NoGasMoney",
     "NodeRefusedTransaction",
+    "NonceAwaited",
     "NonceContested",
     "PurposeBarred",
     "PurposeReused",
     "SigningKeyUnusable",
     "StillReserved",
+    "Strangers",
     "SubmissionOpen",
     "Transaction",
     "UnknownTransaction",
@@ -153,10 +156,10 @@ class Lanes:
 
         It is committed before any node sees it. Status `sent`: a node has it; `signed`: whether one has it is
         not known, and `mend` sends it again. Raises where it is sure that nothing was sent: NoGasMoney,
-        NodeRefusedTransaction, NonceContested, FeesAboveCap, PurposeReused, PurposeBarred, CallMalformed,
-        UnknownNetwork, ChainUnreachable; the purpose may then be submitted again, unless it is barred.
-        DatabaseUnreachable and SubmissionOpen leave it open: the latter within SUBMIT_SECONDS_MAX, however
-        long a node keeps silent.
+        NodeRefusedTransaction, NonceContested, NonceAwaited, FeesAboveCap, PurposeReused, PurposeBarred,
+        CallMalformed, UnknownNetwork, ChainUnreachable; the purpose may then be submitted again, unless it is
+        barred. DatabaseUnreachable and SubmissionOpen leave it open: the latter within SUBMIT_SECONDS_MAX,
+        however long a node keeps silent.
         """
         call = call.check()
         queue = self._get_queue(call.network)
@@ -196,6 +199,13 @@ class Lanes:
         async with self._database.statement() as tx:
             rows = await transactions.find(tx, purposes=[purpose])
         return rows[0] if rows else None
+
+    async def find_strangers(self, network: str) -> list[Strangers]:
+        """The accounts of which transactions wait there that these books do not know.
+
+        Raises ChainUnreachable, DatabaseUnreachable, UnknownNetwork.
+        """
+        return await self._get_queue(network).lanes.find_strangers()
 
     async def mend(self) -> Mended:
         """Look after all that is not final, once; safe in many processes at a time.

@@ -1,6 +1,7 @@
 """Mending: a sweep over what is not final. Every step is guarded by the row it changes: many may sweep."""
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.lanes.node import Ask
 from tollbook.core.lanes.outcomes import Outcome, find_block, find_call, find_holder, find_known, find_mined
+from tollbook.core.lanes.strangers import Counts, find_waiting
 from tollbook.core.lanes.transactions import GAS_MIN, LOOK_FIRST, Call, Mined, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
@@ -84,9 +86,11 @@ class _Sweep:
     async def run(self) -> None:
         self._lanes.fees.forget()
         self.mended.abandoned = await self._lanes.free_abandoned()
-        self._used = await self._lanes.look()
+        counts = await self._lanes.look()
+        self._used = {sender: used for sender, (used, _) in counts.items()}
         self._head = await self._node.ask_int("eth_blockNumber")
         await self._tell_keyless()
+        await self._tell_strangers(counts)
         await self._mend_mined(await self._find("mined"))
         for sender, used in self._used.items():
             await self._find_lost(sender, used)
@@ -122,6 +126,27 @@ class _Sweep:
                     one.oldest_at,
                 )
         self._lanes.keyless_told = {one.sender for one in waiting}
+
+    async def _tell_strangers(self, counts: Counts) -> None:
+        """Say once what of an account waits that was not sent from here: its lane waits behind it."""
+        found = await find_waiting(self._lanes.database, self._node, counts)
+        found = [one for one in found if one.unknown]
+        telemetry.STRANGERS.labels(self._node.network).set(sum(one.unknown for one in found))
+        before, now = self._lanes.strangers_since, time.monotonic()
+        since = {(one.sender, one.nonce): before.get((one.sender, one.nonce), now) for one in found}
+        self._lanes.strangers_since = since
+        for one in found:
+            if now - since[one.sender, one.nonce] >= self._stuck.total_seconds():
+                since[one.sender, one.nonce] = math.inf
+                logger.warning(
+                    "%s transactions of %s on %s, from nonce %s on, wait for blocks and are not of these "
+                    "books: what is sent from here waits behind them. Whoever sent them can replace the "
+                    "one of this nonce with higher fees. Give Tollbook a key of its own.",
+                    one.unknown,
+                    one.sender,
+                    self._node.network,
+                    one.nonce,
+                )
 
     # What is signed or sent --------------------------------------------------------------------------------
 

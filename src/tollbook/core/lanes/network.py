@@ -22,13 +22,16 @@ from tollbook.core.lanes.nonces import Taken
 from tollbook.core.lanes.outcomes import (
     NodeRefusedTransaction,
     NoGasMoney,
+    NonceAwaited,
     NonceContested,
     Outcome,
     find_holder,
     find_known,
     read_outcome,
 )
+from tollbook.core.lanes.strangers import Strangers, find_waiting
 from tollbook.core.lanes.transactions import (
+    LOOK_FIRST,
     Call,
     PurposeBarred,
     PurposeReused,
@@ -90,6 +93,7 @@ class NetworkLanes:
         self._genesis = ""
         self.behind_since: dict[str, float] = {}  # by key, since when the chain knows less than is final here
         self.keyless_told: set[str] = set()  # whose removed keys the operator has been told of
+        self.strangers_since: dict[tuple[str, int], float] = {}  # by key and nonce; infinite once it was told
         self._empty_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -120,8 +124,8 @@ class NetworkLanes:
         except Exception as error:  # what came of an earlier attempt must not be lost with this one
             return dict.fromkeys((call.purpose for call in calls), error)
 
-    async def look(self) -> dict[str, int]:
-        """How many transactions of each key are in blocks; the lanes never fall behind that.
+    async def look(self) -> dict[str, tuple[int, int]]:
+        """How many transactions of each key are in blocks, and with those that wait: no lane is behind that.
 
         Raises ChainUnreachable; also where the node is of another chain, or counts at random.
         """
@@ -136,10 +140,13 @@ class NetworkLanes:
             for sender, (used, pending) in counts.items():
                 await nonces.jump(tx, self.node.network, sender, used, pending)
             await nonces.close_held(tx, self.node.network)
-        return {sender: used for sender, (used, _) in counts.items()}
+        return counts
+
+    async def find_strangers(self) -> list[Strangers]:
+        """Of which keys transactions wait that these books do not know. Raises ChainUnreachable."""
+        return await find_waiting(self.database, self.node, await self._count())
 
     async def _count(self) -> dict[str, tuple[int, int]]:
-        """By key, the transactions in blocks, and with those that wait."""
         tags = ("latest", "pending")
         counts = [Ask("eth_getTransactionCount", (key, tag)) for key in self.keys for tag in tags]
         genesis = Ask("eth_getBlockByNumber", ("0x0", False))
@@ -257,12 +264,16 @@ class NetworkLanes:
         )
 
     async def _look_into(self, one: Signed, outcome: Outcome) -> Transaction | _Again:
-        """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one."""
+        """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one.
+
+        What could pay twice and was signed before keeps it all the same: whoever has it may be the former
+        one, which a node took and does not show. `mend` drops it when the nonce is another's for good.
+        """
         try:
             if await find_known(self.node, [one.hash]):
                 await transactions.record_sent(self.database, {one.transaction_id: one.hash})
                 return self._describe(one, "sent")
-            if outcome is Outcome.KNOWN:
+            if outcome is Outcome.KNOWN or await self._may_be_paid_by_another(one):
                 return self._describe(one, "signed")
             if outcome is Outcome.NONCE_TOO_LOW:
                 holder = await find_holder(self.node, one.sender, one.nonce)
@@ -274,6 +285,12 @@ class NetworkLanes:
             dropped = await transactions.drop(tx, one.transaction_id, one.hash, sends=1)
         self._open = False  # the lane has fallen behind: look at the chain before the next nonce
         return self._contest() if dropped else self._describe(one, "signed")
+
+    async def _may_be_paid_by_another(self, one: Signed) -> bool:
+        if not one.purpose.startswith(LOOK_FIRST):
+            return False
+        async with self.database.read() as tx:
+            return any(row.former_hashes for row in await transactions.find(tx, ids=[one.transaction_id]))
 
     def _list_solvent(self) -> list[str]:
         """The accounts that were not found empty just now; all of them where there are none."""
@@ -318,6 +335,11 @@ class NetworkLanes:
                 "Give each call a purpose of its own. Nothing was sent."
             )
         match found.status:
+            case "dropped" if call.purpose.startswith(LOOK_FIRST):
+                return NonceAwaited(
+                    f"{call.purpose} was refused under nonce {found.nonce}, which another transaction of "
+                    f"{found.sender} has now. Nothing was sent. It is sent when that one is final."
+                )
             case "dropped":
                 return self._contest()
             case "reserved":

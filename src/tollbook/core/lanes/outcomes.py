@@ -38,6 +38,13 @@ class NodeRefusedTransaction(Refusal):
     status: ClassVar[int] = 503
 
 
+class NonceAwaited(Refusal):
+    """It could pay twice, and the nonce that it was signed under is not yet another's for good."""
+
+    reason: ClassVar[str] = "nonce-awaited"
+    status: ClassVar[int] = 503
+
+
 class NonceContested(Refusal):
     """Every nonce that was tried had been taken by transactions from elsewhere. Nothing was sent."""
 

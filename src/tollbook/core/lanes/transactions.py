@@ -23,10 +23,8 @@ DATA_BYTES_MAX = 128 * 1024  # what nodes take in a transaction
 VALUE_MAX = 2**256 - 1
 GAS_MIN = 21_000
 NO_CALL = bytes(32)  # the fingerprint of what was barred before anybody sent it
-LOOK_FIRST = (
-    "refund:",
-    "command:",
-)  # such calls could pay twice: one that lost its nonce is for its owner to send again
+# Such calls could pay twice: one that lost its nonce is for its owner to send again. See core.take_nonces.
+LOOK_FIRST = ("refund:", "command:")
 
 
 class CallMalformed(Refusal):
@@ -277,7 +275,7 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
     return bool(
         await tx.execute(
             """
-            UPDATE core.transactions SET status = 'dropped', sealed_call = NULL
+            UPDATE core.transactions SET status = 'dropped', nonce = NULL, sealed_call = NULL
             WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
               AND status IN ('signed', 'sent', 'lost') AND sends = %(sends)s
             """,
