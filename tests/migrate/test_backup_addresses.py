@@ -233,15 +233,21 @@ def test_the_relay_checks_what_libpq_checked(shop: Shop, tmp_path: Path) -> None
         ("postgresql://h/d?ssl=false", "sslmode=disable"),
         ("postgresql://h/d?ssl=verify-ca", "sslmode=verify-ca"),
         ("postgres://h/d?schema=shop&connection_limit=5", "options=-c%20search_path%3Dshop"),
+        ("pgx5://h/d?x-migrations-table=m&pool_max_conns=5&sslmode=allow", "sslmode=allow"),
+        ("postgres://h/d?search_path=a,%20b", "options=-c%20search_path%3Da%2C%5C%20b"),
+        ("jdbc:postgresql://h/d?user=u&currentSchema=a&stringtype=x", "user=u&options=-c%20search_path%3Da"),
+        ("postgres://h/d?options=-cx%3D1&TimeZone=UTC", "options=-cx%3D1%20-c%20TimeZone%3DUTC"),
     ],
 )
 def test_others_words_are_libpqs(given: str, read: str) -> None:
     assert normalize(given) == f"postgresql://h/d?{read}"
 
 
-def test_an_unknown_word_for_tls_is_refused() -> None:
+def test_an_unknown_word_is_refused() -> None:
     with refused(WrongUsage, "verify-full"):
         normalize("postgresql://h/d?ssl=maybe")
+    with refused(WrongUsage, "ssl-sort in the database address"):
+        normalize("postgresql://h/d?ssl-sort=maybe")
 
 
 @pytest.mark.parametrize("url", ["postgresql://me:hush@hush@h/d", "postgresql://me:hu/hush@h/d"])

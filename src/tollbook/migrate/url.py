@@ -5,27 +5,31 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from psycopg import pq
+
 from tollbook.migrate.errors import WrongUsage
 
 SECRET_PARAMETERS = frozenset({"password", "sslpassword", "passfile"})
-# What asyncpg, SQLAlchemy and Prisma read in an address and libpq does not know; none of it says where to
-# connect or how safely.
-FOREIGN_PARAMETERS = frozenset(
-    (
-        "async_fallback",
-        "command_timeout",
-        "connection_limit",
-        "pgbouncer",
-        "pool_timeout",
-        "prepared_statement_cache_size",
-        "prepared_statement_name_func",
-        "socket_timeout",
-        "statement_cache_size",
-    )
+# What drivers and pools read in an address and libpq does not know; none of it says where to connect or how
+# safely. Those of asyncpg, SQLAlchemy, Prisma, SQLx, pgx, lib/pq, golang-migrate (x-…) and JDBC.
+FOREIGN = re.compile(
+    "async_fallback|binary_parameters|command_timeout|connection_limit|default_query_exec_mode|pgbouncer"
+    "|pool_.*|prepareThreshold|(?:prepared_)?statement[-_]cache[-_].*|prepared_statement_name_func"
+    "|description_cache_capacity|reWriteBatchedInserts|socket_?timeout|stringtype|tcpKeepAlive|x-.*",
+    re.IGNORECASE,
 )
+SAME = {
+    "ApplicationName": "application_name",
+    "connectTimeout": "connect_timeout",
+    "currentSchema": "search_path",
+    "schema": "search_path",
+    "ssl-mode": "sslmode",
+    "ssl-root-cert": "sslrootcert",
+}
+SETTING = re.compile(r"[A-Za-z_][\w.]*")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 TRUE, FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no")
-ADDRESS = re.compile(r"postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
+ADDRESS = re.compile(r"(?:jdbc:)?postgres(?:ql)?(?:\+\w+)?://|pgx5?://", re.IGNORECASE)
 SOCKET = re.compile(r"^(?P<folder>/.*)/\.s\.PGSQL\.(?P<port>\d+)$")
 
 
@@ -33,7 +37,8 @@ def normalize(url: str) -> str:
     """Return the address as libpq reads it: no driver suffix, libpq's own parameters. Raises WrongUsage.
 
     Understood besides: asyncpg's `ssl=`, a socket's whole path in `host=` (asyncpg) or `unix_sock=` (pg8000),
-    and Prisma's `schema=`.
+    `schema=` of Prisma and `currentSchema=` of JDBC, and settings of the server such as `search_path=`, as
+    drivers in Go take all that they do not know.
     """
     text = url.strip()
     match = ADDRESS.match(text)
@@ -50,16 +55,25 @@ def normalize(url: str) -> str:
 def _translate(query: str) -> str:
     """Return the parameters in libpq's words."""
     given = dict(parse_qsl(query, keep_blank_values=True))
-    read = {name: value for name, value in given.items() if name not in FOREIGN_PARAMETERS}
+    read = {SAME.get(name, name): value for name, value in given.items() if not FOREIGN.fullmatch(name)}
     if socket := read.pop("unix_sock", None):
         read["host"] = socket
     if match := SOCKET.match(read.get("host", "")):
         read |= {"host": match["folder"], "port": match["port"]}
-    if schema := read.pop("schema", None):
-        read.setdefault("options", f"-c search_path={schema}")
     if (word := read.pop("ssl", None)) is not None:
         read = _read_ssl(word) | read
+    known = {one.keyword.decode() for one in pq.Conninfo.get_defaults()}
+    settings = {name: read.pop(name) for name in list(read) if name not in known}
+    if settings:
+        options = (_write_setting(name, value) for name, value in settings.items())
+        read["options"] = " ".join([*filter(None, [read.get("options")]), *options])
     return urlencode(read, quote_via=quote)
+
+
+def _write_setting(name: str, value: str) -> str:
+    if not SETTING.fullmatch(name):
+        raise WrongUsage(f"{name[:40]} in the database address is nothing that libpq knows. Take it out.")
+    return f"-c {name}=" + re.sub(r"([\s\\])", r"\\\1", value)
 
 
 def _read_ssl(word: str) -> dict[str, str]:
