@@ -80,9 +80,8 @@ def _make_table(one: Object, objects: Catalog) -> str:
     facts = one.facts
     columns = [other for other in objects.values() if other.kind == "column" and other.parent == one.name]
     columns.sort(key=lambda column: column.place[2])
-    if facts["kind"] == "f":
-        return f"{BY_HAND}make the foreign table {one.name}"
-    word = "CREATE UNLOGGED TABLE" if facts["persistence"] == "u" else "CREATE TABLE"
+    word = {"u": "UNLOGGED ", "f": "FOREIGN "}.get(facts["kind" if facts["server"] else "persistence"], "")
+    word = f"CREATE {word}TABLE"
     if facts["bound"]:
         text = f"{word} {one.name} PARTITION OF {facts['parents']} {facts['bound']}"
     else:
@@ -91,12 +90,13 @@ def _make_table(one: Object, objects: Catalog) -> str:
         text += f" INHERITS ({facts['parents']})" if facts["parents"] else ""
     text += f" PARTITION BY {facts['key']}" if facts["key"] else ""
     text += f" WITH ({', '.join(facts['options'])})" if facts["options"] else ""
+    text += f" SERVER {facts['server']}{facts['given'] or ''}" if facts["server"] else ""
     lines = [f"{text};"]
     if facts["rows"]:
         lines.append(f"ALTER TABLE {one.name} ENABLE ROW LEVEL SECURITY;")
     if facts["forced"]:
         lines.append(f"ALTER TABLE {one.name} FORCE ROW LEVEL SECURITY;")
-    if facts["replica"] in ("f", "n"):
+    if facts["replica"] in ("f", "n") and not facts["server"]:
         word = {"f": "FULL", "n": "NOTHING"}[facts["replica"]]
         lines.append(f"ALTER TABLE {one.name} REPLICA IDENTITY {word};")
     return "\n".join(lines)

@@ -2,13 +2,16 @@
 
 from typing import LiteralString
 
+from tollbook.migrate.surroundings import BESIDE, OUTSIDE, RIGHTS
+
 # What makes PostgreSQL print the same text for the same definition, wherever and by whomever it is asked.
 PLAIN: LiteralString = """SET LOCAL search_path = ''; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle =
     'ISO, YMD';
 SET LOCAL intervalstyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex';
 SET LOCAL quote_all_identifiers = off; SET LOCAL enable_seqscan = on"""
 
-COMMON: LiteralString = """
+COMMON: LiteralString = (
+    """
 WITH foreigners AS MATERIALIZED (
     SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
 ), spaces AS MATERIALIZED (
@@ -74,6 +77,9 @@ WITH foreigners AS MATERIALIZED (
     WHERE nspacl IS NOT NULL
     UNION ALL SELECT 'TYPE', full_name, full_name, typowner, typacl, acldefault('T', typowner), oid, 0, ''
     FROM types WHERE typacl IS NOT NULL
+"""  # noqa: S608 -- nobody's input is in it
+    + RIGHTS
+    + """
 ), defaults AS MATERIALIZED (
     SELECT d.*, concat_ws(' ', CASE WHEN x.others THEN x.role END, s.name, lower(x.word)) AS scope, x.word,
         x.others, s.name AS schema, concat_ws(' ', CASE WHEN x.others THEN 'FOR ROLE ' || x.role END,
@@ -90,6 +96,8 @@ WITH foreigners AS MATERIALIZED (
     WHERE s.oid IS NOT NULL OR d.defaclnamespace = 0
 )
 """
+    + OUTSIDE
+)
 
 OBJECTS: LiteralString = (
     COMMON  # noqa: S608 -- nobody's input is in it
@@ -103,7 +111,8 @@ UNION ALL SELECT 'extension', quote_ident(extname), '', format('CREATE EXTENSION
     extname, extnamespace::regnamespace), format('DROP EXTENSION %I', extname), NULL, 'pg_extension', oid, 0,
     NULL, NULL FROM pg_extension
 UNION ALL SELECT 'table', full_name,
-    concat_ws(' ', CASE relpersistence WHEN 'u' THEN 'unlogged' END, CASE relkind WHEN 'f' THEN 'foreign' END,
+    concat_ws(' ', CASE relpersistence WHEN 'u' THEN 'unlogged' END, 'foreign on ' || e.server || coalesce(
+            e.shown, ''),
         CASE WHEN relkind = 'p' THEN 'partitioned by ' || pg_get_partkeydef(oid) END,
         CASE WHEN relispartition THEN 'partition of ' || p.parents || ' ' || pg_get_expr(relpartbound, oid)
             WHEN p.parents IS NOT NULL THEN 'inherits ' || p.parents END,
@@ -117,9 +126,11 @@ UNION ALL SELECT 'table', full_name,
         relforcerowsecurity, 'replica', relreplident, 'options', coalesce(to_jsonb(reloptions), '[]'),
         'key', pg_get_partkeydef(oid), 'bound', CASE WHEN relispartition THEN pg_get_expr(relpartbound,
             oid) END,
-        'parents', p.parents, 'replica_by', x.columns, 'replica_index', x.name, 'replica_of', x.of),
+        'parents', p.parents, 'replica_by', x.columns, 'replica_index', x.name, 'replica_of', x.of,
+        'server', e.server, 'outside', e.options, 'given', e.given),
     relowner::regrole::text
-FROM relations LEFT JOIN LATERAL (SELECT string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno) AS
+FROM relations LEFT JOIN outside e ON (e.of_class, e.of_oid) = ('pg_class', relations.oid)
+LEFT JOIN LATERAL (SELECT string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno) AS
     parents
     FROM pg_inherits WHERE inhrelid = relations.oid) p ON true
 LEFT JOIN LATERAL (SELECT quote_ident(o.relname) AS name, coalesce(relations.full_name || '.' ||
@@ -316,28 +327,9 @@ UNION ALL SELECT 'event trigger', quote_ident(evtname), concat_ws(' ', evtevent,
     format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL, NULL
 FROM pg_event_trigger e WHERE NOT EXISTS (SELECT FROM foreigners f
     WHERE f.classid = 'pg_event_trigger'::regclass AND f.objid = e.oid)
-UNION ALL SELECT i.type, i.identity, '', NULL, NULL, NULL, o.classid::regclass::text, o.oid, 0, NULL, NULL
-FROM (SELECT 'pg_collation'::regclass AS classid, oid FROM pg_collation
-    UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator
-    UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast
-    UNION ALL SELECT 'pg_opclass'::regclass, oid FROM pg_opclass
-    UNION ALL SELECT 'pg_ts_config'::regclass, oid FROM pg_ts_config
-    UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict
-    UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper
-    UNION ALL SELECT 'pg_foreign_server'::regclass, oid FROM pg_foreign_server
-    UNION ALL SELECT 'pg_language'::regclass, oid FROM pg_language) o,
-LATERAL pg_identify_object(o.classid, o.oid, 0) i
-WHERE o.oid >= 16384
-  AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = o.classid AND f.objid = o.oid)
-UNION ALL SELECT 'publication', quote_ident(pubname), concat_ws(' ', CASE WHEN puballtables THEN
-    'all tables' END, (SELECT string_agg(prrelid::regclass::text, ', ' ORDER BY prrelid::regclass::text)
-        FROM pg_publication_rel WHERE prpubid = p.oid),
-    'schemas ' || (SELECT string_agg(pnnspid::regnamespace::text, ', ' ORDER BY pnnspid::regnamespace::text)
-        FROM pg_publication_namespace WHERE pnpubid = p.oid),
-    CASE WHEN pubinsert THEN 'insert' END, CASE WHEN pubupdate THEN 'update' END,
-    CASE WHEN pubdelete THEN 'delete' END, CASE WHEN pubtruncate THEN 'truncate' END,
-    CASE WHEN pubviaroot THEN 'via root' END), NULL, NULL, NULL, 'pg_publication', oid, 0, NULL, NULL
-FROM pg_publication p
+"""
+    + BESIDE
+    + """
 UNION ALL SELECT 'parameters', 'index ' || r.full_name, o.given, format('ALTER INDEX %s SET (%s)',
     r.full_name, o.given), format('ALTER INDEX %s RESET (%s)', r.full_name, o.names), t.full_name,
     'parameters', r.oid, 0,
@@ -375,8 +367,11 @@ FROM columns c, LATERAL (SELECT string_agg(format('ALTER %s %s', c.name, x.given
         WHERE c.attstattarget >= 0
     UNION ALL SELECT format('SET (%s)', array_to_string(c.attoptions, ', ')), format('RESET (%s)', (SELECT
         string_agg(split_part(o, '=', 1), ', ') FROM unnest(c.attoptions) o)) WHERE c.attoptions IS NOT NULL
+    UNION ALL SELECT format('OPTIONS (%s)', string_agg(format('ADD %I %L', option_name, option_value), ', '
+        ORDER BY option_name)), format('OPTIONS (%s)', string_agg(format('DROP %I', option_name), ', '))
+        FROM pg_options_to_table(c.attfdwoptions) HAVING count(*) > 0
     ) x) s
-WHERE s.given IS NOT NULL AND c.relkind IN ('r', 'p')
+WHERE s.given IS NOT NULL AND c.relkind IN ('r', 'p', 'f')
 UNION ALL SELECT 'access method', lower(w.word) || ' ' || r.full_name, quote_ident(m.amname),
     format('ALTER %s %s SET ACCESS METHOD %I', w.word, r.full_name, m.amname), format(
     'ALTER %s %s SET ACCESS METHOD %s', w.word, r.full_name, CASE r.relkind WHEN 'p' THEN 'DEFAULT' ELSE

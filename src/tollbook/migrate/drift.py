@@ -36,6 +36,8 @@ OWNED = {
     "view": "VIEW",
     "materialized view": "MATERIALIZED VIEW",
     "function": "ROUTINE",
+    "server": "SERVER",
+    "publication": "PUBLICATION",
 }
 
 
@@ -183,6 +185,7 @@ def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tu
     _reprint(have, want, there)
     _drop_rights_of_owners(have, want)
     _drop_others_defaults(have, want)
+    _match_mappings(have, want)
     _add_owners(have, want, there.info.user)
     return Side(have, live.needs), Side(want, wanted.needs), notes
 
@@ -304,6 +307,18 @@ def _drop_others_defaults(have: Catalog, want: Catalog) -> None:
         same = want.get((one.kind, one.name.partition(" ")[2]))
         if same and same.key not in have and same.definition == one.definition:
             del want[same.key]
+
+
+def _match_mappings(have: Catalog, want: Catalog) -> None:
+    """Take the user mapping of who runs the files for the same, by whatever name he goes there."""
+    ours = [
+        [one for one in side.values() if one.facts.get("ours") and one.key not in other]
+        for side, other in ((have, want), (want, have))
+    ]
+    for one, other in itertools.product(*ours):
+        if one.facts["server"] == other.facts["server"]:
+            del have[one.key]
+            del want[other.key]
 
 
 def _drop_rights_of_owners(have: Catalog, want: Catalog) -> None:

@@ -1,21 +1,11 @@
 """The SQL that makes one catalog into another: what is lacking made, what differs altered, nothing lost."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from tollbook.migrate.birth import (
-    BY_HAND,
-    IDENTITIES,
-    advance,
-    bear,
-    describe_identity,
-    holds,
-    literal,
-    make,
-    withdraw,
-)
+from tollbook.migrate.alterations import REPLACED, Work, change, comment
+from tollbook.migrate.birth import advance, bear, holds, withdraw
 from tollbook.migrate.catalog import Catalog, Key, Object, Place
 
 # In this order objects are made where nothing else is known of what needs what.
@@ -26,6 +16,17 @@ RANKS = (
     "domain constraint",
     "sequence",
     "function",
+    "language",
+    "collation",
+    "operator",
+    "operator family",
+    "operator class",
+    "cast",
+    "text search dictionary",
+    "text search configuration",
+    "foreign-data wrapper",
+    "server",
+    "user mapping",
     "table",
     "column",
     "sequence owner",
@@ -40,28 +41,14 @@ RANKS = (
     "policy",
     "access method",
     "tablespace",
+    "publication",
     "owner",
     "default privileges",
     "grant",
     "parameters",
     "comment",
 )
-REPLACED = (  # dropped and made again where they differ: no data is in them
-    "index",
-    "constraint",
-    "domain constraint",
-    "statistics",
-    "view",
-    "materialized view",
-    "rule",
-    "trigger",
-    "event trigger",
-    "policy",
-    "grant",
-    "default privileges",
-    "parameters",
-    "function",
-)
+EARLY = RANKS[: RANKS.index("sequence owner")]  # what a changed column may need
 FOLLOWERS = tuple(kind for kind in REPLACED if kind not in ("index", "domain constraint", "grant"))
 WHOLES = (
     "schema",
@@ -85,29 +72,17 @@ class Side:
     needs: Needs
 
 
-@dataclass(slots=True)
-class _Work:
-    """What is to be done, gathered before it is put in order."""
-
-    altered: list[str] = field(default_factory=list[str])
-    replaced: set[Key] = field(default_factory=set[Key])
-    made: set[Key] = field(default_factory=set[Key])  # what is said anew, without being dropped
-    numbered: list[Object] = field(default_factory=list[Object])  # columns that get a sequence of their own
-    retyped: set[Place] = field(default_factory=set[Place])
-    left: list[str] = field(default_factory=list[str])  # comments: what nobody but a person should do
-
-
 def reconcile(live: Side, wanted: Side, *, drops: bool = False) -> tuple[str, ...]:
     """Return the statements, in order, that make `live` what `wanted` is.
 
     What only the live side has is dropped in comments alone, unless `drops`. Of a changed index, constraint,
     view, trigger, policy or function the old one is dropped and the new one made.
     """
-    work = _Work()
+    work = Work()
     for key in sorted(live.objects.keys() & wanted.objects.keys()):
         have, want = live.objects[key], wanted.objects[key]
         if have.definition != want.definition:
-            _change(have, want, work)
+            change(have, want, work)
     replaced = _follow(live, work)
     dropped = [_drop(live.objects[key]) for key in reversed(_order(replaced, live))]
     gone = {key[1] for key in replaced}
@@ -161,186 +136,14 @@ def _identify(live: Catalog, wanted: Catalog, made: set[str]) -> Iterable[str]:
             yield f"ALTER TABLE {one.name} REPLICA IDENTITY USING INDEX {one.facts['replica_index']};"
 
 
-def _split(order: list[Key], work: _Work) -> tuple[list[Key], list[Key]]:
+def _split(order: list[Key], work: Work) -> tuple[list[Key], list[Key]]:
     """Part what a changed column may need (types, functions) from what may need the changed column."""
-    early = ("schema", "extension", "type", "domain constraint", "sequence", "function", "table", "column")
     if not work.altered:
         return order, []
-    return [key for key in order if key[0] in early], [key for key in order if key[0] not in early]
+    return [key for key in order if key[0] in EARLY], [key for key in order if key[0] not in EARLY]
 
 
-def _change(have: Object, want: Object, work: _Work) -> None:
-    if change := CHANGES.get(want.kind):
-        change(have, want, work)
-    elif want.kind in REPLACED and want.make and have.drop:
-        work.replaced.add(want.key)
-    elif want.make:
-        work.altered.append(f"{want.make};")
-    else:
-        work.left.append(
-            f"{BY_HAND}{want.kind} {want.name}: {_flat(have.definition)} → {_flat(want.definition)}"
-        )
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _change_column(have: Object, want: Object, work: _Work) -> None:
-    old, new, table = have.facts, want.facts, want.parent
-    if old["inherited"] and new["inherited"]:
-        return  # changes with the column it is inherited from
-    alter = f"ALTER TABLE {table} ALTER COLUMN {new['name']}"
-    if old["generated"] != new["generated"] or (new["generated"] and old["expression"] != new["expression"]):
-        work.left += [
-            f"{BY_HAND}{want.name} is generated otherwise; made anew it is computed for every row:",
-            *_comment(f"{have.drop};"),
-            *_comment(make(want, {want.key: want})),
-        ]
-        return
-    default = old["expression"], new["expression"]
-    retyped = old["type"] != new["type"]
-    if default[0] and (retyped or default[1] is None):
-        work.altered.append(f"{alter} DROP DEFAULT;")
-    if old["identity"] and not new["identity"]:
-        work.altered.append(f"{alter} DROP IDENTITY;")
-    if retyped:
-        bare = new["type"].partition(" COLLATE ")[0]
-        work.retyped.add(have.place)
-        work.altered.append(f"{alter} TYPE {new['type']} USING {new['name']}::{bare};")
-    if old["required"] != new["required"]:
-        work.altered.append(f"{alter} {'SET' if new['required'] else 'DROP'} NOT NULL;")
-    elif "(not valid)" in have.definition and "(not valid)" not in want.definition:
-        work.altered += [f"{alter} DROP NOT NULL;", f"{alter} SET NOT NULL;"]
-    if default[1] and (retyped or default[0] != default[1]):
-        work.altered.append(f"{alter} SET DEFAULT {default[1]};")
-    work.altered += _change_identity(alter, table or "", old, new)
-    if new["identity"] and not old["identity"]:
-        work.numbered.append(want)
-
-
-def _change_identity(alter: str, table: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterable[str]:
-    if not new["identity"]:
-        return
-    if not old["identity"]:
-        yield f"{alter} ADD {describe_identity(new)};"
-        yield advance(table, new)
-        return
-    if old["identity"] != new["identity"]:
-        yield f"{alter} SET GENERATED {IDENTITIES[new['identity']]};"
-    if old["options"] != new["options"]:
-        yield f"{alter} {new['change']};"
-
-
-def _change_table(have: Object, want: Object, work: _Work) -> None:
-    old, new, table = have.facts, want.facts, f"ALTER TABLE {want.name}"
-    if old["rows"] != new["rows"]:
-        work.altered.append(f"{table} {'ENABLE' if new['rows'] else 'DISABLE'} ROW LEVEL SECURITY;")
-    if old["forced"] != new["forced"]:
-        work.altered.append(f"{table} {'' if new['forced'] else 'NO '}FORCE ROW LEVEL SECURITY;")
-    if old["persistence"] != new["persistence"]:
-        work.altered.append(f"{table} SET {'UNLOGGED' if new['persistence'] == 'u' else 'LOGGED'};")
-    if old["replica"] != new["replica"] and new["replica"] != "i":
-        words = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}
-        work.altered.append(f"{table} REPLICA IDENTITY {words[new['replica']]};")
-    _change_options(old["options"], new["options"], table, work)
-    if any(old[word] != new[word] for word in ("kind", "key", "bound", "parents")):
-        work.left.append(
-            f"{BY_HAND}table {want.name}: {have.definition or 'plain'} → {want.definition or 'plain'}"
-        )
-
-
-def _change_options(old: list[str], new: list[str], table: str, work: _Work) -> None:
-    if reset := [one.partition("=")[0] for one in old if one.partition("=")[0] not in _names(new)]:
-        work.altered.append(f"{table} RESET ({', '.join(reset)});")
-    if changed := [one for one in new if one not in old]:
-        work.altered.append(f"{table} SET ({', '.join(changed)});")
-
-
-def _names(options: Iterable[str]) -> set[str]:
-    return {one.partition("=")[0] for one in options}
-
-
-def _change_constraint(have: Object, want: Object, work: _Work) -> None:
-    if have.definition == f"{want.definition} (disabled)":
-        work.altered.append(f"{have.facts['enable']};")
-    elif have.definition == f"{want.definition} NOT VALID":
-        work.altered.append(f"ALTER TABLE {want.parent} VALIDATE CONSTRAINT {want.facts['name']};")
-    else:
-        work.replaced.add(want.key)
-
-
-def _change_trigger(have: Object, want: Object, work: _Work) -> None:
-    if have.facts["text"] == want.facts["text"]:
-        work.altered.append(f"{want.facts['enable']};")
-    else:
-        work.replaced.add(want.key)
-
-
-def _change_function(have: Object, want: Object, work: _Work) -> None:
-    if have.facts["shape"] == want.facts["shape"] and have.facts["kind"] == want.facts["kind"] != "a":
-        work.altered.append(f"{want.make};")
-    else:
-        work.replaced.add(want.key)
-
-
-def _change_publication(have: Object, want: Object, work: _Work) -> None:
-    work.left.append(f"{BY_HAND}publication {want.name}: {have.definition} → {want.definition}")
-
-
-def _change_sequence(have: Object, want: Object, work: _Work) -> None:
-    work.altered.append(f"{want.facts['change']};")
-    if have.facts["unlogged"] != want.facts["unlogged"]:
-        work.altered.append(f"ALTER SEQUENCE {want.name} SET {want.facts['unlogged'] or 'LOGGED'};")
-
-
-def _change_place(have: Object, want: Object, work: _Work) -> None:
-    work.made.add(want.key)
-
-
-def _change_type(have: Object, want: Object, work: _Work) -> None:
-    old, new = have.facts, want.facts
-    if old["kind"] == new["kind"] == "e" and _change_enum(want.name, old["labels"], new["labels"], work):
-        return
-    if old["kind"] == new["kind"] == "d" and old["base"] == new["base"]:
-        alter = f"ALTER DOMAIN {want.name}"
-        if old["default"] != new["default"]:
-            text = f"SET DEFAULT {new['default']}" if new["default"] else "DROP DEFAULT"
-            work.altered.append(f"{alter} {text};")
-        if old["required"] != new["required"]:
-            work.altered.append(f"{alter} {'SET' if new['required'] else 'DROP'} NOT NULL;")
-        return
-    work.left.append(f"{BY_HAND}type {want.name}: {have.definition} → {want.definition}")
-
-
-def _change_enum(name: str, old: list[str], new: list[str], work: _Work) -> bool:
-    """Add what values are lacking. False where there are others, or in another order: those stay for ever."""
-    if [label for label in new if label in old] != old:
-        return False
-    known = list(old)
-    for place, label in enumerate(new):
-        if label not in known:
-            where = f" BEFORE {literal(known[place])}" if place < len(known) else ""
-            work.altered.append(f"ALTER TYPE {name} ADD VALUE {literal(label)}{where};")
-            known.insert(place, label)
-    return True
-
-
-CHANGES: Mapping[str, Callable[[Object, Object, _Work], None]] = {
-    "column": _change_column,
-    "table": _change_table,
-    "constraint": _change_constraint,
-    "trigger": _change_trigger,
-    "function": _change_function,
-    "sequence": _change_sequence,
-    "type": _change_type,
-    "publication": _change_publication,
-    "access method": _change_place,
-    "tablespace": _change_place,
-}
-
-
-def _follow(live: Side, work: _Work) -> set[Key]:
+def _follow(live: Side, work: Work) -> set[Key]:
     """Return what is to be made anew: what differs, and all that stands on it or on a column's old type."""
     by_place = {one.place: key for key, one in live.objects.items()}
     needed_by: dict[Place, set[Place]] = {}
@@ -425,10 +228,6 @@ def _drop(one: Object) -> str:
     return f"{one.drop};"
 
 
-def _comment(text: str) -> list[str]:
-    return [f"-- {line}" for line in text.splitlines()]
-
-
 def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[str]:
     """Name in comments what only the live side has, the last made first; parts go with their whole."""
     extra = {key for key in live.objects if key not in wanted.objects}
@@ -441,7 +240,7 @@ def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[s
     lines = [
         line
         for key in order
-        for line in _comment(
+        for line in comment(
             f"{live.objects[key].drop};" if live.objects[key].drop else f"drop the {key[0]} {key[1]} by hand"
         )
     ]
