@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from click.testing import Result
 
-from tollbook.migrate import Folder, Traffic, plan
+from tollbook.migrate import Folder, Traffic, cli, plan
 from tollbook.migrate import apply as apply_migrations
 from tollbook.migrate.errors import InTheWay, LockHeld
 from tollbook.migrate.events import Event
+from tollbook.migrate.shadow import ShadowUnavailable
 
 Apply = Callable[..., Result]
 SEEN_SECONDS_MAX = 30.0
@@ -138,6 +139,23 @@ def test_a_live_plan_that_waits_gives_way_and_says_for_whom(write: Any, url: str
     assert "sessions waited behind it" in words(result)
     assert "SELECT * FROM orders" in words(result)
     assert "without --live" in words(result)
+
+
+@pytest.mark.usefixtures("orders")
+def test_the_plan_that_apply_asks_about_gives_way_by_the_same_options(
+    write: Any, url: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> Any:
+        raise ShadowUnavailable("No shadow starts here.")
+
+    monkeypatch.setattr("tollbook.migrate.shadow.shadow", none)
+    monkeypatch.setattr(cli.Call, "require_terminal", lambda _: None)
+    write("0001_a", up="ALTER TABLE orders ADD COLUMN total int")
+    with holding(url, "SELECT * FROM orders"), crowd(url, 5):
+        result = run("apply", "--skip-backup", "--lock-timeout", "4s", "--queue-max", "2")
+    assert result.exit_code == LockHeld.exit_code
+    assert "The live plan gave way to other sessions" in words(result)
+    assert "sessions waited behind it" in words(result)
 
 
 @pytest.mark.usefixtures("orders")

@@ -117,7 +117,7 @@ def apply(
     skip_backup: bool,
     backup_dir: str | None,
     auto: bool,
-    **traffic: Any,
+    **options: Any,
 ) -> None:
     """Apply what is pending, each file in one transaction, proven before it commits.
 
@@ -125,10 +125,10 @@ def apply(
     """
     from tollbook.migrate import application
 
-    url, folders, target = call.url, call.folders, call.target(to)
+    url, folders, target, traffic = call.url, call.folders, call.target(to), read_traffic(options)
     if not auto:
         call.require_terminal()
-        planned = show_before_apply(call, target, lock_timeout)
+        planned = show_before_apply(call, target, lock_timeout, traffic)
         if planned.pending:
             call.confirm(f"Apply {len(planned.pending)} to {planned.database}?", auto=auto)
     with logged(call, "apply") as log:
@@ -139,7 +139,7 @@ def apply(
             backup=not skip_backup,
             backup_dir=backup_dir,
             lock_timeout_seconds=lock_timeout,
-            traffic=read_traffic(traffic),
+            traffic=traffic,
             listen=log,
         )
     call.answer(result, lambda result: _show_result(result, "applied to"))

@@ -12,6 +12,7 @@ from tollbook.migrate.events import Event
 if TYPE_CHECKING:
     from tollbook.migrate.call import Call
     from tollbook.migrate.rehearsal import Plan
+    from tollbook.migrate.traffic import Traffic
 
 EXIT_PENDING = 3
 
@@ -94,7 +95,9 @@ def _make(
         )
 
 
-def show_before_apply(call: "Call", to: tuple[str, str] | None, lock_timeout: float) -> "Plan":
+def show_before_apply(
+    call: "Call", to: tuple[str, str] | None, lock_timeout: float, traffic: "Traffic"
+) -> "Plan":
     """Show the plan that apply asks about: on a shadow, or where none can start on the database itself."""
     from tollbook.migrate import plan_text, rehearsal
     from tollbook.migrate.shadow import ShadowUnavailable
@@ -106,6 +109,7 @@ def show_before_apply(call: "Call", to: tuple[str, str] | None, lock_timeout: fl
             depth=depth,
             to=to,
             lock_timeout_seconds=lock_timeout,
+            traffic=traffic,
             listen=call.listen,
         )
 
