@@ -143,7 +143,7 @@ def check(
     ready, unreadable = preflight.prepare(pending) if pending else ([], [])
     problems += unreadable
     if pending and not history.exists(conn):
-        problems += check_foreign(conn, pending)
+        preflight.refuse(check_foreign(conn, pending))  # that all is there already follows from it
     if pending:
         from tollbook.migrate.course import check_progress
 

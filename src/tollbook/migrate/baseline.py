@@ -49,7 +49,7 @@ def baseline(
     migrations = formats.read([folder])
     with connected(url) as conn, locked(conn, url, listen, lock_wait_seconds_max):
         standing = preflight.compare(migrations, [folder], history.read(conn))
-        keeper = foreign.find(conn) if to is None else None
+        keeper = foreign.find(conn, migrations) if to is None else None
         if keeper is None and to is None:
             raise WrongUsage(
                 "No history of a known tool lies in this database. Say up to where it is: --to VERSION."
@@ -144,7 +144,7 @@ def give_back(url: str, folder: Folder, *, listen: Listener = ignore) -> Baselin
     migrations = formats.read([folder])
     with connected(url) as conn, locked(conn, url, listen, LOCK_WAIT_SECONDS_MAX):
         standing = preflight.compare(migrations, [folder], history.read(conn))
-        keeper = foreign.find(conn)
+        keeper = foreign.find(conn, migrations)
         if keeper is None:
             raise WrongUsage(
                 "No history of a tool that is known lies in this database; there is nobody to tell."

@@ -1,40 +1,15 @@
-"""The histories that other tools keep in the database: read to take over, written to give back."""
+"""The histories that other tools have left in the database: found, and set beside the files."""
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from uuid import uuid4
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.files import Migration
-from tollbook.migrate.formats import drizzle, flyway, graphile
+from tollbook.migrate.formats import flyway
+from tollbook.migrate.keepers import AGAIN, KEEPERS, Keeper, Kept
 from tollbook.migrate.session import Connection
 
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A migration that a tool's table says is applied: by its own key, with the checksum it keeps, if any.
-
-    floor: it stands for all before it too, and there may be no file of it.
-    """
-
-    key: str
-    checksum: str | None = None
-    floor: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Keeper:
-    """A tool's table: what identifies a migration in it, how it sums a file, and how its rows are made."""
-
-    tool: str
-    table: str
-    columns: frozenset[str]
-    read: Callable[[Connection], list[Kept]]
-    key: Callable[[Migration], str]
-    checksums: Callable[[Migration], tuple[str, ...]]  # all that are right, the tool's own first
-    write: Callable[[Connection, Sequence[Migration]], None]
+Rows = dict[str, Kept]
+Files = Mapping[str, Migration]
 
 
 def find_all(conn: Connection) -> list[Keeper]:
@@ -46,12 +21,15 @@ def find_all(conn: Connection) -> list[Keeper]:
     return found
 
 
-def find(conn: Connection) -> Keeper | None:
-    """Return the keeper whose table is in this database; None where no known tool has been at work.
+def find(conn: Connection, migrations: Sequence[Migration]) -> Keeper | None:
+    """Return the keeper of these files' history; None where no known tool has been at work.
 
-    Raises MigrateError where there are two: the database does not say which one is in force.
+    Raises MigrateError where there are several and not one alone knows the files.
     """
     found = find_all(conn)
+    if len(found) > 1:
+        knowing = [one for one in found if match(one, one.read(conn), migrations)[0]]
+        found = knowing if len(knowing) == 1 else found
     if len(found) > 1:
         raise MigrateError(
             f"{' and '.join(one.tool for one in found)} have both left a history here "
@@ -69,358 +47,6 @@ def _has(conn: Connection, keeper: Keeper) -> bool:
     return keeper.columns <= {row[0] for row in rows}
 
 
-def _number(migration: Migration) -> str:
-    return _digits(migration).lstrip("0") or "0"
-
-
-def _digits(migration: Migration) -> str:
-    """Return the leading digits of the file's name, zeros and all."""
-    match = re.match(r"[0-9]+", migration.label)
-    return match[0] if match else migration.version
-
-
-def _version(migration: Migration) -> str:
-    return migration.version
-
-
-def _dateless(migration: Migration) -> str:
-    return migration.label.partition("_")[0].replace("-", "")
-
-
-def _none(migration: Migration) -> tuple[str, ...]:
-    return ()
-
-
-def _digest(name: str) -> Callable[[Migration], tuple[str, ...]]:
-    """Sum the file as it lies, as those tools do; with other line ends it is the same file."""
-
-    def digest(migration: Migration) -> tuple[str, ...]:
-        content = migration.up.path.read_bytes()
-        plain = content.replace(b"\r\n", b"\n")
-        texts = (content, plain, plain.replace(b"\n", b"\r\n"))
-        return tuple(hashlib.new(name, text).hexdigest() for text in texts)
-
-    return digest
-
-
-def _crc(migration: Migration) -> tuple[str, ...]:
-    return (str(flyway.compute_checksum(migration.up.path)),)
-
-
-def _hash(migration: Migration) -> tuple[str, ...]:
-    header = graphile.HEADER.match(migration.up.path.read_text(encoding="utf-8").replace("\r\n", "\n"))
-    return (header["hash"],) if header else ()
-
-
-def _read_sqlx(conn: Connection) -> list[Kept]:
-    rows = conn.execute(
-        "SELECT version::text, encode(checksum, 'hex'), success FROM _sqlx_migrations ORDER BY version"
-    ).fetchall()
-    if failed := [version for version, _, success in rows if not success]:
-        raise MigrateError(_half(f"_sqlx_migrations says that {failed[0]} failed half way"))
-    return [Kept(version, checksum) for version, checksum, _ in rows]
-
-
-def _half(what: str) -> str:
-    return f"{what}. Finish or undo it by that tool first; nothing was taken over."
-
-
-def _write_sqlx(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            """INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
-            VALUES (%(version)s, %(description)s, true, decode(%(checksum)s, 'hex'), 0)""",
-            {
-                "version": int(one.version),
-                "description": one.label.partition("_")[2].replace("_", " "),
-                "checksum": _digest("sha384")(one)[0],
-            },
-        )
-
-
-def _read_prisma(conn: Connection) -> list[Kept]:
-    rows = conn.execute(
-        """SELECT migration_name, checksum, finished_at IS NOT NULL FROM _prisma_migrations
-        WHERE rolled_back_at IS NULL ORDER BY started_at"""
-    ).fetchall()
-    if failed := [name for name, _, finished in rows if not finished]:
-        raise MigrateError(_half(f"_prisma_migrations says that {failed[0]} was never finished"))
-    return [Kept(name, checksum) for name, checksum, _ in rows]
-
-
-def _write_prisma(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            """INSERT INTO _prisma_migrations
-                (id, checksum, finished_at, migration_name, started_at, applied_steps_count)
-            VALUES (%(id)s, %(checksum)s, now(), %(name)s, now(), 1)""",
-            {"id": str(uuid4()), "checksum": _digest("sha256")(one)[0], "name": one.version},
-        )
-
-
-def _read_golang(conn: Connection) -> list[Kept]:
-    row = conn.execute("SELECT version::text, dirty FROM schema_migrations").fetchone()
-    if row is None:
-        return []
-    if row[1]:
-        raise MigrateError(_half(f"schema_migrations says that version {row[0]} is dirty"))
-    return [Kept(row[0])]  # one row: this one, and all before it
-
-
-def _write_golang(conn: Connection, migrations: Sequence[Migration]) -> None:
-    conn.execute("DELETE FROM schema_migrations")
-    for one in migrations[-1:]:
-        conn.execute(
-            "INSERT INTO schema_migrations (version, dirty) VALUES (%(version)s, false)",
-            {"version": int(one.version)},
-        )
-
-
-def _read_dbmate(conn: Connection) -> list[Kept]:
-    rows = conn.execute("SELECT version::text FROM schema_migrations ORDER BY version")
-    return [Kept(row[0]) for row in rows]
-
-
-def _write_dbmate(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO schema_migrations (version) VALUES (%(version)s)", {"version": _digits(one)}
-        )
-
-
-def _read_flyway(conn: Connection) -> list[Kept]:
-    rows = conn.execute(
-        """SELECT DISTINCT ON (coalesce(version, script)) version, script, checksum::text, type, success
-        FROM flyway_schema_history WHERE type <> 'SCHEMA'
-        ORDER BY coalesce(version, script), installed_rank DESC"""
-    ).fetchall()
-    if failed := [script for _, script, _, _, success in rows if not success]:
-        raise MigrateError(_half(f"flyway_schema_history says that {failed[0]} failed"))
-    return [
-        Kept(version or script.rpartition("/")[2].removesuffix(".sql"), checksum, "BASELINE" in kind)
-        for version, script, checksum, kind, _ in rows
-        if not kind.startswith("UNDO")
-    ]
-
-
-def _write_flyway(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            """INSERT INTO flyway_schema_history (installed_rank, version, description, type, script,
-                checksum, installed_by, execution_time, success)
-            SELECT coalesce(max(installed_rank), 0) + 1, %(version)s, %(description)s, 'SQL', %(script)s,
-                %(checksum)s, session_user, 0, true FROM flyway_schema_history""",
-            {
-                "version": None if one.repeatable else one.version,
-                "description": one.label.partition("__")[2].replace("_", " "),
-                "script": one.up.path.name,
-                "checksum": int(_crc(one)[0]),
-            },
-        )
-
-
-def _read_goose(conn: Connection) -> list[Kept]:
-    rows = conn.execute(
-        """SELECT DISTINCT ON (version_id) version_id::text, is_applied FROM goose_db_version
-        WHERE version_id > 0 ORDER BY version_id, id DESC"""
-    )
-    return [Kept(version) for version, applied in rows if applied]
-
-
-def _write_goose(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO goose_db_version (version_id, is_applied) VALUES (%(version)s, true)",
-            {"version": int(one.version)},
-        )
-
-
-def _read_graphile(conn: Connection) -> list[Kept]:
-    rows = conn.execute("SELECT filename, hash FROM graphile_migrate.migrations ORDER BY filename")
-    return [Kept(name.removesuffix(".sql"), hash_) for name, hash_ in rows]
-
-
-def _write_graphile(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        match = graphile.HEADER.match(one.up.path.read_text(encoding="utf-8"))
-        conn.execute(
-            """INSERT INTO graphile_migrate.migrations (hash, previous_hash, filename)
-            VALUES (%(hash)s, %(previous)s, %(name)s)""",
-            {
-                "hash": match and match["hash"],
-                "previous": None if match is None or match["previous"] == "-" else match["previous"],
-                "name": one.up.path.name,
-            },
-        )
-
-
-def _read_diesel(conn: Connection) -> list[Kept]:
-    return [Kept(row[0]) for row in conn.execute("SELECT version FROM __diesel_schema_migrations ORDER BY 1")]
-
-
-def _write_diesel(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO __diesel_schema_migrations (version) VALUES (%(version)s)",
-            {"version": _dateless(one)},
-        )
-
-
-def _read_sqitch(conn: Connection) -> list[Kept]:
-    rows = conn.execute("SELECT change FROM sqitch.changes ORDER BY committed_at")
-    return [Kept(row[0]) for row in rows]
-
-
-def _write_nothing(conn: Connection, migrations: Sequence[Migration]) -> None:
-    names = " ".join(one.label for one in migrations)
-    raise MigrateError(
-        f"Sqitch names a change by a digest of its plan, which only Sqitch makes. Give it these as they are: "
-        f"sqitch deploy --log-only, up to {names.rpartition(' ')[2]}."
-    )
-
-
-def _find_time(migration: Migration) -> str:
-    path = migration.up.path.parent
-    return str(drizzle.read_times(path).get(migration.label)) if drizzle.recognise(path) else ""
-
-
-def _read_drizzle(conn: Connection) -> list[Kept]:
-    rows = conn.execute("SELECT created_at::text, hash FROM drizzle.__drizzle_migrations ORDER BY created_at")
-    return [Kept(time, hash_) for time, hash_ in rows]
-
-
-def _write_drizzle(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO drizzle.__drizzle_migrations (hash, created_at) VALUES (%(hash)s, %(time)s)",
-            {"hash": _digest("sha256")(one)[0], "time": int(_find_time(one))},
-        )
-
-
-def _read_supabase(conn: Connection) -> list[Kept]:
-    rows = conn.execute("SELECT version FROM supabase_migrations.schema_migrations ORDER BY version")
-    return [Kept(row[0]) for row in rows]
-
-
-def _write_supabase(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            """INSERT INTO supabase_migrations.schema_migrations (version, name)
-            VALUES (%(version)s, %(name)s)""",
-            {"version": _digits(one), "name": one.label.partition("_")[2]},
-        )
-
-
-def _read_sql_migrate(conn: Connection) -> list[Kept]:
-    return [Kept(row[0]) for row in conn.execute("SELECT id FROM gorp_migrations ORDER BY id")]
-
-
-def _write_sql_migrate(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO gorp_migrations (id, applied_at) VALUES (%(id)s, now())", {"id": one.up.path.name}
-        )
-
-
-def _read_node(conn: Connection) -> list[Kept]:
-    return [Kept(row[0]) for row in conn.execute("SELECT name FROM pgmigrations ORDER BY id")]
-
-
-def _write_node(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        conn.execute(
-            "INSERT INTO pgmigrations (name, run_on) VALUES (%(name)s, now())", {"name": one.up.path.stem}
-        )
-
-
-def _columns(*names: str) -> frozenset[str]:
-    return frozenset(names)
-
-
-def _find_ancestors(heads: Iterable[str], migrations: Sequence[Migration]) -> set[str]:
-    """Return the heads and all they build on: Alembic's table holds the heads alone."""
-    after = {one.version: one.after for one in migrations}
-    found: set[str] = set()
-    open_ = list(heads)
-    while open_:
-        version = open_.pop()
-        if version not in found:
-            found.add(version)
-            open_ += after.get(version, ())
-    return found
-
-
-def _read_alembic(conn: Connection) -> list[Kept]:
-    return [Kept(row[0]) for row in conn.execute("SELECT version_num FROM alembic_version")]
-
-
-def _write_alembic(conn: Connection, migrations: Sequence[Migration]) -> None:
-    heads = {one.version for one in migrations} - {before for one in migrations for before in one.after}
-    gone = [before for one in migrations for before in one.after]
-    conn.execute("DELETE FROM alembic_version WHERE version_num = ANY(%(gone)s)", {"gone": gone})
-    for version in sorted(heads):
-        conn.execute("INSERT INTO alembic_version VALUES (%(version)s)", {"version": version})
-
-
-KEEPERS: tuple[Keeper, ...] = (
-    Keeper(
-        "SQLx", "_sqlx_migrations", _columns("version", "success", "checksum"),
-        _read_sqlx, _version, _digest("sha384"), _write_sqlx,
-    ),
-    Keeper(
-        "Prisma", "_prisma_migrations", _columns("migration_name", "checksum", "finished_at"),
-        _read_prisma, _version, _digest("sha256"), _write_prisma,
-    ),
-    Keeper(
-        "golang-migrate", "schema_migrations", _columns("version", "dirty"),
-        _read_golang, _number, _none, _write_golang,
-    ),
-    Keeper(
-        "Flyway", "flyway_schema_history", _columns("installed_rank", "version", "checksum"),
-        _read_flyway, _version, _crc, _write_flyway,
-    ),
-    Keeper(
-        "goose", "goose_db_version", _columns("version_id", "is_applied"),
-        _read_goose, _number, _none, _write_goose,
-    ),
-    Keeper(
-        "graphile-migrate", "graphile_migrate.migrations", _columns("hash", "filename"),
-        _read_graphile, lambda one: one.label, _hash, _write_graphile,
-    ),
-    Keeper(
-        "Diesel", "__diesel_schema_migrations", _columns("version", "run_on"),
-        _read_diesel, _dateless, _none, _write_diesel,
-    ),
-    Keeper(
-        "Drizzle", "drizzle.__drizzle_migrations", _columns("hash", "created_at"),
-        _read_drizzle, _find_time, _digest("sha256"), _write_drizzle,
-    ),
-    Keeper(
-        "Supabase", "supabase_migrations.schema_migrations", _columns("version", "name"),
-        _read_supabase, _digits, _none, _write_supabase,
-    ),
-    Keeper(
-        "sql-migrate", "gorp_migrations", _columns("id", "applied_at"),
-        _read_sql_migrate, lambda one: one.up.path.name, _none, _write_sql_migrate,
-    ),
-    Keeper(
-        "node-pg-migrate", "pgmigrations", _columns("name", "run_on"),
-        _read_node, lambda one: one.up.path.stem, _none, _write_node,
-    ),
-    Keeper(
-        "Sqitch", "sqitch.changes", _columns("change_id", "change"),
-        _read_sqitch, lambda one: one.label.partition("@")[0], _none, _write_nothing,
-    ),
-    Keeper(
-        "Alembic", "alembic_version", _columns("version_num"), _read_alembic, _version, _none, _write_alembic
-    ),
-    # Last: Rails and others keep versions in a table of this name and shape as well.
-    Keeper(
-        "dbmate", "schema_migrations", _columns("version"), _read_dbmate, _digits, _none, _write_dbmate
-    ),
-)  # fmt: skip
-
-
 def match(
     keeper: Keeper, history: Iterable[Kept], migrations: Sequence[Migration]
 ) -> tuple[list[Migration], list[Migration], list[str]]:
@@ -429,26 +55,76 @@ def match(
     Returns the migrations it says are applied, those of them whose file is not the one it applied, and the
     keys it has no file for.
     """
+    files: dict[str, Migration] = {}
+    for one in migrations:
+        key = keeper.key(one)
+        while key in files:  # a change of Sqitch's that was reworked
+            key += AGAIN
+        files[key] = one
     rows = {one.key: one for one in history}
-    by_key = {keeper.key(one): one for one in migrations}
-    if keeper.tool == "golang-migrate" and rows:
-        (key,) = rows
-        keys = list(by_key)
-        upto = keys.index(key) + 1 if key in by_key else 0
-        rows = {one: Kept(one) for one in keys[:upto]} or rows
+    rows = READINGS.get(keeper.tool, _as_it_is)(rows, files)
+    edited = [
+        one
+        for key, one in files.items()
+        if key in rows and (kept := rows[key].checksum) is not None and kept not in keeper.checksums(one)
+    ]
+    applied = [one for key, one in files.items() if key in rows]
+    return applied, edited, [key for key in rows if key not in files]
+
+
+def _as_it_is(rows: Rows, files: Files) -> Rows:
+    return rows
+
+
+def _take_all_before(rows: Rows, files: Files) -> Rows:
+    """golang-migrate keeps one row: that migration is applied, and all before it."""
+    keys = list(files)
+    upto = max((keys.index(key) + 1 for key in rows if key in files), default=0)
+    return {key: Kept(key) for key in keys[:upto]} or rows
+
+
+def _take_below_floors(rows: Rows, files: Files) -> Rows:
+    """What is below a baseline, by its version, counts as applied."""
     for floor in [one for one in rows.values() if one.floor]:
         del rows[floor.key]
         upto = flyway.parse_version(floor.key)
         below = (
-            key for key, one in by_key.items() if not one.repeatable and flyway.parse_version(key) <= upto
+            key for key, one in files.items() if not one.repeatable and flyway.parse_version(key) <= upto
         )
         rows = {key: Kept(key) for key in below} | rows
-    if keeper.tool == "Alembic":
-        rows = {key: Kept(key) for key in _find_ancestors(rows, migrations)}
-    applied = [one for key, one in by_key.items() if key in rows]
-    edited = [
-        one
-        for one in applied
-        if (kept := rows[keeper.key(one)].checksum) is not None and kept not in keeper.checksums(one)
-    ]
-    return applied, edited, [key for key in rows if key not in by_key]
+    return rows
+
+
+def _take_ancestors(rows: Rows, files: Files) -> Rows:
+    """Alembic's table holds the heads alone: they are applied, and all they build on."""
+    found: Rows = {}
+    open_ = list(rows)
+    while open_:
+        version = open_.pop()
+        if version not in found:
+            found[version] = Kept(version)
+            open_ += files[version].after if version in files else ()
+    return found
+
+
+def _leave_squashed(rows: Rows, files: Files) -> Rows:
+    """Prisma squashes by hand: rows whose files are gone stay before one that was said to be applied."""
+    keys = list(rows)
+    upto = max((place for place, key in enumerate(keys) if rows[key].floor and key in files), default=0)
+    return {key: rows[key] for place, key in enumerate(keys) if place >= upto or key in files}
+
+
+def _leave_other_projects(rows: Rows, files: Files) -> Rows:
+    """Sqitch keeps several projects in one table."""
+    ours = {key.partition(":")[0] for key in files}
+    return {key: one for key, one in rows.items() if key.partition(":")[0] in ours}
+
+
+READINGS: Mapping[str, Callable[[Rows, Files], Rows]] = {
+    "Alembic": _take_ancestors,
+    "Atlas": _take_below_floors,
+    "Flyway": _take_below_floors,
+    "Prisma": _leave_squashed,
+    "Sqitch": _leave_other_projects,
+    "golang-migrate": _take_all_before,
+}

@@ -119,6 +119,7 @@ def _describe(
 ) -> Status:
     edited = {(one.folder, one.version) for one in standing.edited}
     gone = {one.id for one in standing.missing}
+    again = {(one.folder, one.version) for one in standing.pending}  # repeatable ones that have changed
     applied = [
         Line(
             one.name,
@@ -129,6 +130,7 @@ def _describe(
             committed=stopped.statements if stopped and stopped.direction == "down" else None,
         )
         for one in standing.applied
+        if (one.folder, one.version) not in again
         for stopped in [(begun or {}).get((one.folder, one.version))]
     ]
     pending: list[Line] = []

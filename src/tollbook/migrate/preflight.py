@@ -103,9 +103,11 @@ def _find_late(
     newest: dict[str, Applied] = {}
     for one in reversed(migrations):
         done = applied.get((one.folder, one.version))
+        if one.repeatable:  # stands behind all others, wherever those come to
+            continue
         if done is not None:
             newest.setdefault(one.folder, done)
-        elif one.folder in newest and not (one.repeatable or one.after):
+        elif one.folder in newest and not one.after:
             yield one, newest[one.folder]
 
 

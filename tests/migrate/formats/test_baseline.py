@@ -48,7 +48,8 @@ def _prisma(folder: Path) -> str:
     return f"""CREATE TABLE _prisma_migrations (id varchar(36) PRIMARY KEY, checksum varchar(64) NOT NULL,
         finished_at timestamptz, migration_name varchar(255) NOT NULL, logs text, rolled_back_at timestamptz,
         started_at timestamptz NOT NULL DEFAULT now(), applied_steps_count integer NOT NULL DEFAULT 0);
-        INSERT INTO _prisma_migrations VALUES ('x', '{checksum}', now(), '20240102120000_init')"""
+        INSERT INTO _prisma_migrations
+        VALUES ('x', '{checksum}', now(), '20240102120000_init', '', NULL, now(), 1)"""
 
 
 def _golang(folder: Path) -> str:
@@ -97,15 +98,21 @@ def _alembic(folder: Path) -> str:
 
 
 def _sqitch(folder: Path) -> str:
-    return """CREATE SCHEMA sqitch; CREATE TABLE sqitch.changes (change_id text PRIMARY KEY, change text,
-        committed_at timestamptz DEFAULT now()); INSERT INTO sqitch.changes VALUES ('abc', 'init')"""
+    checksum = _sum("sha1", folder, "deploy/init.sql")
+    return f"""CREATE SCHEMA sqitch; CREATE TABLE sqitch.changes (change_id text PRIMARY KEY,
+        script_hash text, change text, project text, committed_at timestamptz DEFAULT now());
+        INSERT INTO sqitch.changes VALUES ('a', '{checksum}', 'init', 'shop'), ('b', 'x', 'more', 'other')"""
 
 
 def _drizzle(folder: Path) -> str:
     checksum = _sum("sha256", folder, "0000_calm_hulk.sql")
+    return _drizzle_table(checksum, 1700000000000)
+
+
+def _drizzle_table(checksum: str, time: int) -> str:
     return f"""CREATE SCHEMA drizzle; CREATE TABLE drizzle.__drizzle_migrations (id serial PRIMARY KEY,
         hash text NOT NULL, created_at bigint);
-        INSERT INTO drizzle.__drizzle_migrations (hash, created_at) VALUES ('{checksum}', 1700000000000)"""
+        INSERT INTO drizzle.__drizzle_migrations (hash, created_at) VALUES ('{checksum}', {time})"""
 
 
 def _sql_migrate(folder: Path) -> str:
@@ -125,10 +132,39 @@ def _node(folder: Path) -> str:
         INSERT INTO pgmigrations (name, run_on) VALUES ('20240102120000_init', now())"""
 
 
+def _drizzle_v1(folder: Path) -> str:
+    checksum = _sum("sha256", folder, "20240102120000_init/migration.sql")
+    return _drizzle_table(checksum, 1704196800000)
+
+
+def _atlas(folder: Path) -> str:
+    return """CREATE SCHEMA atlas_schema_revisions;
+        CREATE TABLE atlas_schema_revisions.atlas_schema_revisions (version varchar PRIMARY KEY,
+        description varchar NOT NULL, type bigint NOT NULL DEFAULT 2, applied bigint NOT NULL DEFAULT 0,
+        total bigint NOT NULL DEFAULT 0, executed_at timestamptz NOT NULL, execution_time bigint NOT NULL,
+        error text, error_stmt text, hash varchar NOT NULL, partial_hashes jsonb,
+        operator_version varchar NOT NULL);
+        INSERT INTO atlas_schema_revisions.atlas_schema_revisions VALUES
+        ('.atlas_cloud_identifier', '', 2, 0, 0, now(), 0, '', '', '', 'null', ''),
+        ('20240102120000', 'init', 2, 1, 1, now(), 5, '', '', 'x=', 'null', 'Atlas CLI v0.30.0')"""
+
+
+def _hasura(folder: Path) -> str:
+    return """CREATE SCHEMA hdb_catalog; CREATE TABLE hdb_catalog.hdb_version (hasura_uuid uuid PRIMARY KEY,
+        cli_state jsonb NOT NULL DEFAULT '{}'); INSERT INTO hdb_catalog.hdb_version
+        VALUES (gen_random_uuid(), '{"migrations": {"shop": {"20240102120000": false}}, "settings": {}}')"""
+
+
 PLAIN = {
     "20240102120000_init.sql": "CREATE TABLE a (i int);",
     "20240103120000_j.sql": "ALTER TABLE a ADD j int",
 }
+DRIZZLE_V1 = {
+    f"{name.removesuffix('.sql')}/{file}": text
+    for name, sql in PLAIN.items()
+    for file, text in (("migration.sql", sql), ("snapshot.json", "{}"))
+}
+HASURA = {f"{name.removesuffix('.sql')}/up.sql": sql for name, sql in PLAIN.items()}
 TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "SQLx": (SQLX, _sqlx),
     "Prisma": (PRISMA, _prisma),
@@ -144,6 +180,9 @@ TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "sql-migrate": (SQL_MIGRATE, _sql_migrate),
     "Supabase": (PLAIN, _supabase),
     "node-pg-migrate": (PLAIN, _node),
+    "Atlas": (PLAIN | {"atlas.sum": "h1:a=\n20240103120000_j.sql h1:b=\n"}, _atlas),
+    "Hasura": (HASURA, _hasura),
+    "Drizzle, since its version 1": (DRIZZLE_V1, _drizzle_v1),
 }
 
 
@@ -158,7 +197,7 @@ def tool(request: pytest.FixtureRequest, folder: Path, ask: Any) -> str:
 def test_what_a_tool_has_applied_is_taken_over_and_the_rest_applied(tool: str, run: Run, ask: Any) -> None:
     taken = run("baseline", "--auto")
     assert taken.exit_code == 0, taken.output
-    assert f"1 taken over from {tool}" in taken.output
+    assert f"1 taken over from {tool.partition(',')[0]}" in taken.output
     applied = run("apply", "--auto", "--skip-backup")
     assert applied.exit_code == 0, applied.output
     assert ask("SELECT count(*) FROM pg_attribute WHERE attrelid = 'a'::regclass AND attname = 'j'") == 1
@@ -168,7 +207,7 @@ def test_what_a_tool_has_applied_is_taken_over_and_the_rest_applied(tool: str, r
 def test_what_a_tool_has_applied_is_not_run_again(tool: str, run: Run) -> None:
     refused = run("apply", "--auto", "--skip-backup")
     assert refused.exit_code == 1
-    assert f"{tool} has applied" in refused.output
+    assert f"{tool.partition(',')[0]} has applied" in refused.output
     assert "tollbook migrate baseline" in refused.output
 
 
@@ -190,7 +229,7 @@ def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run) -> None:
     assert "0 told" in run("baseline", "--back", "--auto").output
 
 
-@pytest.mark.parametrize("tool", ["SQLx", "Prisma", "Flyway"], indirect=True)
+@pytest.mark.parametrize("tool", ["SQLx", "Prisma", "Flyway", "Sqitch"], indirect=True)
 def test_a_file_that_the_tool_applied_otherwise_is_named(tool: str, folder: Path, run: Run, ask: Any) -> None:
     first = next(
         path for path in sorted(folder.rglob("*.sql")) if "init" in str(path) and "U1" not in path.name
@@ -201,6 +240,27 @@ def test_a_file_that_the_tool_applied_otherwise_is_named(tool: str, folder: Path
     assert refused.exit_code == 1
     assert "was edited after" in refused.output
     assert ask("SELECT to_regnamespace('tollbook_migrate')") is None
+
+
+def test_what_prisma_squashed_by_hand_needs_no_files(folder: Path, run: Run, ask: Any) -> None:
+    lay(folder, PRISMA)
+    row = "INSERT INTO _prisma_migrations VALUES ('{}', 'y', now(), '{}', '', NULL, {}, {})"
+    rows = [row.format(1, "20200101_a", "now() - interval '2 h'", 1), row.format(2, "20200102_b", "now()", 0)]
+    ask(f"{MADE}{_prisma(folder)}; {rows[0]}; SELECT 1")
+    assert "20200101_a, of which there is no file" in run("baseline", "--auto").output
+    ask("UPDATE _prisma_migrations SET applied_steps_count = 0, started_at = now() WHERE id = 'x'; SELECT 1")
+    assert run("baseline", "--auto").exit_code == 0
+    ask(f"{rows[1]}; SELECT 1")
+    assert "20200102_b" in run("baseline", "--auto").output
+
+
+def test_of_two_histories_that_of_the_files_is_taken(folder: Path, run: Run, ask: Any) -> None:
+    lay(folder, PRISMA)
+    ask(f"{MADE}{_prisma(folder)}; {_dbmate(folder)}; {_supabase(folder)}; SELECT 1")
+    assert "Prisma and Supabase" in run("baseline", "--auto").output
+    ask("UPDATE supabase_migrations.schema_migrations SET version = '20200101000000'; SELECT 1")
+    ask("UPDATE schema_migrations SET version = '20200101000000'; SELECT 1")
+    assert "1 taken over from Prisma" in run("baseline", "--auto").output
 
 
 def test_line_ends_make_no_other_file(folder: Path, run: Run, ask: Any) -> None:

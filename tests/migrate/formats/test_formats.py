@@ -233,6 +233,18 @@ def test_what_repeats_runs_again_when_it_has_changed(folder: Path, apply: Apply,
     assert "Nothing to do" in apply().output
 
 
+def test_what_repeats_stands_behind_versions_that_come_later(folder: Path, apply: Apply, run: Any) -> None:
+    lay(folder, FLYWAY)
+    apply()
+    lay(
+        folder,
+        {"V2__later.sql": "CREATE TABLE b ()", "R__view.sql": "CREATE OR REPLACE VIEW v AS SELECT * FROM a"},
+    )
+    lines = [line.split()[:2] for line in run("status").output.splitlines() if "shop/" in line]
+    assert lines[3:] == [["pending", "shop/V2__later"], ["pending", "shop/R__view"]]
+    assert apply().output.count("✓") == 2
+
+
 def test_what_repeats_stays_when_versions_are_taken_back(
     folder: Path, apply: Apply, run: Any, ask: Any
 ) -> None:

@@ -13,7 +13,7 @@ from tollbook.migrate.errors import FolderRefused
 from tollbook.migrate.files import Migration
 from tollbook.migrate.session import connected
 
-from .test_formats import GOOSE, TABLE, Files, lay
+from .test_formats import GOOSE, TABLE, Files, lay, make_graphile
 
 Apply = Callable[..., Result]
 
@@ -178,6 +178,44 @@ def test_graphiles_placeholders_and_settings_are_those_of_its_own_file(
         *["grant", "all", "on", "schema", "app", "to", "CURRENT_USER,", "guest,", "crew;"],
         *["select", "'", ":OTHER'::text;"],
     ]
+
+
+GMRC_JS = """require("dotenv").config();
+module.exports = {
+  connectionString: process.env.DATABASE_URL, // "afterAllMigrations": ["no.sql"]
+  shadowConnectionString: `${process.env.DATABASE_URL}_shadow`,
+  placeholders: { ":TEAM": "crew", ":HOME": process.env.HOME },
+  afterAllMigrations: [
+    { _: "command", command: 'if [ "$IN_TESTS" != "1" ]; then ./dump {} ]; fi' },
+    "!views.sql", { "_": "sql", file: "shadow.sql", shadow: true },
+  ],
+  ...others, afterReset: ["afterReset.sql"],
+};
+"""
+
+
+def test_graphiles_files_for_after_all_migrations_run_after_whatever_was_committed(
+    folder: Path, run: Any, apply: Apply, ask: Any
+) -> None:
+    files = make_graphile()
+    lay(
+        folder, {".gmrc.js": GMRC_JS, "migrations/views.sql": "CREATE OR REPLACE VIEW v AS SELECT 1 AS :TEAM"}
+    )
+    second = files.pop("committed/000002.sql")
+    lay(folder / "migrations", files)
+    assert "applied shop/afterAllMigrations-views" in apply().output
+    assert "Nothing to do" in apply().output
+    lay(folder / "migrations", {"committed/000002.sql": second})
+    lines = [line.split()[:2] for line in run("status").output.splitlines() if "shop/" in line]
+    assert lines == [
+        ["applied", "shop/000001"],
+        ["pending", "shop/000002"],
+        ["pending", "shop/afterAllMigrations-views"],
+    ]
+    assert apply().output.count("✓") == 2
+    assert ask("SELECT crew FROM v") == 1
+    (folder / ".gmrc.js").write_text(GMRC_JS.replace("after", "before"))
+    assert "beforeAllMigrations" in apply().output
 
 
 def test_a_file_may_begin_what_it_has_begun_and_remark_on_it_as_play_does(

@@ -3,43 +3,39 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from tollbook.migrate.errors import FolderRefused, Place
 from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
-from tollbook.migrate.formats import sections
+from tollbook.migrate.formats import gmrc, sections
 
 FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]{6,})(?:-.*)?)\.sql")
 PLACEHOLDER = re.compile(r"(?<![:\w]):(?P<name>[A-Z][A-Z0-9_]*)\b")
-SETTINGS = ".gmrc"
-PLACEHOLDER_SETTING = re.compile(r"""["']:(?P<name>[A-Z0-9_]+)["']\s*:\s*["'](?P<value>[^"'\n]*)["']""")
-SESSION = re.compile(r"""(?m)^\s*["']?pgSettings["']?\s*:\s*\{(?P<pairs>[^}]*)\}""")
-SESSION_SETTING = re.compile(
-    r"""(?m)^\s*["']?(?P<name>[a-z_][\w.]*)["']?\s*:\s*["'](?P<value>[^"'\n]*)["']"""
-)
-SETTINGS_ABOVE_MAX = 3  # committed, migrations, and the project
 HEADER = re.compile(
     r"--! Previous: (?P<previous>.*)\n--! Hash: (?P<hash>(?P<kind>sha1):\w+)\n(?P<more>(?:--! .*\n)*)\n"
 )
 
 
 def recognise(path: Path) -> bool:
-    """Whether the folder, or `committed` in it, has committed migrations."""
+    """Whether the folder, or `committed` in it or in its `migrations`, has committed migrations."""
     first = min(_find(path).glob("[0-9]*.sql"), default=None)
     return first is not None and HEADER.match(sections.read_text(first)) is not None
 
 
 def _find(path: Path) -> Path:
-    return path / "committed" if (path / "committed").is_dir() else path
+    below = (path / "committed", path / "migrations" / "committed")
+    return next((one for one in below if one.is_dir()), path)
 
 
 def read(folder: Folder) -> list[Migration]:
     """Return the folder's committed migrations. Raises FolderRefused where the chain of hashes is broken."""
     found: list[Migration] = []
     before: str | None = None
-    settings = _read_settings(folder.path)
+    settings = gmrc.read(_find(folder.path))
     for path in list_sql(_find(folder.path)):
         match = FILE_NAME.fullmatch(path.name)
         script = read_script(path)
@@ -63,25 +59,50 @@ def read(folder: Folder) -> list[Migration]:
         options = replace(script.options, transaction=script.options.transaction and transaction)
         up = sections.cut(script, [(header.end(), len(script.text))], options)
         found.append(Migration(folder.name, match["version"], match["label"], _fill(up, settings)))
-    return sort(found)
+    files = _list_actions(folder.path, settings) if found else []
+    return [*sort(found), *(_make_action(folder, file, settings, before or "") for file in files)]
 
 
-def _read_settings(path: Path) -> str:
-    """Return what graphile-migrate's settings say, which lie above the folder; JSON5, as people write it."""
-    above = list((_find(path).resolve() / SETTINGS).parents)[:SETTINGS_ABOVE_MAX]
-    return next((sections.read_text(one / SETTINGS) for one in above if (one / SETTINGS).is_file()), "")
+def _list_actions(path: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Return the SQL files that are run after all migrations; commands are for a shell, and are not run.
+
+    Raises FolderRefused where something is to run before them.
+    """
+    if first := next(_find_actions(path, settings.get("beforeAllMigrations")), None):
+        raise FolderRefused(
+            "graphile-migrate runs this before all migrations (beforeAllMigrations), which is not done here. "
+            "Write what it does in a migration, and take it out of the settings.",
+            Place(str(first)),
+        )
+    return list(_find_actions(path, settings.get("afterAllMigrations")))
 
 
-def _fill(script: Script, settings: str) -> Script:
+def _find_actions(path: Path, said: Any) -> Iterator[Path]:
+    for one in cast("list[Any]", said) if isinstance(said, list) else [said]:
+        action: dict[str, Any] | None = {"_": "sql", "file": one} if isinstance(one, str) else one
+        # What is for its other database, the shadow, has nowhere to run.
+        if action and action.get("_") == "sql" and not action.get("shadow"):
+            yield _find(path).parent / str(action.get("file")).removeprefix("!")
+
+
+def _make_action(folder: Folder, path: Path, settings: Mapping[str, Any], last: str) -> Migration:
+    """Return what runs again whenever a migration has been committed since, by the hash of the last."""
+    script = _fill(read_script(path), settings)
+    checksum = hashlib.sha256(f"{last}\n{script.checksum}".encode()).hexdigest()
+    label = f"afterAllMigrations-{path.stem}"
+    return Migration(folder.name, label, label, replace(script, checksum=checksum), repeatable=True)
+
+
+def _fill(script: Script, settings: Mapping[str, Any]) -> Script:
     """Write the values of placeholders, as they are, and what the settings set in every session."""
-    placeholders = {one["name"]: one["value"] for one in PLACEHOLDER_SETTING.finditer(settings)}
+    placeholders: dict[str, Any] = settings.get("placeholders") or {}
 
     def value(place: re.Match[str]) -> str | None:
         name = place["name"]
-        if name not in placeholders and not name.startswith("DATABASE_"):
+        if f":{name}" not in placeholders and not name.startswith("DATABASE_"):
             return place[0]
-        set_ = placeholders.get(name, "!ENV")
-        return _look_up(name) if set_ == "!ENV" else set_
+        said = placeholders.get(f":{name}")
+        return said if isinstance(said, str) and said != "!ENV" else _look_up(name)
 
     filled = sections.fill(
         script,
@@ -89,11 +110,11 @@ def _fill(script: Script, settings: str) -> Script:
         value,
         lambda place: f"Set {place['name']} in the environment, as for graphile-migrate.",
     )
-    block = SESSION.search(settings)
-    pairs = SESSION_SETTING.finditer(block["pairs"]) if block else ()
+    pairs: dict[str, Any] = settings.get("pgSettings") or {}
     lists = (
-        f"SET {one['name']} TO {one['value'] if one['name'] == 'search_path' else repr(one['value'])}; "
-        for one in pairs
+        f"SET {name} TO {value if name == 'search_path' else repr(str(value))}; "
+        for name, value in pairs.items()
+        if value is not None
     )
     return replace(filled, text="".join(lists) + filled.text)
 

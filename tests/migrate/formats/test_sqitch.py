@@ -1,0 +1,72 @@
+"""Projects of Sqitch as they are: reworked changes, several engines, variables, a registry of several."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+
+from tollbook.migrate import Folder, formats
+
+from .test_formats import Files, lay
+
+Run = Callable[..., Result]
+WHO = "2024-01-02T12:00:00Z Marge N. Ö. Vera <marge@example.com>"
+HEAD = "%syntax-version=1.0.0\n%project=flipr\n%uri=https://example.com/flipr/\n\n"
+MAKES = "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT {}';"
+FLIPR: Files = {
+    "sqitch.conf": "[core]\n\tengine = pg\n\t# top_dir = nowhere\n",
+    "sqitch.plan": f"{HEAD}f {WHO} # First: f\n@v1 {WHO}\n@v2 {WHO}\n\nf [f@v2] {WHO} # Reworked\n",
+    "deploy/f@v2.sql": MAKES.format(1),
+    "revert/f@v2.sql": "DROP FUNCTION f();",
+    "deploy/f.sql": MAKES.format(2),
+    "revert/f.sql": MAKES.format(1),
+}
+REGISTRY = """CREATE SCHEMA sqitch; CREATE TABLE sqitch.changes (change_id text PRIMARY KEY, script_hash text,
+    change text, project text, committed_at timestamptz DEFAULT clock_timestamp());
+    INSERT INTO sqitch.changes VALUES ('a', NULL, 'f', 'flipr'), ('b', NULL, 'f', 'other'); SELECT 1"""
+
+
+def test_a_reworked_change_is_taken_over_as_often_as_it_was_deployed(
+    folder: Path, run: Run, apply: Run, ask: Any
+) -> None:
+    lay(folder, FLIPR)
+    ask(f"{MAKES.format(1)}{REGISTRY}")
+    assert "1 taken over" in run("baseline", "--auto").output
+    assert "pending  shop/f\n" in run("status").output
+    assert "applied shop/f " in apply().output
+    assert ask("SELECT f()") == 2
+    assert run("revert", "--auto", "--skip-backup").exit_code == 0
+    assert ask("SELECT f()") == 1
+
+
+def test_where_scripts_lie_is_said_by_the_settings_of_the_engine(folder: Path) -> None:
+    files = {
+        "sqitch.conf": '[core]\n\tengine = pg\n[engine "pg"]\n\tplan_file = pg/sqitch.plan ; ours\n'
+        '\ttop_dir = pg\n\tdeploy_dir = "pg/up"\n\textension = ddl\n[engine "sqlite"]\n\ttop_dir = lite\n',
+        "pg/sqitch.plan": f"{HEAD}+tables/t [x:y !z] {WHO} # a\n",
+        "pg/up/tables/t.ddl": "CREATE TABLE t ();",
+        "pg/revert/tables/t.ddl": "DROP TABLE t;",
+        "lite/sqitch.plan": HEAD,
+    }
+    lay(folder, files)
+    (one,) = formats.read([Folder("shop", folder)])
+    assert one.label == "tables/t"
+    assert one.down is not None
+
+
+def test_variables_of_psql_are_those_of_the_settings(folder: Path, apply: Run, ask: Any) -> None:
+    text = (
+        "CREATE TABLE :\"schema\".t (a text DEFAULT :'who'); -- :schema\n"
+        "INSERT INTO :schema.t VALUES (':schema'), ($$:who$$), ('a:'::text), (:'who');\n"
+    )
+    files = FLIPR | {
+        "sqitch.conf": '[core "variables"]\n\tschema = other\n[deploy "variables"]\n\tschema = App\n'
+        "\twho = it's\n",
+        "deploy/f@v2.sql": 'CREATE SCHEMA app; CREATE SCHEMA :"schema"; CREATE VIEW :schema.v AS SELECT 1;',
+        "deploy/f.sql": text.replace(":schema.t", ':"schema".t'),
+    }
+    lay(folder, files)
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask('SELECT array_agg(a) FROM "App".t') == [":schema", ":who", "a:", "it's"]
