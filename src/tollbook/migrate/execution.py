@@ -1,6 +1,7 @@
 """Running a script in one round trip inside the open transaction, and saying where it failed if it does."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,11 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
 ROLLED_BACK = " Rolled back; correct the file and run again."
 WRONG_SHOWN_MAX = 20
 CONTEXT_LINES_MAX = 3
+# Harbor's files add a column to it.
+HISTORY_TABLE = re.compile(
+    r"(?i)\b(?:schema_migrations|schema_version|flyway_schema_history|goose_db_version|gorp_migrations"
+    r"|_sqlx_migrations|__diesel_schema_migrations|pgmigrations)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,11 @@ def explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Ex
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
     if error.sqlstate == "42704" and (diag.message_primary or "").startswith("role "):
         parts.append("Roles are the server's: make it there first (CREATE ROLE)")
+    if error.sqlstate == "42P01" and HISTORY_TABLE.search(diag.message_primary or ""):
+        parts.append(
+            "That is the table of the tool that these files were written for, which is not kept here: make it "
+            "beforehand, or leave this statement out"
+        )
     return StatementFailed(
         ". ".join(part.rstrip(".") for part in parts) + "." + ROLLED_BACK,
         place,

@@ -235,6 +235,13 @@ def test_a_role_that_is_not_there_is_said_to_be_the_servers(folder: Path, apply:
     assert "make it there first" in apply().output
 
 
+def test_a_file_that_changes_its_tools_own_table_is_told_that_it_is_not_here(
+    folder: Path, apply: Apply
+) -> None:
+    lay(folder, {"0030_2.0.0_schema.up.sql": "ALTER TABLE schema_migrations ADD COLUMN data_version int;"})
+    assert "the table of the tool that these files were written for" in " ".join(apply().output.split())
+
+
 def test_what_only_its_tool_can_run_is_taken_over_where_the_tool_has_run_it(
     folder: Path, run: Any, ask: Any
 ) -> None:
