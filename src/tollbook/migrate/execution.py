@@ -108,8 +108,8 @@ def explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Ex
         parts.append("Roles are the server's: make it there first (CREATE ROLE)")
     if error.sqlstate == "42P01" and HISTORY_TABLE.search(diag.message_primary or ""):
         parts.append(
-            "That is the table of the tool that these files were written for, which is not kept here: make it "
-            "beforehand, or leave this statement out"
+            "That is the table of the tool that these files were written for, which is not kept here: make "
+            "it beforehand, or leave this statement out"
         )
     return StatementFailed(
         ". ".join(part.rstrip(".") for part in parts) + "." + ROLLED_BACK,
