@@ -66,6 +66,21 @@ def test_help_names_every_command_and_loads_none_of_the_heavy_parts() -> None:
     assert helped.stdout.endswith("[] 0\n"), helped.stdout[-200:]
 
 
+def test_a_list_loads_nothing_that_asks_chains_or_serves(database_url: str) -> None:
+    """Or else every look at the books takes a second more."""
+    lists = [["payments", "list"], ["tokens", "list"], ["settlement", "list"], ["webhooks", "list"]]
+    code = (
+        "import sys; from tollbook.entrypoints import cli; "
+        f"codes = [cli.run([*one, '--database-url', {database_url!r}]) for one in {lists}]; "
+        "heavy = {'x402', 'web3', 'eth_account', 'solders', 'aiohttp', 'httpx', 'fastapi'}; "
+        "print(sorted(heavy & set(sys.modules)), codes)"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX
+    )
+    assert listed.stdout.endswith("[] [0, 0, 0, 0]\n"), listed.stdout[-200:]
+
+
 def test_payments_are_listed_and_shown_as_json(database_url: str) -> None:
     payment, _ = asyncio.run(sell(database_url, 1))
     listed = run("payments", "list", "--json", "--database-url", database_url)

@@ -5,15 +5,16 @@ from typing import get_args
 
 import click
 
-from tollbook.books.payments import analytics, jobs, payments, tokens
+from tollbook.books.payments import analytics, payments, tokens
 from tollbook.books.payments.payments import Payment, Status
 from tollbook.books.payments.reconciler.cli import COMMANDS
 from tollbook.books.payments.schemes.cli import channels_group
 from tollbook.core import clock
-from tollbook.core.chains import find_network, normalize_address
 from tollbook.core.commands import Id, answer, answer_page, ask, json_option, limit_option, storage_options
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
+
+# The SDK, and what stands on it, takes a second to import: only the commands that need it do.
 
 HOURS_DEFAULT = 24
 HOURS_MAX = 24 * 366
@@ -48,8 +49,8 @@ def list_payments(
     as_json: bool,
 ) -> None:
     """List payments, the newest first."""
-    payer = normalize_address(from_address) if from_address else None
-    chain = find_network(network).id if network else None
+    payer = _read_payer(from_address) if from_address else None
+    chain = _read_network(network) if network else None
 
     async def read(database: Database) -> list[Payment]:
         async with database.read() as tx:
@@ -100,6 +101,8 @@ def show_stats(*, settings: Settings, as_json: bool) -> None:
 @json_option
 def clean_up(*, settings: Settings, as_json: bool) -> None:
     """Expire what is past its time now, as the worker does every hour."""
+    from tollbook.books.payments import jobs
+
     answer({"expired": ask(settings, jobs.clean_up)}, as_json=as_json)
 
 
@@ -109,6 +112,8 @@ def clean_up(*, settings: Settings, as_json: bool) -> None:
 @json_option
 def show_analytics(*, settings: Settings, hours: int, as_json: bool) -> None:
     """Bring the analytics up to date, as the worker does every hour, and show the last hours."""
+    from tollbook.books.payments import jobs
+
     until = clock.now() + timedelta(hours=1)
     since = until - timedelta(hours=hours + 1)
 
@@ -164,6 +169,18 @@ def revoke_token(token_id: int, *, settings: Settings, as_json: bool) -> None:
             return await tokens.revoke(tx, token_id, now=clock.now())
 
     answer(ask(settings, revoke), as_json=as_json)
+
+
+def _read_payer(address: str) -> str:
+    from tollbook.core.chains import normalize_address
+
+    return normalize_address(address)
+
+
+def _read_network(name: str) -> str:
+    from tollbook.core.chains import find_network
+
+    return find_network(name).id
 
 
 def _shorten_hour(hour: analytics.Hour) -> dict[str, object]:

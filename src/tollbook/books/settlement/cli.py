@@ -10,13 +10,8 @@ from typing import get_args
 
 import click
 
-from tollbook.books.settlement import bulk, commands, limits
-from tollbook.books.settlement.bulk import ArrayMalformed, Counts
+from tollbook.books.settlement import commands
 from tollbook.books.settlement.commands import Command, Move, Status
-from tollbook.books.settlement.dry_run import SIMULATED_MAX, Forecast, simulate
-from tollbook.books.settlement.errors import CommandMalformed
-from tollbook.books.settlement.requests import Order
-from tollbook.books.settlement.settings import SettlementSettings
 from tollbook.core import clock
 from tollbook.core.commands import (
     answer,
@@ -29,6 +24,8 @@ from tollbook.core.commands import (
 )
 from tollbook.core.database import Database
 from tollbook.core.settings import Settings
+
+# The SDK, which knows the networks, takes a second to import: only the commands that need it do.
 
 PART_BYTES = 64 * 1024
 EXIT_REJECTED = 1
@@ -49,11 +46,13 @@ def ingest(file: BufferedReader, *, dry_run: bool, settings: Settings, as_json: 
 
     Sent again they are answered again. What is wrong is told and the rest is kept; exit code 1 then.
     """
+    from tollbook.books.settlement import bulk
+
     if dry_run:
         _simulate(file, settings, as_json=as_json)
         return
 
-    async def take(database: Database) -> Counts:
+    async def take(database: Database) -> bulk.Counts:
         first = await _read_part(file)
         if bulk.is_array(first):
             results, counts = await bulk.take_array(database, await _read_all(first, file))
@@ -143,6 +142,8 @@ def show_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
 def retry_command(command_id: str, *, settings: Settings, as_json: bool) -> None:
     """Try a command that failed again, in a new round."""
 
+    from tollbook.books.settlement import limits
+
     async def retry(database: Database) -> Command:
         async with database.write() as tx:
             return await limits.retry(tx, command_id, now=clock.now())
@@ -168,6 +169,12 @@ def cancel_command(command_id: str, *, settings: Settings, reason: str | None, a
 def _simulate(file: BufferedReader, settings: Settings, *, as_json: bool) -> None:
     """Tell what would become of each command. Raises CommandMalformed for the first that is none."""
 
+    from tollbook.books.settlement import bulk
+    from tollbook.books.settlement.dry_run import SIMULATED_MAX, Forecast, simulate
+    from tollbook.books.settlement.errors import CommandMalformed
+    from tollbook.books.settlement.requests import Order
+    from tollbook.books.settlement.settings import SettlementSettings
+
     async def forecast(database: Database) -> list[Forecast]:
         orders: list[Order] = []
         for read in bulk.read_all(await _read_all(b"", file)):
@@ -175,7 +182,7 @@ def _simulate(file: BufferedReader, settings: Settings, *, as_json: bool) -> Non
                 raise read
             orders.append(read)
         if len(orders) > SIMULATED_MAX:
-            raise ArrayMalformed(f"A dry run has {SIMULATED_MAX} commands at most. Give less.")
+            raise bulk.ArrayMalformed(f"A dry run has {SIMULATED_MAX} commands at most. Give less.")
         return await simulate(database, SettlementSettings(), orders)
 
     answer(ask(settings, forecast), as_json=as_json, title="What would become of them", empty="No commands.")
@@ -187,11 +194,13 @@ async def _read_part(file: BufferedReader) -> bytes:
 
 
 async def _read_all(first: bytes, file: BufferedReader) -> bytes:
+    from tollbook.books.settlement import bulk
+
     body = bytearray(first)
     while len(body) <= bulk.ARRAY_BYTES_MAX and (part := await _read_part(file)):
         body += part
     if len(body) > bulk.ARRAY_BYTES_MAX:
-        raise ArrayMalformed(
+        raise bulk.ArrayMalformed(
             f"So much at once has {bulk.ARRAY_BYTES_MAX} bytes at most. Send a command a line, or less."
         )
     return bytes(body)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from tollbook.core import clock, ids
 from tollbook.core.database import Database
@@ -9,14 +10,23 @@ from tollbook.core.webhooks import deliveries, dispatch, pings, replays, rules, 
 from tollbook.core.webhooks.deliveries import Attempt, Delivery, Status
 from tollbook.core.webhooks.pings import Ping
 from tollbook.core.webhooks.replays import Replay
-from tollbook.core.webhooks.sending import Post
 from tollbook.core.webhooks.settings import read_settings
 from tollbook.core.webhooks.subscriptions import Grant, Subscription
+
+# Its HTTP client is slow to import, and most commands send nothing.
+if TYPE_CHECKING:
+    from tollbook.core.webhooks.sending import Post
 
 # What was recorded just before it was disabled may not have been in its queues yet; twice does no harm.
 BEFORE_DISABLED = timedelta(minutes=1)
 BY_HAND = "disabled by hand"
 TURNS_BEFORE_DISABLED = 50
+
+
+def _open_post() -> "Post":
+    from tollbook.core.webhooks.sending import Post
+
+    return Post(read_settings())
 
 
 async def subscribe(
@@ -30,7 +40,7 @@ async def subscribe(
 ) -> Grant:
     """Make a subscription. Raises UrlRefused and what subscriptions.create raises."""
     rules.check_event_types(event_types)  # before names are looked up
-    async with Post(read_settings()) as post:
+    async with _open_post() as post:
         await post.check(url)
     async with database.write() as tx:
         return await subscriptions.create(
@@ -56,7 +66,7 @@ async def change(
 ) -> Subscription:
     """Change what is given, and then enable or disable it. Raises what those raise."""
     if url is not None:
-        async with Post(read_settings()) as post:
+        async with _open_post() as post:
             await post.check(url)
     now = clock.now()
     if enabled is False:
@@ -88,7 +98,7 @@ async def send_test(
     database: Database, subscription_id: str, *, key: bytes, number: int | None = None
 ) -> Ping:
     """Send a test now. Raises what pings.ping raises."""
-    async with Post(read_settings()) as post:
+    async with _open_post() as post:
         return await pings.ping(database, post, subscription_id, key=key, number=number, now=clock.now())
 
 

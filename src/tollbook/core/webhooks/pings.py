@@ -3,13 +3,16 @@
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from tollbook.core import ids
 from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.webhooks import deliveries, rules, subscriptions
 from tollbook.core.webhooks.deliveries import Attempt, Delivery
-from tollbook.core.webhooks.sending import Post
 from tollbook.core.webhooks.signing import list_signers, open_secret, sign
+
+if TYPE_CHECKING:
+    from tollbook.core.webhooks.sending import Post
 
 EVENT_TYPE = "webhooks.test"
 
@@ -31,7 +34,7 @@ class Ping:
 
 async def ping(
     database: Database,
-    post: Post,
+    post: "Post",
     subscription_id: str,
     *,
     key: bytes,

@@ -4,23 +4,24 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tollbook.books.payments import payments, refund_desk, refunds
+from tollbook.books.payments import payments, refunds
 from tollbook.books.payments.payments import Payment
 from tollbook.books.payments.reconciler import differences
 from tollbook.books.payments.reconciler.differences import Difference
-from tollbook.books.payments.reconciler.reconcile import Report, open_reconciler
 from tollbook.books.payments.refunds import Refund
-from tollbook.books.payments.rules import WrongPaywall, read_price
-from tollbook.books.payments.settings import PaymentsSettings
 from tollbook.core import clock
 from tollbook.core.commands import Id, answer, answer_page, ask, json_option, limit_option, storage_options
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.settings import Settings
+
+# The SDK, and what stands on it, takes a second to import: only the commands that need it do.
+if TYPE_CHECKING:
+    from tollbook.books.payments.reconciler.reconcile import Report
 
 EXIT_FAILED = 1
 EXIT_OPEN = 3
@@ -61,7 +62,11 @@ def reconcile(*, settings: Settings, since: datetime | None, as_json: bool) -> N
     difference means.
     """
 
-    async def run(database: Database) -> Report:
+    from tollbook.books.payments import refund_desk
+    from tollbook.books.payments.reconciler.reconcile import open_reconciler
+    from tollbook.books.payments.settings import PaymentsSettings
+
+    async def run(database: Database) -> "Report":
         async with open_reconciler(database, PaymentsSettings()) as reconciler:
             report = await reconciler.run(since)
         with suppress(Refusal):  # without a key or a node they wait on, and are named where that takes long
@@ -142,6 +147,9 @@ def refund_payment(
     and the worker or `reconcile` goes on with it.
     """
 
+    from tollbook.books.payments import refund_desk
+    from tollbook.books.payments.settings import PaymentsSettings
+
     async def send(database: Database) -> Refund:
         async with database.read() as tx:
             payment = await payments.get(tx, payment_id)
@@ -178,7 +186,7 @@ def list_refunds(
     )
 
 
-def _say_clean(report: Report) -> str:
+def _say_clean(report: "Report") -> str:
     asked = [network for network in report.networks if network not in report.unreachable]
     if not asked:
         return "No chain was asked: name its node in TOLLBOOK_RPC_URLS. The books agree with themselves."
@@ -189,6 +197,8 @@ COMMANDS = (reconcile, list_differences, accept_difference, refund_payment, list
 
 
 def _read_amount(text: str, payment: Payment) -> int:
+    from tollbook.books.payments.rules import WrongPaywall, read_price
+
     try:
         return read_price(text, payment.decimals)
     except WrongPaywall:

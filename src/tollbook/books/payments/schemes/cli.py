@@ -3,20 +3,18 @@
 import os
 import sys
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import click
 
-from tollbook.books.payments.facilitator.in_process import Facilitator, InProcessFacilitator
-from tollbook.books.payments.facilitator.remote import RemoteFacilitator
-from tollbook.books.payments.schemes import channels
-from tollbook.books.payments.schemes.batch import find_storage
-from tollbook.books.payments.schemes.channels import Channel, Claim
-from tollbook.books.payments.settings import PaymentsSettings
-from tollbook.core.chains import find_network
 from tollbook.core.commands import answer, ask, json_option, storage_options
 from tollbook.core.database import Database
-from tollbook.core.operator_keys import read_operator_key
 from tollbook.core.settings import Settings
+
+# The SDK, and what stands on it, takes a second to import: who has loaded this for another command need not.
+if TYPE_CHECKING:
+    from tollbook.books.payments.facilitator.in_process import Facilitator
+    from tollbook.books.payments.schemes.channels import Channel, Claim
 
 
 @click.group("channels")
@@ -30,7 +28,10 @@ def channels_group() -> None:
 def list_channels(*, settings: Settings, as_json: bool) -> None:
     """List the channels, those that owe most first."""
 
-    async def read(database: Database) -> list[Channel]:
+    from tollbook.books.payments.schemes import channels
+    from tollbook.books.payments.schemes.batch import find_storage
+
+    async def read(database: Database) -> "list[Channel]":
         return channels.list_channels(find_storage(database.url))
 
     found = ask(settings, read)
@@ -49,9 +50,12 @@ def claim_channels(*, settings: Settings, network: str, url: str | None, as_json
     Without --facilitator the operator's key of this machine does it (TOLLBOOK_FACILITATOR_KEY or
     TOLLBOOK_FACILITATOR_KEY_FILE), by the nodes of TOLLBOOK_RPC_URLS. Ends with 1 where something was left.
     """
+    from tollbook.books.payments.schemes import channels
+    from tollbook.core.chains import find_network
+
     chain = find_network(network).id
 
-    async def claim(database: Database) -> list[Claim]:
+    async def claim(database: Database) -> "list[Claim]":
         async with aclosing(_open_facilitator(url, database)) as facilitator:
             return await channels.claim_network(database, facilitator, chain)
 
@@ -61,7 +65,12 @@ def claim_channels(*, settings: Settings, network: str, url: str | None, as_json
         sys.exit(1)
 
 
-def _open_facilitator(url: str | None, database: Database) -> Facilitator:
+def _open_facilitator(url: str | None, database: Database) -> "Facilitator":
+    from tollbook.books.payments.facilitator.in_process import InProcessFacilitator
+    from tollbook.books.payments.facilitator.remote import RemoteFacilitator
+    from tollbook.books.payments.settings import PaymentsSettings
+    from tollbook.core.operator_keys import read_operator_key
+
     if url is not None:
         return RemoteFacilitator(url)
     settings = PaymentsSettings()
@@ -69,7 +78,7 @@ def _open_facilitator(url: str | None, database: Database) -> Facilitator:
     return InProcessFacilitator(settings.rpc_urls, key, database)
 
 
-def _shorten(channel: Channel) -> dict[str, object]:
+def _shorten(channel: "Channel") -> dict[str, object]:
     """What fits a terminal's width of a channel."""
     return {
         "channel": f"{channel.channel_id[:10]}…",
