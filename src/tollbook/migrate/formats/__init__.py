@@ -1,9 +1,11 @@
 """Folders as the tools of the field lay them out, each read by its own module into the same migrations."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tollbook.migrate.errors import FolderRefused, WrongUsage
+from tollbook.migrate.errors import FolderRefused, Place, WrongUsage
 from tollbook.migrate.files import FOLDER_NAME, Folder, Migration
 from tollbook.migrate.formats import (
     alembic,
@@ -17,6 +19,10 @@ from tollbook.migrate.formats import (
     prisma,
     sqitch,
 )
+
+LEVELS_MAX = 3  # so deep below a folder that holds none, migrations are looked for
+FOLDERS_MAX = 100
+NOT_IN = re.compile(r"[._]|node_modules$|venv$")
 
 # In this order a folder is asked what it is: the most particular first.
 FORMATS = {
@@ -50,7 +56,27 @@ def _read_folder(folder: Folder) -> list[Migration]:
     name = recognise(folder.path) if folder.format == "auto" else folder.format
     if name not in FORMATS:
         raise WrongUsage(f"There is no format {name}. There are: auto, {', '.join(FORMATS)}.")
+    if name == "native" and folder.format == "auto" and (below := _find_below(folder.path)):
+        raise FolderRefused(
+            f"No file of this folder itself is a migration, so none would run. Some lie in {below}: give "
+            "that by --dir.",
+            Place(str(folder.path)),
+        )
     return FORMATS[name].read(folder)
+
+
+def _find_below(path: Path) -> Path | None:
+    """Return the first folder below that holds migrations, where this one holds none."""
+    if native.recognise(path):
+        return None
+    level = [path]
+    for _ in range(LEVELS_MAX):
+        folders = (one for above in level for one in sorted(above.iterdir()) if one.is_dir())
+        level = list(itertools.islice((one for one in folders if not NOT_IN.match(one.name)), FOLDERS_MAX))
+        for one in level:
+            if any(module.recognise(one) for module in FORMATS.values()):
+                return one
+    return None
 
 
 def recognise(path: Path) -> str:

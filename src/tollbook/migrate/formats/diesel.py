@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place
-from tollbook.migrate.files import Folder, Migration, read_script
+from tollbook.migrate.files import Folder, Migration, read_foreign, read_script
+from tollbook.migrate.formats import strangers
 
 
 def recognise(path: Path) -> bool:
@@ -16,6 +17,13 @@ def read(folder: Folder) -> list[Migration]:
     found: list[Migration] = []
     for path in sorted(filter(_is_migration, folder.path.iterdir()), key=_find_place):
         up, down = path / "up.sql", path / "down.sql"
+        if (data := path / "up.yaml").is_file():  # Hasura's, of which only SQL concerns the database
+            if strangers.name_tool(data):
+                script = read_foreign(data, "written in YAML", "Hasura")
+                found.append(Migration(folder.name, path.name, path.name, script))
+                continue
+            if not up.is_file():
+                continue
         if not up.is_file():
             raise FolderRefused(
                 "There is no up.sql in this folder. Add it, or take it away.", Place(str(path))

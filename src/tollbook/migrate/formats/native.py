@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place, Problem, WrongUsage, point
 from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_foreign, read_script, sort
-from tollbook.migrate.formats import sections
+from tollbook.migrate.formats import sections, strangers
 
 END = r"(?=[-_. ]|$)"
 CLOCK = rf"[-_T]?[0-9]{{4,6}}(?![0-9])|[-_][0-9]+{END}"
@@ -57,6 +57,8 @@ KINDS = {
     **dict.fromkeys(("tmpl", "gotmpl", "tpl", "j2", "erb"), "a template"),
     **dict.fromkeys(("ex", "exs"), "a program in Elixir"),
     "cs": "a program in C#",
+    "edn": "written in EDN",
+    **{ending: f"written in {ending.upper()}" for ending in strangers.DATA},
     "fizz": "written in fizz",
     "go": "a program in Go",
     "java": "a program in Java",
@@ -74,6 +76,8 @@ PROGRAM = re.compile(
     rf"\.(?P<ending>{'|'.join(KINDS)})(?<!\.d\.ts)"
 )
 DATA = re.compile(r"[0-9]+[-_].*\.(?:json|ya?ml|xml|edn)")  # pgroll, Liquibase
+CHECKPOINT = "-- atlas:checkpoint"  # stands for all before it, where those are not there any more
+BY_NAME = ("supabase", "migrations")  # a folder of dates of any length, in the order of their names
 FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
 SAME = {"undo": "down", "rollback": "down", "do": "up", "migration": "up"}
 VERSION_DIGITS_MAX = 40  # a timestamp has 14
@@ -93,7 +97,9 @@ def read(folder: Folder) -> list[Migration]:
     found = _read_numbered(folder)
     if not found:
         _refuse_unnumbered(folder.path)
-    return found
+    if folder.path.resolve().parts[-2:] == BY_NAME:
+        found.sort(key=lambda one: one.up.path.name)
+    return [one for one in found if one is found[0] or not one.up.text.startswith(CHECKPOINT)]
 
 
 def _read_numbered(folder: Folder) -> list[Migration]:
@@ -115,7 +121,11 @@ def _read_numbered(folder: Folder) -> list[Migration]:
         files = found.setdefault(parse_version(match["version"]), {})
         dialects = files.setdefault((match["label"], SAME.get(part, part)), {})
         _add(dialects, (match["dialect"] or "").lower(), path)
-    several = any(one in dialects for files in found.values() for dialects in files.values() for one in OURS)
+    several = any(
+        len(dialects) > 1 or any(one in dialects for one in OURS)
+        for files in found.values()
+        for dialects in files.values()
+    )
     programs = _read_programs(folder, found) if found else []
     return sort(
         [*programs, *(one for key in found for one in _pair(folder.name, key, found[key], several=several))]
@@ -148,11 +158,15 @@ def _read_programs(
         match = PROGRAM.fullmatch(name)
         version = parse_version(match["version"]) if match else ""
         taken = any(part == "up" for _, part in found.get(version, {}))
-        if not match or (taken and match["ending"] != "postgres"):
+        data = bool(match) and match["ending"] in strangers.DATA
+        if not match or (taken and match["ending"] != "postgres" and not data):
+            continue
+        tool = strangers.name_tool(folder.path / name)
+        if data and tool is None:  # a snapshot, metadata
             continue
         files = {} if taken else found.pop(version, {})
         downs = [path for (_, part), paths in files.items() if part == "down" for path in paths.values()]
-        up = read_foreign(folder.path / name, KINDS[match["ending"]], "the tool it was written for")
+        up = read_foreign(folder.path / name, KINDS[match["ending"]], tool or strangers.ANY)
         down = read_script(downs[0]) if downs else None
         programs.append(Migration(folder.name, version, match["label"].removesuffix(".up"), up, down))
     return programs
@@ -194,18 +208,22 @@ def _pair(
 def _refuse_unnumbered(path: Path) -> None:
     """Refuse a folder whose SQL would never run: better than nothing to do. An empty one may be filled."""
     first = next((one for one in sorted(path.rglob("*.[sS][qQ][lL]")) if not one.name.startswith(".")), None)
-    program = next((one for one in sorted(path.iterdir()) if PROGRAM.fullmatch(one.name)), None)
-    data = next((one for one in sorted(path.iterdir()) if DATA.fullmatch(one.name)), None)
-    if other := program or (None if first else data):
+    files = [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix[1:] in KINDS]
+    known = ((one, strangers.name_tool(one)) for one in files)
+    programs = (one for one in files if not first or one.suffix[1:] not in strangers.DATA)
+    numbered = next((one for one in programs if PROGRAM.fullmatch(one.name)), None)
+    other, tool = next((one for one in known if one[1]), (numbered, strangers.ANY))
+    if other:
         raise FolderRefused(
-            "The migrations of this folder are no SQL: only the tool they were written for can run them.",
+            f"The migrations of this folder are no SQL: only {tool} can run them. Write them as SQL, or stay "
+            f"with {tool}.",
             Place(str(other)),
         )
     if first is None:
         return
     raise FolderRefused(
-        "No file of this folder begins with a number, so none would run. Name them NUMBER_name.sql, give the "
-        "folder they lie in by --dir, or say whose format it is by --format.",
+        "No file of this folder itself begins with a number, so none would run. Name them NUMBER_name.sql, "
+        "give the folder they lie in by --dir, or say whose format it is by --format.",
         Place(str(first)),
     )
 
@@ -228,6 +246,13 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
     scripts = {part: read_script(path) for part, path in files.items()}
+    if strangers.LIQUIBASE.match(scripts["up"].text):
+        refusal = Problem(
+            "This is a changelog of Liquibase's: its remarks say what runs where, and what again.",
+            "Write each changeset that is for this database as a migration, or go on with Liquibase.",
+            Place(str(files["up"]), 1),
+        )
+        scripts["up"] = replace(scripts["up"], refusal=refusal)
     if "down" not in scripts:
         scripts |= _split(scripts["up"])
     return Migration(
