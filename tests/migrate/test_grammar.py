@@ -7,7 +7,7 @@ import pytest
 from pglast import ast, parse_sql
 from pglast.parser import ParseError
 
-from tollbook.migrate import grammar
+from tollbook.migrate import grammar, pieces
 
 FILES = sorted(Path(grammar.__file__).parents[1].rglob("*.up.sql"))
 CHECKED = ast.Node.__setattr__
@@ -32,6 +32,29 @@ def describe(tree: Any) -> object:
 def test_the_trees_are_the_same(text: str) -> None:
     """Every attribute, down to its type."""
     assert describe(grammar.parse(text)) == describe(parse_sql(text))
+
+
+ALIKE = ("t VALUES (1)", "s.t VALUES (1)", "t (a) VALUES (1)", "t VALUES (1, DEFAULT)")
+MORE_THAN_CONSTANTS = (
+    "t VALUES (setval('s', 1))",
+    "t VALUES (1) ON CONFLICT DO NOTHING",
+    "t VALUES (1) RETURNING a",
+    "t OVERRIDING USER VALUE VALUES (1)",
+    "t VALUES (1) ORDER BY f()",
+    "t (a[1]) VALUES (1)",
+    "t WITH a AS (SELECT f()) VALUES (1)",
+    "t SELECT 1",
+    "t DEFAULT VALUES",
+)
+
+
+def test_of_inserts_that_differ_in_their_constants_alone_one_tree_is_kept() -> None:
+    """A file may have a million of them, and their trees took thirty times its size."""
+    inserts = [f"INSERT INTO {one}" for one in (*ALIKE, "t VALUES (-2), (NULL)", *MORE_THAN_CONSTANTS)] * 2
+    text = ";\n".join([*inserts, " " * pieces.ASCII_CHARACTERS_MIN])
+    found = grammar.parse(text)
+    assert [text[one.stmt_location :][: one.stmt_len].strip() for one in found] == inserts
+    assert len({id(one.stmt) for one in found}) == len(ALIKE) + 2 * len(MORE_THAN_CONSTANTS)
 
 
 def test_pglast_checks_again_afterwards() -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pglast import parse_sql
@@ -42,6 +43,15 @@ def say(parse: Any, text: str) -> Any:
 def test_a_text_in_pieces_is_what_it_is_as_a_whole(parts: list[str], between: str) -> None:
     text = between.join([*parts, "SELECT 'é'" + " " * pieces.CHARACTERS_MIN])
     assert say(pieces.parse, text) == say(parse_sql, text)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9))
+def test_so_is_one_of_plain_letters_in_larger_pieces(parts: list[str]) -> None:
+    text = ";".join(parts).translate({ord(letter): "e" for letter in "éäü"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "ASCII_CHARACTERS_MIN", 0)
+        patch.setattr(pieces, "ASCII_PIECE", 50)
+        assert say(pieces.parse, text) == say(parse_sql, text)
 
 
 def test_a_long_text_is_cut_at_the_ends_of_its_statements() -> None:

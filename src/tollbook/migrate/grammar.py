@@ -9,6 +9,10 @@ from pglast import ast
 
 from tollbook.migrate import pieces
 
+CONSTANT = (ast.A_Const, ast.SetToDefault)
+# What an INSERT, or its VALUES, may have besides.
+MORE = ("onConflictClause", "returningClause", "withClause", "override")
+MORE_OF_VALUES = ("withClause", "sortClause", "limitCount", "limitOffset", "lockingClause")
 _lock = threading.Lock()
 _depth = 0
 _CHECKED: Any = ast.Node.__setattr__
@@ -17,9 +21,38 @@ ast.Boolean.__setattr__ = _CHECKED
 
 
 def parse(text: str) -> tuple[Any, ...]:
-    """Return the statements of a text (pglast's RawStmt). Raises pglast's ParseError."""
+    """Return the statements of a text (pglast's RawStmt). Raises pglast's ParseError.
+
+    In a long text all INSERTs of constants into the same columns have the tree of the first.
+    """
     with unchecked():
-        return pieces.parse(text)
+        return pieces.parse(text, _Alike().find)
+
+
+class _Alike:
+    """Knows the INSERTs that differ in nothing but their constants: a file may have a million of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Any, ...], Any] = {}
+
+    def find(self, tree: Any) -> Any:
+        """Return the first tree that is alike, or the tree itself."""
+        key = _describe(tree) if isinstance(tree, ast.InsertStmt) else None
+        return self.known.setdefault(key, tree) if key else tree
+
+
+def _describe(insert: Any) -> tuple[Any, ...] | None:
+    """Return what an INSERT is but for its constants; None where it is more than that."""
+    select, table, columns = insert.selectStmt, insert.relation, insert.cols or ()
+    if not isinstance(select, ast.SelectStmt) or any(getattr(insert, name) for name in MORE):
+        return None
+    values: Any = select
+    rows = () if any(getattr(values, name) for name in MORE_OF_VALUES) else values.valuesLists or ()
+    if not rows or any(column.indirection for column in columns):
+        return None
+    if not all(isinstance(value, CONSTANT) for row in rows for value in row):
+        return None
+    return (table.schemaname, table.relname, tuple(column.name for column in columns), len(rows[0]))
 
 
 @contextmanager

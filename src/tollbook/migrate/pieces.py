@@ -5,7 +5,7 @@ that takes hours where there are many. And the parser's own trees are as large a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,8 @@ from pglast import ast, parse_sql
 from pglast.parser import ParseError
 
 CHARACTERS_MIN = 2**14
-ASCII_CHARACTERS_MIN = 2**22  # for the sake of memory alone
+ASCII_CHARACTERS_MIN = 2**18  # for the sake of memory alone
+ASCII_PIECE = 2**14  # several statements at once, where letters cost nothing
 LETTER = r"A-Za-z_\x80-\U0010ffff"
 # What is no semicolon, or hides those in it, but for dollar quotes. So many at once, as each takes memory.
 TOKENS = re.compile(
@@ -25,19 +26,37 @@ OF_LISTS = ("rexpr_list_start", "rexpr_list_end")  # 0 where there is no list
 TAG = re.compile(rf"\$(?:[{LETTER}]\w*)?\$")
 
 
-def parse(text: str) -> tuple[Any, ...]:
-    """Return the statements of a text, as `parse_sql` does. Raises pglast's ParseError."""
+def parse(text: str, keep: Callable[[Any], Any] = lambda tree: tree) -> tuple[Any, ...]:
+    """Return the statements of a text, as `parse_sql` does. Raises pglast's ParseError.
+
+    `keep` may give another tree that is as good for a statement of a long text: its own is then let go.
+    """
     if len(text) < (ASCII_CHARACTERS_MIN if text.isascii() else CHARACTERS_MIN):
         return parse_sql(text)
     found: list[Any] = []
     try:
-        for start, piece in split(text):
+        for start, piece in _gather(text):
+            one: Any
             for one in parse_sql(piece):
-                _move(one, start)
+                if (tree := keep(one.stmt)) is one.stmt:
+                    _move(one, start)
+                else:
+                    one.stmt = tree
+                    one.stmt_location += start
                 found.append(one)
     except ParseError:  # it is an error, or a body whose semicolons end no statement: the whole tells
         return parse_sql(text)
     return tuple(found)
+
+
+def _gather(text: str) -> Iterator[tuple[int, str]]:
+    least = ASCII_PIECE if text.isascii() else 0
+    begin = 0
+    for start, piece in split(text):
+        end = start + len(piece)
+        if end - begin > least or end == len(text):
+            yield begin, text[begin:end]
+            begin = end
 
 
 def split(text: str) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from tollbook.migrate import pieces
 from tollbook.migrate.files import Folder
 from tollbook.migrate.lint import Lint, lint
 
@@ -172,6 +173,14 @@ def test_a_down_file_is_missing_only_where_there_are_such(folder: Path, write: W
     (folder / "V1__a.sql").unlink()
     write("0001_a", up="CREATE TABLE a (id bigint PRIMARY KEY);")
     assert rules(look(folder)) == ["missing-down"]
+
+
+def test_of_thousands_of_rows_the_first_insert_stands_for_all(folder: Path, write: Write) -> None:
+    inserts = "INSERT INTO parcels VALUES (1, 2);\n" * (pieces.ASCII_CHARACTERS_MIN // 34)
+    write("0001_a", up=f"{TABLE}\n{inserts}{INDEX}", down=DOWN)
+    found = look(folder)
+    assert [(one.rule, one.place.line) for one in found.findings] == [("insert-without-columns", 2)]
+    assert found.statements > 7000
 
 
 def test_what_is_dropped_and_made_again_in_one_transaction_is_a_notice(folder: Path, write: Write) -> None:

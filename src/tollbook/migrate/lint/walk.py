@@ -76,6 +76,8 @@ class Walk:
         rules = [rule for rule in self.rules if heard and (part == "up" or rule.down)]
         of_rows = [rule for rule in rules if rule.of_rows]
         for number, unit in enumerate(begin(file, reading.statements, made_in)):
+            if file.units and unit.tree is file.units[-1].tree:
+                continue  # of many INSERTs that differ in their constants alone, the first stands for all
             for one in unfold(unit):
                 file.units.append(one)
                 for rule in of_rows if is_a(one.tree, *ON_ROWS) else rules:
