@@ -16,14 +16,7 @@ CHARACTERS_MIN = 2**14
 ASCII_CHARACTERS_MIN = 2**18  # for the sake of memory alone
 ASCII_PIECE = 2**14  # several statements at once, where letters cost nothing
 LETTER = r"A-Za-z_\x80-\U0010ffff"
-# What is no semicolon, or hides those in it, but for dollar quotes. So many at once, as each takes memory.
-TOKENS = re.compile(
-    rf"(?:[^-/\"'$;{LETTER}]+|[eE]'[^'\\]*(?:\\.[^'\\]*)*'|[{LETTER}][\w$]*|'[^']*'|\"[^\"]*\"|--[^\n]*"
-    r"|/\*.*?\*/|-|/(?!\*)){1,1000}",
-    re.DOTALL,
-)
 OF_LISTS = ("rexpr_list_start", "rexpr_list_end")  # 0 where there is no list
-TAG = re.compile(rf"\$(?:[{LETTER}]\w*)?\$")
 
 
 def parse(text: str, keep: Callable[[Any], Any] = lambda tree: tree) -> tuple[Any, ...]:
@@ -59,16 +52,31 @@ def _gather(text: str) -> Iterator[tuple[int, str]]:
             begin = end
 
 
+@cache
+def _compile() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return what is no semicolon, or hides those in it; and the mark of a dollar quote.
+
+    So many tokens at once, as each takes memory. To compile them takes longer than to parse most folders.
+    """
+    tokens = re.compile(
+        rf"(?:[^-/\"'$;{LETTER}]+|[eE]'[^'\\]*(?:\\.[^'\\]*)*'|[{LETTER}][\w$]*|'[^']*'|\"[^\"]*\"|--[^\n]*"
+        r"|/\*.*?\*/|-|/(?!\*)){1,1000}",
+        re.DOTALL,
+    )
+    return tokens, re.compile(rf"\$(?:[{LETTER}]\w*)?\$")
+
+
 def split(text: str) -> Iterator[tuple[int, str]]:
     """Give the parts of a text up to each semicolon, with where they begin."""
+    seen, mark = _compile()
     start = index = 0
     while index < len(text):
-        if tokens := TOKENS.match(text, index):
+        if tokens := seen.match(text, index):
             index = tokens.end()
         elif text[index] == ";":
             yield start, text[start : index + 1]
             start = index = index + 1
-        elif tag := TAG.match(text, index):
+        elif tag := mark.match(text, index):
             end = text.find(tag[0], tag.end())
             index = len(text) if end < 0 else end + len(tag[0])
         else:  # a lone $, or something that does not end
