@@ -219,7 +219,7 @@ class Case:
             """
             SELECT p.status, p.settlement, p.requests_used, p.amount::int,
                    s.tx_hash IS NOT DISTINCT FROM p.tx_hash,
-                   (SELECT count(*) > 0 FROM payments.x402_usage u WHERE u.payment_id = p.payment_id),
+                   (SELECT count(*) = 1 FROM payments.x402_usage u WHERE u.payment_id = p.payment_id),
                    (SELECT count(*) FROM payments.x402_tokens t
                     WHERE t.payment_id = p.payment_id AND t.revoked_at IS NULL)
             FROM payments.x402_payments p LEFT JOIN payments.x402_settlements s ON s.nonce = p.nonce

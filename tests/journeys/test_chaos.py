@@ -300,8 +300,7 @@ def check(town: Town, payers: list[LocalAccount], purchases: list[Purchase]) -> 
     granted = town.query(
         """
         SELECT p.tx_hash, p.requests_used, p.amount::int,
-               -- One that broke off after it was recorded was made, and recorded, once more.
-               (SELECT count(*) > 0 FROM payments.x402_usage u WHERE u.payment_id = p.payment_id)
+               (SELECT count(*) = 1 FROM payments.x402_usage u WHERE u.payment_id = p.payment_id)
         FROM payments.x402_payments p WHERE p.settlement = 'settled'
         """
     )

@@ -397,6 +397,7 @@ async def test_who_hangs_up_before_the_end_is_not_served_for_ever(shop: Shop, pa
             await anext(answer.aiter_raw())
     assert codes == [200] * (answers.BROKEN_MAX + 1) + [409] * 2
     assert len(shop.runs) == answers.BROKEN_MAX + 1
+    assert shop.query("SELECT count(*) FROM payments.x402_usage") == [(1,)]
 
 
 async def test_an_answer_made_again_that_fails_gives_back_nothing(shop: Shop, payer: LocalAccount) -> None:

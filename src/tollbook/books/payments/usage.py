@@ -128,8 +128,11 @@ class Meter:
         endpoint_id = self._endpoint_ids.get(endpoint) or await self._name(endpoint)
         if given is not None and not await given:
             log.warning("a failed request of payment %s was not given back", admission.payment_id)
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         milliseconds = min(max(response_time_ms, 0), RESPONSE_TIME_MS_MAX)
+        if admission.taken_at is None:
+            await _write_missing(self._names, admission.payment_id, milliseconds, endpoint_id, status_code)
+            return
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         record = _Record(
             admission.payment_id, milliseconds, endpoint_id, status_code, written, admission.taken_at
         )
@@ -214,8 +217,8 @@ class Meter:
         written = [record.written for record in records]
         try:
             here = await line.dial()
-            kept = [record for record in records if record.taken_at in (None, here)]
-            lost = [record.written for record in records if record.taken_at not in (None, here)]
+            kept = [record for record in records if record.taken_at == here]
+            lost = [record.written for record in records if record.taken_at != here]
             _refuse(lost, NotRecorded, TakenElsewhere())
             if kept:
                 await _write(line, kept, here)
@@ -249,7 +252,7 @@ class _Record(NamedTuple):
     endpoint_id: int
     status_code: int
     written: "asyncio.Future[None]"
-    taken_at: int | None
+    taken_at: int
 
 
 async def _take(
@@ -351,6 +354,35 @@ async def _write(line: Line, records: list[_Record], number: int) -> None:
         },
         number,
     )
+
+
+async def _write_missing(
+    database: Database, payment_id: int, response_time_ms: int, endpoint_id: int, status_code: int
+) -> None:
+    """Write down an answer that was made again, unless every request that was taken has its row.
+
+    Apart from the others: it reads all rows of the payment. Raises NotRecorded.
+    """
+    try:
+        async with database.statement() as tx:
+            await tx.execute(
+                """
+                INSERT INTO payments.x402_usage (payment_id, response_time_ms, endpoint_id, status_code)
+                SELECT %(payment_id)s, %(response_time_ms)s, %(endpoint_id)s, %(status_code)s
+                FROM payments.x402_payments p
+                WHERE p.payment_id = %(payment_id)s AND greatest(p.requests_used, 1) > (
+                    SELECT count(*) FROM payments.x402_usage u
+                    WHERE u.payment_id = p.payment_id AND u.status_code < 500)  -- the others are given back
+                """,
+                {
+                    "payment_id": payment_id,
+                    "response_time_ms": response_time_ms,
+                    "endpoint_id": endpoint_id,
+                    "status_code": status_code,
+                },
+            )
+    except (psycopg.Error, DatabaseUnreachable) as error:
+        raise NotRecorded from error
 
 
 def _unreachable() -> Refusal:
