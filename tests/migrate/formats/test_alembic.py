@@ -113,6 +113,28 @@ def test_a_revision_does_what_alembic_makes_it_do(name: str, folder: Path, apply
     assert ask(holds) is True
 
 
+@pytest.mark.parametrize(
+    "offline", ["context.configure(url='x')", "raise ValueError('never offline')", "context.run_migrations()"]
+)
+def test_the_applications_names_are_those_that_env_gives_where_it_connects(
+    offline: str, folder: Path, apply: Apply, ask: Any
+) -> None:
+    env = ENV.replace("context.configure(url='x', target_metadata=names)", offline)
+    env += "context.configure(connection=names, target_metadata=names)\n"
+    body, holds = HOLDS["the application's names of constraints"]
+    lay(folder, TABLE, body, env=env)
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask(holds) is True
+
+
+def test_an_env_that_cannot_be_run_is_named_for_what_it_would_have_said(folder: Path, apply: Apply) -> None:
+    lay(folder, TABLE, env="import not_there_at_all\n")
+    result = apply()
+    assert result.exit_code == 0
+    assert "db/env.py: No module named 'not_there_at_all'. Constraints without a name" in result.stderr
+
+
 def test_a_type_of_an_earlier_revision_is_not_made_again(folder: Path, apply: Apply, ask: Any) -> None:
     table = "op.create_table('{}', sa.Column('e', sa.Enum('a', name='e')))"
     asks = "op.get_bind().execute(sa.text('SELECT 1')).scalar()\n" + table.replace("'e'))", "'f'))")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from tollbook.migrate.errors import FolderRefused, Place
 from tollbook.migrate.files import Script, read_script
 
+ENV = "env.py"
 SINGLE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 # What a revision says of its place, by the names that Alembic asks its module for.
 SAID = ("revision", "down_revision", "branch_labels", "depends_on")
@@ -134,11 +135,38 @@ def _ask(environment: Environment) -> Mapping[str, Any]:
         environment.said = {}
         asking = EnvironmentContext(environment.config, environment.directory, as_sql=True)
         asking.configure = listen
-        # It is a program of the application's, which may lack anything here.
-        done = contextlib.suppress(_Told, Exception, SystemExit)
-        with done, quiet(), asking, contextlib.redirect_stderr(io.StringIO()):
-            environment.directory.run_env()
+        try:
+            with quiet(), asking, contextlib.redirect_stderr(io.StringIO()):
+                environment.directory.run_env()
+        except (_Told, Exception, SystemExit) as error:  # it is a program, which may lack anything here
+            said, found = environment.said.get("target_metadata"), _find_metadata(environment, error)
+            environment.said = {"target_metadata": found if said is None else said}
+            if not isinstance(error, _Told) and found is None:
+                why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+                where = Path(environment.directory.dir) / ENV
+                sys.stderr.write(f"{where}: {why}. Constraints without a name get PostgreSQL's.\n")
     return environment.said
+
+
+def _find_metadata(environment: Environment, error: BaseException) -> Any:
+    """Return what env.py would give otherwise: many give it only where they connect, or refuse to go on."""
+    path = str(Path(environment.directory.dir) / ENV)
+    frames = (one for one, _ in traceback.walk_tb(error.__traceback__) if one.f_code.co_filename == path)
+    names = next((one.f_globals for one in frames), dict[str, Any]())
+    with contextlib.suppress(OSError, SyntaxError):
+        for call in ast.walk(ast.parse(Path(path).read_bytes())):
+            for one in call.keywords if isinstance(call, ast.Call) else ():
+                found = _look_up(one.value, names) if one.arg == "target_metadata" else None
+                if hasattr(found, "naming_convention"):
+                    return found
+    return None
+
+
+def _look_up(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    """Return what a name of the program's stands for; None where it is no plain name."""
+    if isinstance(node, ast.Attribute):
+        return getattr(_look_up(node.value, names), node.attr, None)
+    return names.get(node.id) if isinstance(node, ast.Name) else None
 
 
 @contextlib.contextmanager
