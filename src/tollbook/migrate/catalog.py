@@ -9,6 +9,7 @@ from tollbook.migrate.session import Connection
 
 # Kinds that are parts of a table: listed only where the table itself is neither new nor gone.
 PARTS = ("column", "constraint")
+MAINTAIN_SINCE = 170000  # a right that GRANT ALL gives since then
 
 Key = tuple[str, str]
 Place = tuple[str, int, int]  # catalog, object, part: what pg_depend speaks of
@@ -57,10 +58,15 @@ Snapshot = dict[Key, str]
 Catalog = dict[Key, Object]
 
 
-def read(conn: Connection) -> Catalog:
-    """Return every object, less the system's, the engine's and extensions', however the session is set."""
+def read(conn: Connection, *, like: int | None = None) -> Catalog:
+    """Return every object, less the system's, the engine's and extensions', however the session is set.
+
+    like: a server version; rights that such a server does not know yet are left out.
+    """
     with conn.transaction(force_rollback=True):
         conn.execute(PLAIN)
+        if like is not None and like < MAINTAIN_SINCE:
+            conn.execute("SET LOCAL tollbook.unknown_right = 'MAINTAIN'")
         rows = conn.execute(OBJECTS, prepare=False).fetchall()
     found = (
         # Other tools keep a checkout's line ends in functions; a file runs here with LF.

@@ -308,7 +308,8 @@ FROM rights r, LATERAL (SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee:
         string_agg(privilege || CASE WHEN giving THEN ' with grant option' ELSE '' END, ', '
             ORDER BY privilege) AS privileges
     FROM (SELECT grantee, privilege_type AS privilege, bool_or(is_grantable) AS giving
-        FROM aclexplode(r.acl) a WHERE grantee <> r.owner AND NOT EXISTS (
+        FROM aclexplode(r.acl) a WHERE grantee <> r.owner AND privilege_type
+            IS DISTINCT FROM current_setting('tollbook.unknown_right', true) AND NOT EXISTS (
             SELECT FROM aclexplode(r.usual) u
             WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type) GROUP BY 1, 2) a
     GROUP BY grantee) g
@@ -410,7 +411,8 @@ FROM defaults d, LATERAL (SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grante
         string_agg(privilege || CASE WHEN giving THEN ' with grant option' ELSE '' END, ', '
             ORDER BY privilege) AS privileges
     FROM (SELECT grantee, privilege_type AS privilege, bool_or(is_grantable) AS giving
-        FROM aclexplode(d.defaclacl) a WHERE grantee <> d.defaclrole AND NOT EXISTS (
+        FROM aclexplode(d.defaclacl) a WHERE grantee <> d.defaclrole AND privilege_type
+            IS DISTINCT FROM current_setting('tollbook.unknown_right', true) AND NOT EXISTS (
             SELECT FROM aclexplode(d.usual) u
             WHERE u.grantee = a.grantee AND u.privilege_type = a.privilege_type) GROUP BY 1, 2) a
     GROUP BY grantee) g

@@ -114,7 +114,7 @@ def compare(
     live = Side(catalog.read(conn), catalog.read_needs(conn))
     conn.execute("COMMIT")
     with connected(target) as there:
-        wanted = Side(catalog.read(there), catalog.read_needs(there))
+        wanted = Side(catalog.read(there, like=conn.info.server_version), catalog.read_needs(there))
         live, wanted, notes = level(live, wanted, standing, there)
     found = tuple(find(live.objects, wanted.objects))
     return Drift(
