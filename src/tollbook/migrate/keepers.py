@@ -77,9 +77,14 @@ def _crc(migration: Migration) -> tuple[str, ...]:
     return (str(flyway.compute_checksum(migration.up.path)),)
 
 
+def _read_header(migration: Migration) -> graphile.Header | None:
+    """Return the header of a committed migration; what is run after them has none."""
+    return graphile.read_header(migration.up.path.read_text(encoding="utf-8-sig"))
+
+
 def _hash(migration: Migration) -> tuple[str, ...]:
-    header = graphile.HEADER.match(migration.up.path.read_text(encoding="utf-8").replace("\r\n", "\n"))
-    return (header["hash"],) if header else ()
+    header = _read_header(migration)
+    return (header.hash,) if header else ()
 
 
 def _read_sqlx(conn: Connection) -> list[Kept]:
@@ -211,17 +216,13 @@ def _read_graphile(conn: Connection) -> list[Kept]:
 
 
 def _write_graphile(conn: Connection, migrations: Sequence[Migration]) -> None:
-    for one in migrations:
-        match = graphile.HEADER.match(one.up.path.read_text(encoding="utf-8"))
-        conn.execute(
-            """INSERT INTO graphile_migrate.migrations (hash, previous_hash, filename)
-            VALUES (%(hash)s, %(previous)s, %(name)s)""",
-            {
-                "hash": match and match["hash"],
-                "previous": None if match is None or match["previous"] == "-" else match["previous"],
-                "name": one.up.path.name,
-            },
-        )
+    for one, header in ((one, _read_header(one)) for one in migrations):
+        if header:
+            conn.execute(
+                """INSERT INTO graphile_migrate.migrations (hash, previous_hash, filename)
+                VALUES (%(hash)s, %(previous)s, %(name)s)""",
+                {"hash": header.hash, "previous": header.previous, "name": f"{_digits(one)}.sql"},
+            )
 
 
 def _read_diesel(conn: Connection) -> list[Kept]:
@@ -398,7 +399,7 @@ KEEPERS: tuple[Keeper, ...] = (
     ),
     Keeper(
         "graphile-migrate", "graphile_migrate.migrations", _columns("hash", "filename"),
-        _read_graphile, lambda one: one.label, _hash, _write_graphile,
+        _read_graphile, _digits, _hash, _write_graphile,
     ),
     Keeper(
         "Diesel", "__diesel_schema_migrations", _columns("version", "run_on"),

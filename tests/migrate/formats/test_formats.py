@@ -156,7 +156,9 @@ def make_graphile() -> Files:
     previous = None
     for number, body in enumerate((TABLE, "--! no-transaction\nALTER TABLE a ADD j int;\n"), 1):
         hash_ = graphile.compute_hash(body, previous, "sha1")
-        found[f"committed/{number:06}.sql"] = f"--! Previous: {previous or '-'}\n--! Hash: {hash_}\n\n{body}"
+        name, more = (f"{number:06}", "") if number == 1 else (f"{number:06}-more", "--! Message: more\n")
+        head = f"--! Previous: {previous or '-'}\n--! Hash: {hash_}\n{more}"
+        found[f"committed/{name}.sql"] = f"{head}\n{body}"
         previous = hash_
     return found
 

@@ -180,6 +180,16 @@ def test_graphiles_placeholders_and_settings_are_those_of_its_own_file(
     ]
 
 
+def test_graphiles_headers_stand_in_any_order_and_an_edit_that_they_allow_is_none(folder: Path) -> None:
+    files = make_graphile()
+    first = str(files["committed/000001.sql"])
+    lay(folder, files | {"committed/README.sql": "", "committed/000001.sql": f"{first}-- edited\n"})
+    with pytest.raises(FolderRefused, match="edited after it was committed"):
+        formats.read([Folder("shop", folder)])
+    lay(folder, {"committed/000001.sql": f"--! AllowInvalidHash\n{first}-- edited\n"})
+    assert [one.version for one in formats.read([Folder("shop", folder)])] == ["000001", "000002"]
+
+
 GMRC_JS = """require("dotenv").config();
 module.exports = {
   connectionString: process.env.DATABASE_URL, // "afterAllMigrations": ["no.sql"]
@@ -201,15 +211,15 @@ def test_graphiles_files_for_after_all_migrations_run_after_whatever_was_committ
     lay(
         folder, {".gmrc.js": GMRC_JS, "migrations/views.sql": "CREATE OR REPLACE VIEW v AS SELECT 1 AS :TEAM"}
     )
-    second = files.pop("committed/000002.sql")
+    second = files.pop("committed/000002-more.sql")
     lay(folder / "migrations", files)
     assert "applied shop/afterAllMigrations-views" in apply().output
     assert "Nothing to do" in apply().output
-    lay(folder / "migrations", {"committed/000002.sql": second})
+    lay(folder / "migrations", {"committed/000002-more.sql": second})
     lines = [line.split()[:2] for line in run("status").output.splitlines() if "shop/" in line]
     assert lines == [
         ["applied", "shop/000001"],
-        ["pending", "shop/000002"],
+        ["pending", "shop/000002-more"],
         ["pending", "shop/afterAllMigrations-views"],
     ]
     assert apply().output.count("✓") == 2

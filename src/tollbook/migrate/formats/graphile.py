@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -15,15 +15,35 @@ from tollbook.migrate.formats import gmrc, sections
 
 FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]{6,})(?:-.*)?)\.sql")
 PLACEHOLDER = re.compile(r"(?<![:\w]):(?P<name>[A-Z][A-Z0-9_]*)\b")
-HEADER = re.compile(
-    r"--! Previous: (?P<previous>.*)\n--! Hash: (?P<hash>(?P<kind>sha1):\w+)\n(?P<more>(?:--! .*\n)*)\n"
-)
+HEADER = re.compile(r"(?:--! [A-Z]\w*(?::.*)?\n)+")
+LINE = re.compile(r"(?m)^--! (?P<name>\w+)(?::[ \t]*(?P<value>.*?)[ \t]*)?$")
+HASH = re.compile(r"sha1:\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands above a committed migration, in any order. end: the index of what stands below."""
+
+    previous: str | None
+    hash: str
+    checked: bool
+    end: int
+
+
+def read_header(text: str) -> Header | None:
+    """Return the header of a committed migration; None where there is none."""
+    header = HEADER.match(text)
+    said = {line["name"]: line["value"] for line in LINE.finditer(header[0])} if header else {}
+    previous, hash_ = said.get("Previous"), said.get("Hash")
+    if header is None or not previous or not hash_ or not HASH.fullmatch(hash_):
+        return None
+    return Header(None if previous == "-" else previous, hash_, "AllowInvalidHash" not in said, header.end())
 
 
 def recognise(path: Path) -> bool:
     """Whether the folder, or `committed` in it or in its `migrations`, has committed migrations."""
     first = min(_find(path).glob("[0-9]*.sql"), default=None)
-    return first is not None and HEADER.match(sections.read_text(first)) is not None
+    return first is not None and read_header(sections.read_text(first)) is not None
 
 
 def _find(path: Path) -> Path:
@@ -38,26 +58,28 @@ def read(folder: Folder) -> list[Migration]:
     settings = gmrc.read(_find(folder.path))
     for path in list_sql(_find(folder.path)):
         match = FILE_NAME.fullmatch(path.name)
+        if match is None:
+            continue  # as graphile-migrate does
         script = read_script(path)
-        header = HEADER.match(script.text)
-        if match is None or header is None:
+        header = read_header(script.text)
+        if header is None:
             raise FolderRefused("This is no committed migration of graphile-migrate.", Place(str(path)))
-        previous = None if header["previous"] == "-" else header["previous"]
-        body = script.text[header.end() :]
-        if previous != before:
+        body = script.text[header.end :]
+        if header.previous != before:
             raise FolderRefused(
-                f"This migration follows {previous or 'none'}, but the one before it is {before or 'none'}.",
+                f"This migration follows {header.previous or 'none'}, but the one before it is "
+                f"{before or 'none'}.",
                 Place(str(path), 1),
             )
-        allowed = "--! AllowInvalidHash" in header["more"]
-        if not allowed and compute_hash(body, previous, header["kind"]) != header["hash"]:
+        kind = header.hash.partition(":")[0]
+        if header.checked and compute_hash(body, before, kind) != header.hash:
             raise FolderRefused(
                 "This file was edited after it was committed. Put it back.", Place(str(path), 2)
             )
-        before = header["hash"]
-        transaction = re.match(r"--!\s*no-transaction\b", body) is None
+        before = header.hash
+        transaction = re.match(r"\s*--!\s*no-transaction\b", body) is None
         options = replace(script.options, transaction=script.options.transaction and transaction)
-        up = sections.cut(script, [(header.end(), len(script.text))], options)
+        up = sections.cut(script, [(header.end, len(script.text))], options)
         found.append(Migration(folder.name, match["version"], match["label"], _fill(up, settings)))
     files = _list_actions(folder.path, settings) if found else []
     return [*sort(found), *(_make_action(folder, file, settings, before or "") for file in files)]
@@ -129,5 +151,5 @@ def _look_up(name: str) -> str | None:
 
 def compute_hash(body: str, previous: str | None, kind: str) -> str:
     """Return the hash that graphile-migrate gives a migration (its hash.ts)."""
-    text = f"{previous or ''}\n{body}".strip() + "\n"
+    text = f"{previous or ''}\n{body.strip()}".strip() + "\n"
     return f"{kind}:{hashlib.new(kind, text.encode(), usedforsecurity=False).hexdigest()}"
