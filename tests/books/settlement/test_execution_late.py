@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fixtures.rpc_proxy import Proxy
-from fixtures.settling import Payroll, make_payroll
-from tollbook.books.settlement import execution
+from fixtures.settling import Payroll, make_payroll, take_turn
+from tollbook.books.settlement import execution, limits
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.lanes import transactions
@@ -85,6 +85,32 @@ async def test_what_a_node_took_though_it_said_it_did_not_holds_up_no_other_comm
         payroll.chain.call("evm_setAutomine", True)
         [settled] = await payroll.settle(desk, other)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
+
+
+async def test_a_retry_does_not_pay_beside_what_a_node_took_in_the_round_before_and_hides(
+    proxied: tuple[Payroll, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payroll, proxy = proxied
+    monkeypatch.setattr(execution, "ATTEMPTS_MAX", 1)
+    command_id = await order_coin(payroll)
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        [failed] = await payroll.settle(desk, command_id)
+        assert failed.status == "failed"
+        proxy.lies = {SEND: ["0x" + "ab" * 32]}
+        await order_coin(payroll)  # as far as anybody can see it has the nonce
+        await desk.send()
+        async with payroll.database.write() as tx:
+            await limits.retry(tx, command_id, now=clock.now())
+        for _ in range(3):
+            await payroll.make_due()
+            await take_turn(desk)
+        payroll.chain.call("evm_mine")
+        payroll.chain.call("evm_setAutomine", True)
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
 
 
 async def _die(*_: Any) -> set[int]:

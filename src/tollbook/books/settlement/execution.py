@@ -267,7 +267,7 @@ class Desk:
         self.news.set()
 
     async def _displace(self, lost: Transaction) -> None:
-        """Give the nonce of one that was taken back to a transaction that does nothing.
+        """Give the nonce of one that was taken back, or refused, to a transaction that does nothing.
 
         Whoever saw it may send it again: only when its nonce is another's for good may it be paid anew.
         """
@@ -290,13 +290,11 @@ class Desk:
             for each in known.get(one.command_id, ())
             if each.purpose == one.transfer.purpose and each.status == "reserved"
         }
-        for each in [each for one in dues for each in known.get(one.command_id, ()) if each.status == "lost"]:
-            await self._displace(each)  # of a former round: it may come back, until its nonce is another's
         sights = await self.lookout.look(dues, known)
         left: list[Due] = []
         for one in dues:
             if one.command_id in sights:
-                await self._note_sight(one, sights[one.command_id], now)
+                await self._note_sight(one, sights[one.command_id], known.get(one.command_id, ()), now)
             elif one.command_id in reserved:
                 left.append(one)
             elif one.attempts >= ATTEMPTS_MAX or one.is_over(now - CLOCKS_APART_MAX):
@@ -310,10 +308,19 @@ class Desk:
                     await self._note(tx, choice, choice.refusal, now)
         await self._submit([one for one in choices if one.refusal is None], began_at)
 
-    async def _note_sight(self, one: Due, sight: Sight, now: datetime) -> None:
-        """A transaction pays it that the lanes do not know: these books were restored, or a node lied."""
+    async def _note_sight(self, one: Due, sight: Sight, known: Sequence[Transaction], now: datetime) -> None:
+        """A transaction pays it that the lanes do not know: these books were restored, or a node lied.
+
+        Or one of a former round may come yet, until its nonce is another's.
+        """
+        if sight.hash is None:
+            former = [each for each in known if each.purpose != one.transfer.purpose]
+            may_come = [each for each in former if each.status in ("lost", "dropped") and each.hash]
+            for each in [each for each in may_come if each.nonce is not None]:
+                await self._displace(each)
+            return
         logger.warning("%s is paid by %s, which was not sent for sure", one.command_id, sight.hash)
-        if sight.hash is not None and sight.is_final:
+        if sight.is_final:
             async with self.database.write() as tx:
                 if await self._bar(tx, one):
                     await commands.settle(tx, one.command_id, tx_hash=sight.hash, now=now)

@@ -131,9 +131,11 @@ class Lookout:
         hashes = list({trace.hash for one in traces.values() for trace in one})
         receipts = dict(zip(hashes, await read_receipts(self.node, hashes), strict=True))
         waiting = await self._find_waiting([one for one, receipt in receipts.items() if receipt is None])
+        hidden = await self._find_hidden(dues, own)
         sights: dict[str, Sight] = {}
         for due in dues:
-            if any(_may_come(due, one) for one in own.get(due.command_id, ())):
+            former = own.get(due.command_id, ())
+            if any(_may_come(due, one) or one.transaction_id in hidden for one in former):
                 sights[due.command_id] = Sight(None, is_final=False)
             for trace in traces[due.command_id]:
                 receipt = receipts[trace.hash]
@@ -143,6 +145,30 @@ class Lookout:
                 elif trace.hash in waiting:
                     sights.setdefault(due.command_id, Sight(None, is_final=False))
         return sights
+
+    async def _find_hidden(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> set[int]:
+        """Those of former rounds whose nonces are not used yet: a node may have taken them, and show none.
+
+        What this round had is sent again under its own nonce, so that only one of the two can be mined.
+        """
+        refused = [
+            one
+            for due in dues
+            for one in own.get(due.command_id, ())
+            if (one.status, one.purpose != due.transfer.purpose) == ("dropped", True)
+            and (one.hashes or one.former_hashes)
+        ]
+        senders = list({one.sender for one in refused})
+        used = dict(zip(senders, await self._count_used(senders), strict=True))
+        return {
+            one.transaction_id
+            for one in refused
+            if one.nonce is not None and one.nonce >= used[one.sender]  # else it is another's, or shown
+        }
+
+    async def _count_used(self, senders: Sequence[str]) -> list[int]:
+        said = await self.node.ask_all([Ask(COUNT, (one, "latest")) for one in senders])
+        return [self.node.read_int(COUNT, answer.result) for answer in said]
 
     def _trace(self, due: Due, own: Sequence[Transaction]) -> list[Trace]:
         traces = [
@@ -201,8 +227,7 @@ class Lookout:
 
         Restored books have forgotten commands too: one that is sent again was received, by them, just now.
         """
-        said = await self.node.ask_all([Ask(COUNT, (one, "latest")) for one in self.senders])
-        used = [self.node.read_int(COUNT, answer.result) for answer in said]
+        used = await self._count_used(self.senders)
         async with self.database.read() as tx:
             since = await books.find_forgotten(
                 tx, self.node.network, dict(zip(self.senders, used, strict=True))
