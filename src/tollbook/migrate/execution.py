@@ -1,7 +1,6 @@
 """Running a script in one round trip inside the open transaction, and saying where it failed if it does."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import psycopg
 from psycopg import pq
 from psycopg.pq.abc import PGresult
 
+from tollbook.migrate.advice import advise
 from tollbook.migrate.backfill_file import Backfill
 from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
 from tollbook.migrate.exchange import GOOD, command, load, send, write
@@ -30,11 +30,6 @@ BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
 ROLLED_BACK = " Rolled back; correct the file and run again."
 WRONG_SHOWN_MAX = 20
 CONTEXT_LINES_MAX = 3
-# Harbor's files add a column to it.
-HISTORY_TABLE = re.compile(
-    r"(?i)\b(?:schema_migrations|schema_version|flyway_schema_history|goose_db_version|gorp_migrations"
-    r"|_sqlx_migrations|__diesel_schema_migrations|pgmigrations)\b"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +99,8 @@ def explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Ex
     ]
     if diag.context:
         parts.append("In: " + "; ".join(diag.context.splitlines()[:CONTEXT_LINES_MAX]))
-    if error.sqlstate == "42704" and (diag.message_primary or "").startswith("role "):
-        parts.append("Roles are the server's: make it there first (CREATE ROLE)")
-    if error.sqlstate == "42P01" and HISTORY_TABLE.search(diag.message_primary or ""):
-        parts.append(
-            "That is the table of the tool that these files were written for, which is not kept here: make "
-            "it beforehand, or leave this statement out"
-        )
+    if advice := advise(error.sqlstate, diag.message_primary or ""):
+        parts.append(advice)
     return StatementFailed(
         ". ".join(part.rstrip(".") for part in parts) + "." + ROLLED_BACK,
         place,
@@ -174,8 +164,9 @@ def _run_program(conn: Connection, sql: Sql, *, committing: bool) -> list[PGresu
         cause = getattr(error, "orig", None) or error
         state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
         said = " ".join(str(cause).split()) or type(cause).__name__
+        advice = advise(state, cause.diag.message_primary or "") if isinstance(cause, psycopg.Error) else None
         raise StatementFailed(
-            f"{said}.{ROLLED_BACK}",
+            f"{said}.{f' {advice}.' if advice else ''}{ROLLED_BACK}",
             Place(str(sql.script.path)),
             sqlstate=state,
         ) from error

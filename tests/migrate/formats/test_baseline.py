@@ -217,7 +217,7 @@ def test_the_history_of_another_project_is_nobodys_business(folder: Path, run: R
     assert run("apply", "--auto", "--skip-backup").exit_code == 0
 
 
-def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run) -> None:
+def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run, ask: Any) -> None:
     run("baseline", "--auto")
     run("apply", "--auto", "--skip-backup")
     told = run("baseline", "--back", "--auto")
@@ -227,6 +227,8 @@ def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run) -> None:
     assert told.exit_code == 0, told.output
     assert "0 told" not in told.output
     assert "0 told" in run("baseline", "--back", "--auto").output
+    if tool == "graphile-migrate":  # by the number alone, whatever the file is called
+        assert ask("SELECT max(filename) FROM graphile_migrate.migrations") == "000002.sql"
 
 
 @pytest.mark.parametrize("tool", ["SQLx", "Prisma", "Flyway", "Sqitch"], indirect=True)
