@@ -201,6 +201,35 @@ def test_one_that_others_are_in_the_way_of_is_tried_again_and_the_rest_follow(
     assert ask("SELECT array_agg(version ORDER BY id)::text FROM tollbook_migrate.history") == "{1,2,3,4,5}"
 
 
+def test_each_took_its_own_time_though_they_went_together(write: Any, apply: Apply, ask: Any) -> None:
+    """To the server a message begins at one moment, however many transactions are in it."""
+    write_light(write, most=8)
+    assert apply().exit_code == 0
+    assert ask("""SELECT bool_and(applied_at - duration >= before) FROM (SELECT applied_at, duration,
+        lag(applied_at) OVER (ORDER BY id) AS before FROM tollbook_migrate.history) AS h""")
+
+
+def test_interrupted_while_they_wait_the_run_ends_as_one_that_failed(
+    write: Any, url: str, folder: Path, ask: Any
+) -> None:
+    ask("CREATE TABLE held (id int PRIMARY KEY); SELECT 1")
+    write_light(write, n2="CREATE TABLE a (id int REFERENCES held);")
+
+    def interrupt() -> None:
+        while not ask("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with psycopg.connect(url) as holder:
+        holder.execute("LOCK TABLE held")
+        sender = threading.Thread(target=interrupt)
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            migrate.apply(url, [migrate.Folder("shop", folder)], backup=False, lock_timeout_seconds=20)
+        sender.join()
+    assert ask("SELECT outcome FROM tollbook_migrate.runs") == "failed"
+
+
 def as_superuser(server: Server, url: str, sql: str) -> None:
     with psycopg.connect(server.url(str(conninfo_to_dict(url)["dbname"]), user="postgres")) as connection:
         connection.execute(sql.encode())

@@ -235,8 +235,9 @@ class recorded:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self.conn.broken and not self.conn.closed:
-            # The last file may have left the session read-only, or acting as a role that sees none of ours.
-            self.conn.execute("RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
+            # What was interrupted may still be open. The last file may have left the session read-only, or
+            # acting as a role that sees none of ours.
+            self.conn.execute("ROLLBACK; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL")
             history.end(self.conn, [self.run], "done" if error is None else "failed")
 
 

@@ -30,7 +30,7 @@ UNPROVEN = psycopg.errors.NotNullViolation.sqlstate  # the record's promises are
 PARCEL_MAX = 8  # more together gain nothing
 LIGHT_CHARACTERS_MAX = 16 * 1024
 # All but the last of a parcel wait for no disk: the last one's COMMIT takes theirs along, before any is told.
-LATE = "SET LOCAL synchronous_commit = off; "
+LATE = f"{history.BEGAN}, set_config('synchronous_commit', 'off', true); "
 ON_DISK = "SELECT pg_logical_emit_message(true, 'tollbook', '')"  # a COMMIT, where the last one's was not
 RECORDED = -4  # where the record's result is, seen from its COMMIT
 
@@ -172,9 +172,11 @@ class AtOnce:
 
     def _send_together(self, parcel: Parcel, meanwhile: Callable[[], None]) -> list[Done]:
         """Return those that are committed. The next has failed, or is to go the long way."""
-        *early, last = (plain.sql for plain in parcel.plains)
-        sent = [replace(sql, before=sql.before + LATE, before_count=sql.before_count + 1) for sql in early]
-        sent.append(last)
+        first = [LATE] * (len(parcel.plains) - 1) + [f"{history.BEGAN}; "]
+        sent = [
+            replace(plain.sql, before=plain.sql.before + more, before_count=plain.sql.before_count + 1)
+            for plain, more in zip(parcel.plains, first, strict=True)
+        ]
         guard, texts = self.course.guard, [f"{sql.text};\n" for sql in sent]
         name = f"{parcel.ones[0].migration.id} to {parcel.ones[-1].migration.id}"
         with guard.watching(name, self.course.lock_timeout_seconds):

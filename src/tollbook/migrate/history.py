@@ -356,10 +356,10 @@ def write_proven(
 ) -> str:
     """Return the statement that records a migration if the proof, an expression, is true; else it fails.
 
-    It returns how many seconds the transaction took.
+    It returns how many seconds the transaction took, which said when it BEGAN if others are in its message.
     """
     values = _list_values(run, migration, promised, ())
-    values["duration"] = Expression("clock_timestamp() - transaction_timestamp()")
+    values["duration"] = Expression(f"clock_timestamp() - {SINCE}")
     values["promised"] = Expression(f"CASE WHEN {proof} THEN {quote(conn, values['promised'])}::jsonb END")
     return write(conn, [(RECORD + "\nRETURNING extract(epoch FROM duration)", values)])
 
@@ -400,6 +400,9 @@ VALUES (%(folder)s, %(version)s, %(name)s, %(checksum)s, %(run)s, %(duration)s, 
     %(engine)s, %(down)s, %(promised)s, %(removed)s)"""
 TAKE_BACK = """UPDATE tollbook_migrate.history
 SET reverted_at = clock_timestamp(), reverted_run_id = %(run)s WHERE id = %(id)s AND reverted_at IS NULL"""
+# To the server all transactions of a message begin with the first.
+BEGAN = "SELECT set_config('tollbook.began', clock_timestamp()::text, true)"
+SINCE = "coalesce(nullif(current_setting('tollbook.began', true), '')::timestamptz, transaction_timestamp())"
 FORGET = "DELETE FROM tollbook_migrate.progress WHERE folder = %(folder)s AND version = %(version)s"
 
 
