@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fixtures.rpc_proxy import Proxy
-from fixtures.settling import Payroll, make_payroll, take_turn
+from fixtures.settling import PURSE, Payroll, make_payroll, take_turn
 from tollbook.books.settlement import execution, limits
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -111,6 +111,28 @@ async def test_a_retry_does_not_pay_beside_what_a_node_took_in_the_round_before_
         await payroll.make_due()
         [settled] = await payroll.settle(desk, command_id)
     assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
+
+
+async def test_what_a_node_took_and_hides_is_not_paid_from_another_account_as_well(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    payroll, proxy = proxied
+    another = payroll.chain.make_account(amount=2 * PURSE, wei=0)
+    payroll.operators.append(another)
+    command_id = await payroll.order()
+    await payroll.validate()
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        payroll.chain.set_gas_money(another.address)  # it is the fuller one
+        await payroll.make_due()
+        await take_turn(desk)
+        payroll.chain.call("evm_mine")
+        payroll.chain.call("evm_setAutomine", True)
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
 
 async def _die(*_: Any) -> set[int]:

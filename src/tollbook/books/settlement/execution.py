@@ -129,12 +129,12 @@ class Desk:
         await self._submit([chosen[one.command_id] for one in begun], began_at)
         return len(dues)
 
-    async def _choose(self, dues: Sequence[Due]) -> list[Choice]:
+    async def _choose(self, dues: Sequence[Due], own: Mapping[str, str] | None = None) -> list[Choice]:
         """From which account each would go; what they want themselves does not count as on its way."""
         besides = [one.command_id for one in dues]
         async with self.database.read() as tx:
             bound = await due.find_bound(tx, self.network, self.lanes.addresses, besides)
-        return await self.purse.choose([one.transfer for one in dues], bound)
+        return await self.purse.choose([one.transfer for one in dues], bound, own)
 
     async def _begin(self, tx: WriteTx, one: Due, choice: Choice | None, now: datetime) -> bool:
         """Whether it is to be handed to the lanes: from the commit on, they may have it.
@@ -301,7 +301,11 @@ class Desk:
                 await self._give_up(one)
             elif not one.is_over(now):  # else whoever began it in time may be about to send it
                 left.append(one)
-        choices = await self._choose(left)
+        # A node may have taken what it refused: it keeps its nonce, and so its account.
+        refused = [each for one in left for each in known.get(one.command_id, ()) if each.status == "dropped"]
+        signed = [each for each in refused if each.nonce is not None and each.hashes + each.former_hashes]
+        own = {each.purpose: each.sender for each in signed}
+        choices = await self._choose(left, own)
         async with self.database.write() as tx:
             for choice in choices:
                 if choice.refusal is not None:

@@ -53,11 +53,13 @@ class Purse:
     node: Node
     senders: Sequence[str]
 
-    async def choose(self, transfers: Sequence[Transfer], bound: Bound) -> list[Choice]:
+    async def choose(
+        self, transfers: Sequence[Transfer], bound: Bound, own: Mapping[str, str] | None = None
+    ) -> list[Choice]:
         """From which account each transfer would go through now, all of them together.
 
-        `bound` is what is on its way from each (account, asset), which its balance has not lost yet.
-        Raises ChainUnreachable.
+        `bound` is what is on its way from each (account, asset), which its balance has not lost yet; `own`,
+        by purpose, the only account that it may come from. Raises ChainUnreachable.
         """
         if not transfers:
             return []
@@ -66,7 +68,9 @@ class Purse:
         for key, amount in bound.items():
             left[key] = left.get(key, 0) - amount
         gas_cost = GAS_MAX * await self.node.ask_int("eth_gasPrice")
-        choices = [self._choose_one(transfer, left, gas_cost) for transfer in transfers]
+        choices = [
+            self._among((own or {}).get(one.purpose))._choose_one(one, left, gas_cost) for one in transfers
+        ]
         chosen = [one for one in choices if one.refusal is None]
         said = await self.node.ask_all([_simulate(one) for one in chosen])
         judged = {one.transfer.purpose: _judge(one, answer) for one, answer in zip(chosen, said, strict=True)}
@@ -80,6 +84,10 @@ class Purse:
             key: 0 if answer.result in (None, "0x") else self.node.read_int("a balance", answer.result)
             for key, answer in zip(keys, said, strict=True)
         }
+
+    def _among(self, own: str | None) -> "Purse":
+        """Of all accounts, this one alone, where its key is here."""
+        return Purse(self.node, [own]) if own is not None and own in self.senders else self
 
     def _choose_one(
         self, transfer: Transfer, left: dict[tuple[str, str | None], int], gas_cost: int
