@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tollbook.migrate import promises, statements
+from tollbook.migrate import presence, promises, statements
 from tollbook.migrate.files import Script
 
 
@@ -48,10 +48,40 @@ def problems(text: str) -> list[str]:
         ("DROP TABLE IF EXISTS t; CREATE TABLE t (i int)", ["table t"]),
         ("CREATE TABLE t (i int); ALTER TABLE t RENAME TO u", ["table u"]),
         ("SET search_path = a, b; CREATE TABLE t (i int)", ["table a.t"]),
+        (
+            "CREATE UNIQUE INDEX i ON t (i); ALTER TABLE t ADD CONSTRAINT p UNIQUE USING INDEX i",
+            ["index p"],
+        ),
+        ("ALTER TABLE a.t ADD PRIMARY KEY USING INDEX i", ["index a.i"]),
     ],
 )
 def test_a_file_promises_what_it_creates_and_does_not_drop_again(text: str, wanted: list[str]) -> None:
     assert made(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        "ALTER TABLE t DROP COLUMN i",
+        "ALTER TABLE t DROP CONSTRAINT c CASCADE",
+        "DROP FUNCTION f CASCADE",
+        "ALTER INDEX u_pkey RENAME TO x; DROP TABLE u",
+        "DROP OWNED BY me",
+    ],
+)
+def test_what_a_later_statement_may_take_unseen_need_not_be_there(later: str) -> None:
+    index = "" if "RENAME" in later else "CREATE INDEX x ON t (i); "
+    (one,) = promises.collect(statements.read(script(f"{index}{later}")).statements).made
+    assert one.loose
+    verdict = presence.judge([one], presence.Presence(), ["public"])
+    assert verdict.wrong == ()
+    assert verdict.missing == (one,)
+
+
+def test_what_no_later_statement_can_take_must_be_there() -> None:
+    text = "CREATE INDEX x ON t (i); ALTER TABLE u DROP COLUMN i; DROP TABLE u; DO $$ BEGIN END $$"
+    (one,) = promises.collect(statements.read(script(text)).statements).made
+    assert presence.judge([one], presence.Presence(), ["public"]).wrong == ("the index x is missing",)
 
 
 def test_functions_of_one_name_are_told_apart_by_their_arguments() -> None:

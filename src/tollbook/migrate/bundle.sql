@@ -204,10 +204,11 @@ BEGIN
     FOR promise IN SELECT value FROM jsonb_array_elements(promises) LOOP
         object := pg_temp.tollbook_find(promise, path, claimed);
         IF object IS NULL THEN
+            CONTINUE WHEN promise ? 'loose';
             missing := missing || format('the %s %s', promise ->> 'kind',
                 coalesce(promise ->> 'name', format('on %s', promise ->> 'on')));
         ELSE
-            standing := standing || object;
+            standing := standing || (object - 'loose');
             claimed := claimed || (object ->> 'name');
         END IF;
     END LOOP;

@@ -26,7 +26,8 @@ class Promise:
 
     schema is None where the file does not say it, name where PostgreSQL chooses it (an unnamed index), `on`
     is the table of an index or trigger, args are a function's input types (None: any), conditional is
-    true for IF NOT EXISTS and OR REPLACE, made is false where the object was there before the run.
+    true for IF NOT EXISTS and OR REPLACE, made is false where the object was there before the run. loose is
+    true where a later statement of the file may have taken it away, which nothing but the catalog tells.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Promise:
     args: tuple[str, ...] | None = None
     conditional: bool = False
     made: bool = True
+    loose: bool = False
 
     def __str__(self) -> str:
         name = self.name or f"(unnamed on {self.on})"
@@ -45,7 +47,7 @@ class Promise:
         return f"{full} on {self.on}" if self.kind == "trigger" else full
 
     def pack(self) -> dict[str, Any]:
-        """Return it as the history keeps it."""
+        """Return it as the history keeps it, where none is loose any more."""
         packed = {
             "kind": self.kind,
             "schema": self.schema,
@@ -54,6 +56,7 @@ class Promise:
             "args": self.args,
         }
         flags = {"conditional": self.conditional, "made": self.made}
+        flags |= {"loose": True} if self.loose else {}
         return {key: value for key, value in packed.items() if value is not None} | flags
 
 

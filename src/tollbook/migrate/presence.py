@@ -32,7 +32,7 @@ class Verdict:
 
     found: tuple[Promise, ...]
     missing: tuple[Promise, ...]
-    wrong: tuple[str, ...]  # a sentence for each missing one
+    wrong: tuple[str, ...]  # a sentence for each missing one that is not loose
 
 
 def look_up(conn: Connection, promises: Iterable[Promise]) -> Presence:
@@ -141,10 +141,10 @@ def judge(promises: Iterable[Promise], presence: Presence, path: Sequence[str]) 
     for promise in promises:
         match, complaint = _match(promise, presence, path, claimed)
         if match is not None:
-            found.append(match)
+            found.append(replace(match, loose=False))
         else:
             missing.append(promise)
-            wrong.append(complaint)
+            wrong += [] if promise.loose else [complaint]
     return Verdict(tuple(found), tuple(missing), tuple(wrong))
 
 

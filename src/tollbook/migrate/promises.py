@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pglast import ast
-from pglast.enums import FunctionParameterMode, ObjectType, TransactionStmtKind
+from pglast.enums import DropBehavior, FunctionParameterMode, ObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
 
 from tollbook.migrate.objects import Promise
@@ -62,6 +62,7 @@ KINDS = {
     ObjectType.OBJECT_TRIGGER: "trigger",
 }
 ON_TABLE = ("index", "trigger")
+TAKING_COMMANDS = (AlterTableType.AT_DropColumn, AlterTableType.AT_DropConstraint)
 INPUT_MODES = (
     FunctionParameterMode.FUNC_PARAM_DEFAULT,
     FunctionParameterMode.FUNC_PARAM_IN,
@@ -106,6 +107,11 @@ class Promises:
         self.made = [
             promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))
         ]
+
+    def loosen(self, may_go: Callable[[Promise], bool]) -> None:
+        """Note what a statement may take away unseen: by CASCADE, or with a column."""
+        if any(may_go(promise) for promise in self.made):
+            self.made = [replace(one, loose=True) if may_go(one) else one for one in self.made]
 
 
 @dataclass(slots=True)
@@ -162,7 +168,38 @@ def collect(statements: Iterable[Statement]) -> Promises:
             promises.may_remove = True
         if handle:
             handle(promises, tree, statement.index)
+        if may_go := _find_taken(tree):
+            promises.loosen(may_go)
     return promises
+
+
+def _find_taken(tree: Any) -> Callable[[Promise], bool] | None:
+    """Return what tells the promises that a statement may take with it, where it may."""
+    if isinstance(tree, ast.DropOwnedStmt):
+        return _is_any
+    if isinstance(tree, ast.DropStmt):
+        of_table = tree.removeType in (ObjectType.OBJECT_TABLE, ObjectType.OBJECT_FOREIGN_TABLE)
+        cascading = tree.behavior == DropBehavior.DROP_CASCADE
+        return _is_any if cascading else _may_be_a_tables if of_table else None
+    return _find_taken_with(tree) if isinstance(tree, ast.AlterTableStmt) else None
+
+
+def _find_taken_with(tree: Any) -> Callable[[Promise], bool] | None:
+    """Return what tells the promises that go with the columns and constraints of a table."""
+    taking = [one for one in tree.cmds or () if one.subtype in TAKING_COMMANDS]
+    if any(one.behavior == DropBehavior.DROP_CASCADE for one in taking):
+        return _is_any
+    table = tree.relation.relname
+    return (lambda promise: _may_be_a_tables(promise) or promise.on == table) if taking else None
+
+
+def _is_any(promise: Promise) -> bool:
+    return True
+
+
+def _may_be_a_tables(promise: Promise) -> bool:
+    """Whether it may go with a table without being said to be on one: it is owned, or was renamed only."""
+    return promise.kind == "sequence" or (promise.kind == "index" and promise.on is None)
 
 
 def _follow(promises: Promises, tree: Any, savepoints: list[tuple[str, list[Promise]]]) -> None:
@@ -303,6 +340,8 @@ def _name_object(kind: str, name: Any) -> Promise:
 
 def _alter_table(promises: Promises, tree: Any, index: int) -> None:
     for command in tree.cmds or ():
+        if command.subtype == AlterTableType.AT_AddConstraint and command.def_.indexname:
+            _rename_used_index(promises, tree.relation, command.def_)
         if command.subtype == AlterTableType.AT_AttachPartition and tree.objtype == ObjectType.OBJECT_TABLE:
             attached = _relation("table", command.def_.name, conditional=False)
             name = command.def_.name.relname
@@ -312,6 +351,15 @@ def _alter_table(promises: Promises, tree: Any, index: int) -> None:
                 for promise in promises.made
                 if promise.on != name and (promise.name != name or not same(attached, promise))
             ]
+
+
+def _rename_used_index(promises: Promises, table: Any, constraint: Any) -> None:
+    """A constraint that takes an index for its own gives it its name."""
+    old = Promise("index", table.schemaname, constraint.indexname, table.relname)
+    name = constraint.conname or constraint.indexname
+    found = next((promise for promise in promises.made if same(old, promise)), old)
+    promises.drop(old)
+    promises.make(replace(found, name=name, conditional=False))
 
 
 def _rename(promises: Promises, tree: Any, index: int) -> None:
