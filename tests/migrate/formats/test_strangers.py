@@ -59,6 +59,17 @@ def test_a_folder_without_sql_is_no_folder_with_nothing_to_do(folder: Path, name
         read(folder, {name: "", "README.md": ""})
 
 
+def test_a_folder_that_waits_for_its_first_migration_has_nothing_to_do(folder: Path) -> None:
+    assert (
+        read(folder, dict.fromkeys((".gitkeep", "README.md", "embed.go", "mod.rs", "__init__.py"), "")) == []
+    )
+
+
+def test_what_is_for_another_database_alone_is_passed_over_where_files_are_for_several(folder: Path) -> None:
+    names = ("1_a.up.sql", "1_a.mysql.up.sql", "2_b.mysql.up.sql", "2_b.mysql.down.sql")
+    assert [one.label for one in read(folder, dict.fromkeys(names, ""))] == ["1_a"]
+
+
 def test_pops_files_that_commit_by_themselves_belong_to_their_migration(folder: Path) -> None:
     first, second = read(
         folder,
