@@ -4,8 +4,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import Result
+
+from tollbook.embedded import Server
 
 Run = Callable[..., Result]
 
@@ -28,6 +31,23 @@ def test_all_is_well_with_counts_and_rows(shop: None, run: Run, ask: Any) -> Non
     assert result.exit_code == 0, result.output
     assert "Tables 2/2 · Views 1/1 · Indexes 1/1" in result.output
     assert "3" in json.dumps(json.loads(run("verify", "--json").stdout))
+
+
+def test_rows_of_another_server_are_not_counted(
+    write: Any, apply: Run, run: Run, migrate_server: Server
+) -> None:
+    write(
+        "0001_a",
+        up="""CREATE FOREIGN DATA WRAPPER away; CREATE SERVER there FOREIGN DATA WRAPPER away;
+        CREATE FOREIGN TABLE f (i int) SERVER there""",
+    )
+    superuser = migrate_server.url("superuser_s", user="postgres")
+    with psycopg.connect(migrate_server.url("postgres", user="postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE superuser_s STRATEGY file_copy")
+    assert apply(to=superuser).exit_code == 0
+    result = run("verify", "--quick", to=superuser)
+    assert result.exit_code == 0, result.output
+    assert "Tables 1/1" in result.output
 
 
 @pytest.mark.parametrize(

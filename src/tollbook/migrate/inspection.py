@@ -69,7 +69,10 @@ class FolderCounts:
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """A promised table and its rows, of all its partitions if it has any; exact is false for an estimate."""
+    """A promised table and its rows, of all its partitions if it has any; exact is false for an estimate.
+
+    Of a foreign table it is what the last ANALYZE found.
+    """
 
     table: str
     rows: int
@@ -262,13 +265,13 @@ def _count_table(conn: Connection, table: Promise) -> TableRows:
     name = sql.Identifier(table.schema or "", table.name or "")
     row = conn.execute(
         """SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint,
-            coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint
+            coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint, coalesce(bool_or(c.relkind = 'f'), false)
         FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
           OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(%(name)s)) WHERE isleaf)""",
         {"name": name.as_string(conn)},
     ).fetchone()
-    size, estimate = row or (0, 0)
-    if size > COUNTED_BYTES_MAX:
+    size, estimate, foreign = row or (0, 0, False)
+    if size > COUNTED_BYTES_MAX or foreign:  # those of another server are its business
         return TableRows(str(table), int(estimate), exact=False)
     row = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(name)).fetchone()
     return TableRows(str(table), int(row[0]) if row else 0, exact=True)
