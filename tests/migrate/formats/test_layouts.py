@@ -297,6 +297,20 @@ def test_dbmate_goes_by_the_names_of_the_files(folder: Path) -> None:
     assert [one.label[-1] for one in found] == ["a", "b", "c"]
 
 
+def test_dbmate_may_have_several_ways_there_and_back_in_one_file(
+    folder: Path, run: Any, apply: Apply, ask: Any
+) -> None:
+    way = "-- migrate:up\nCREATE TABLE {0} (i int{1});\n-- migrate:down\nDROP TABLE {0};\n"
+    lay(folder, {"1_a.sql": way.format("a", " PRIMARY KEY") + way.format("b", " REFERENCES a")})
+    apply()
+    assert ask("SELECT to_regclass('b') IS NOT NULL")
+    result = run("revert", "--auto", "--skip-backup")
+    assert result.exit_code == 0, result.output
+    for wrong in ("-- migrate:up\n-- migrate:up\n", "-- migrate:up\n-- migrate:down\n-- migrate:down\n"):
+        lay(folder, {"1_a.sql": wrong})
+        assert f"1_a.sql:{wrong.count('--')}" in apply().output
+
+
 def test_diesel_takes_dates_with_and_without_dashes_for_the_same(folder: Path) -> None:
     names = ("2017-02-01-000000_c", "20170101000000_b", "00000000000000_a")
     found = read(folder, {f"{name}/up.sql": "" for name in names})

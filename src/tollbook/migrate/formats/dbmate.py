@@ -1,5 +1,6 @@
 """dbmate: one file a migration, `-- migrate:up` and `-- migrate:down` in it."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from tollbook.migrate.errors import FolderRefused, Place, point
 from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_script, sort
 from tollbook.migrate.formats import sections
+from tollbook.migrate.headers import Options
 
 FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]+).*)\.sql")
 BLOCK = re.compile(r"(?m)^--\s*migrate:(?P<part>up|down)\b(?P<options>.*)$")
@@ -41,13 +43,25 @@ def _split(script: Script) -> tuple[Script, Script | None]:
                 "What stands before `-- migrate:up` never runs. Put it behind that line.",
                 point(str(script.path), script.text, index),
             )
-    parts: dict[str, Script] = {}
+    for before, block in itertools.pairwise(blocks):
+        if before["part"] == block["part"]:
+            raise FolderRefused(
+                "dbmate wants a `-- migrate:down` behind each `-- migrate:up`, and nothing else.",
+                point(str(script.path), script.text, block.start()),
+            )
     ends = [block.start() for block in blocks[1:]] + [len(script.text)]
-    for block, end in zip(blocks, ends, strict=True):
-        transaction = script.options.transaction and "transaction:false" not in block["options"].split()
-        options = replace(script.options, transaction=transaction)
-        parts.setdefault(block["part"], sections.cut(script, [(block.end(), end)], options))
-    return parts["up"], parts.get("down")
+    spans = [(block.end(), end) for block, end in zip(blocks, ends, strict=True)]
+    up = sections.cut(script, spans[::2], _read_options(script, blocks[::2]))
+    down = sections.cut(script, spans[1::2], _read_options(script, blocks[1::2])) if spans[1:] else None
+    if down and spans[3:]:  # what was made last goes first: then an index of its text is none of the file's
+        text = "\n".join(script.text[start:end] for start, end in reversed(spans[1::2]))
+        down = replace(down, text=text)
+    return up, down
+
+
+def _read_options(script: Script, blocks: list[re.Match[str]]) -> Options:
+    said = any("transaction:false" in block["options"].split() for block in blocks)
+    return replace(script.options, transaction=script.options.transaction and not said)
 
 
 def _starts(text: str) -> list[int]:
