@@ -272,6 +272,9 @@ async def test_what_a_stranger_sent_and_no_block_takes_is_said_once_with_what_to
         assert (await lanes.submit(make_call())).nonce == 1
         for _ in range(3):
             await lanes.mend()
+        async with database.read() as tx:
+            made = await tx.value("SELECT count(*) FROM core.transactions")
+        assert made == 1, "nobody fights for its nonce"
     [told] = [one.message for one in caplog.records if "not of these books" in one.message]
     assert operator.address.lower() in told
     assert "nonce 0" in told

@@ -90,13 +90,13 @@ class _Sweep:
         self._used = {sender: used for sender, (used, _) in counts.items()}
         self._head = await self._node.ask_int("eth_blockNumber")
         await self._tell_keyless()
-        await self._tell_strangers(counts)
+        theirs = await self._tell_strangers(counts)
         await self._mend_mined(await self._find("mined"))
         for sender, used in self._used.items():
             await self._find_lost(sender, used)
         await self._mend_lost(await self._find("lost"))
-        for sender, used in self._used.items():
-            await self._fill(sender, used)
+        for sender, (used, pending) in counts.items():
+            await self._fill(sender, pending if sender in theirs else used)
         await self._mend_open(
             await self._find("signed", "sent")
         )  # last: one may be more than the node can tell
@@ -127,8 +127,11 @@ class _Sweep:
                 )
         self._lanes.keyless_told = {one.sender for one in waiting}
 
-    async def _tell_strangers(self, counts: Counts) -> None:
-        """Say once what of an account waits that was not sent from here: its lane waits behind it."""
+    async def _tell_strangers(self, counts: Counts) -> set[str]:
+        """Say once what of an account waits that was not sent from here: its lane waits behind it.
+
+        The accounts: what waits there may be what restored books forgot, and nobody fights for its nonces.
+        """
         found = await find_waiting(self._lanes.database, self._node, counts)
         found = [one for one in found if one.unknown]
         telemetry.STRANGERS.labels(self._node.network).set(sum(one.unknown for one in found))
@@ -147,6 +150,7 @@ class _Sweep:
                     self._node.network,
                     one.nonce,
                 )
+        return {one.sender for one in found}
 
     # What is signed or sent --------------------------------------------------------------------------------
 
@@ -384,10 +388,10 @@ class _Sweep:
 
     # What is missing ---------------------------------------------------------------------------------------
 
-    async def _fill(self, sender: str, used: int) -> None:
+    async def _fill(self, sender: str, first: int) -> None:
         """Nonces that nobody has hold up all later ones: give them to transactions that do nothing."""
         async with self._lanes.database.write() as tx:
-            gaps = await nonces.find_gaps(tx, self._node.network, sender, used, FILL_MAX)
+            gaps = await nonces.find_gaps(tx, self._node.network, sender, first, FILL_MAX)
         if gaps == 0:
             return
         fillers = [

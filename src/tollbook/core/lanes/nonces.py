@@ -203,9 +203,9 @@ async def find_leaps(tx: ReadTx, network: str, counts: Mapping[str, int], leap_m
     return [row["sender"] for row in rows]
 
 
-async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: int) -> int:
-    """Free the nonces from `used` on that were handed out and nobody holds; how many hold up later ones."""
-    params = {"network": network, "sender": sender, "used": used, "limit": limit, "span": GAP_SPAN_MAX}
+async def find_gaps(tx: WriteTx, network: str, sender: str, first: int, limit: int) -> int:
+    """Free the nonces from `first` on that were handed out and nobody holds; how many hold up later ones."""
+    params = {"network": network, "sender": sender, "first": first, "limit": limit, "span": GAP_SPAN_MAX}
     await tx.value(  # no nonce is taken meanwhile
         """
         SELECT next_nonce FROM core.lanes WHERE network = %(network)s AND sender = %(sender)s
@@ -217,8 +217,8 @@ async def find_gaps(tx: WriteTx, network: str, sender: str, used: int, limit: in
         """
         INSERT INTO core.lane_gaps (network, sender, nonce)
         SELECT %(network)s, %(sender)s, n
-        FROM generate_series(%(used)s::bigint, (
-            SELECT least(l.next_nonce - 1, %(used)s::bigint + %(span)s) FROM core.lanes l
+        FROM generate_series(%(first)s::bigint, (
+            SELECT least(l.next_nonce - 1, %(first)s::bigint + %(span)s) FROM core.lanes l
             WHERE l.network = %(network)s AND l.sender = %(sender)s
         )) AS n
         WHERE NOT EXISTS (
