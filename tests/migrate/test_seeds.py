@@ -56,6 +56,14 @@ def test_a_seed_runs_again_only_when_it_has_changed(goods: None, seed_file: Any,
     assert names(ask) == "new"
 
 
+def test_a_seed_leaves_nothing_in_the_session_for_the_next(goods: None, seed_file: Any, run: Run) -> None:
+    text = "CREATE TEMP TABLE staging (i int); PREPARE one AS SELECT 1; DECLARE c CURSOR WITH HOLD FOR SELECT 1;"
+    seed_file("1_goods.sql", text)
+    seed_file("2_more.sql", text)
+    result = run("seed")
+    assert "2 seeded" in result.output, result.output
+
+
 def test_folders_beside_each_other_have_one_folder_of_seeds(
     goods: None, seed_file: Any, run: Run, ask: Ask, write: Any, folder: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tollbook.migrate.exchange import command, write
 from tollbook.migrate.execution import BEGIN, RESET, RESET_COUNT, RESET_ROLE, Sql
 from tollbook.migrate.files import Folder, Script, list_sql, read_script
 from tollbook.migrate.session import (
+    LEAVE_NOTHING,
     LOCK_WAIT_SECONDS_MAX,
     Connection,
     connected,
@@ -247,7 +248,7 @@ def _run(
             "environment": environment,
             "duration": f"{time.monotonic() - started:.6f} s",
         }
-        command(conn, write(conn, [(_RECORD, values), ("COMMIT", {})]))
+        command(conn, f"{write(conn, [(_RECORD, values)])} {LEAVE_NOTHING}; COMMIT")
     except BaseException:
         if not conn.closed and not conn.broken:
             conn.execute("ROLLBACK")
