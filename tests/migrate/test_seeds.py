@@ -57,7 +57,7 @@ def test_a_seed_runs_again_only_when_it_has_changed(goods: None, seed_file: Any,
 
 
 def test_a_seed_leaves_nothing_in_the_session_for_the_next(goods: None, seed_file: Any, run: Run) -> None:
-    text = "CREATE TEMP TABLE staging (i int); PREPARE one AS SELECT 1; DECLARE c CURSOR WITH HOLD FOR SELECT 1;"
+    text = "CREATE TEMP TABLE staging (i int); PREPARE a AS SELECT 1; DECLARE c CURSOR WITH HOLD FOR SELECT 1"
     seed_file("1_goods.sql", text)
     seed_file("2_more.sql", text)
     result = run("seed")
