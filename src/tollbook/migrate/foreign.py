@@ -44,7 +44,8 @@ def _has(conn: Connection, keeper: Keeper) -> bool:
         WHERE attrelid = to_regclass(%(table)s) AND attnum > 0 AND NOT attisdropped""",
         {"table": keeper.table},
     )
-    return keeper.columns <= {row[0] for row in rows}
+    columns = frozenset[str](row[0] for row in rows)
+    return keeper.columns == columns if keeper.bare else keeper.columns <= columns
 
 
 def match(
@@ -77,7 +78,7 @@ def _as_it_is(rows: Rows, files: Files) -> Rows:
 
 
 def _take_all_before(rows: Rows, files: Files) -> Rows:
-    """golang-migrate keeps one row: that migration is applied, and all before it."""
+    """golang-migrate and tern keep one row: that migration is applied, and all before it."""
     keys = list(files)
     upto = max((keys.index(key) + 1 for key in rows if key in files), default=0)
     return {key: Kept(key) for key in keys[:upto]} or rows
@@ -127,4 +128,5 @@ READINGS: Mapping[str, Callable[[Rows, Files], Rows]] = {
     "Prisma": _leave_squashed,
     "Sqitch": _leave_other_projects,
     "golang-migrate": _take_all_before,
+    "tern": _take_all_before,
 }

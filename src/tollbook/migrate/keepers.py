@@ -37,6 +37,7 @@ class Keeper:
     key: Callable[[Migration], str]
     checksums: Callable[[Migration], tuple[str, ...]]  # all that are right, the tool's own first
     write: Callable[[Connection, Sequence[Migration]], None]
+    bare: bool = False  # its table has no other columns, by which it is told from those of others
 
 
 def _number(migration: Migration) -> str:
@@ -149,6 +150,48 @@ def _write_golang(conn: Connection, migrations: Sequence[Migration]) -> None:
             "INSERT INTO schema_migrations (version, dirty) VALUES (%(version)s, false)",
             {"version": int(one.version)},
         )
+
+
+def _read_tern(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version::text FROM schema_version WHERE version > 0")
+    return [Kept(row[0]) for row in rows]  # one row: this one, and all before it
+
+
+def _write_tern(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations[-1:]:
+        conn.execute("UPDATE schema_version SET version = %(version)s", {"version": int(one.version)})
+
+
+def _read_morph(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version::text FROM db_migrations ORDER BY version")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_morph(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute(
+            "INSERT INTO db_migrations (version, name) VALUES (%(version)s, %(name)s)",
+            {"version": int(one.version), "name": one.label.partition("_")[2]},
+        )
+
+
+def _read_pop(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version::text FROM schema_migration ORDER BY version")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_pop(conn: Connection, migrations: Sequence[Migration]) -> None:
+    for one in migrations:
+        conn.execute("INSERT INTO schema_migration (version) VALUES (%(version)s)", {"version": _digits(one)})
+
+
+def _read_refinery(conn: Connection) -> list[Kept]:
+    rows = conn.execute("SELECT version::text FROM refinery_schema_history ORDER BY version")
+    return [Kept(row[0]) for row in rows]
+
+
+def _write_no_refinery(conn: Connection, migrations: Sequence[Migration]) -> None:
+    raise MigrateError("refinery keeps a sum that only refinery makes. Tell it: refinery migrate --fake.")
 
 
 def _read_dbmate(conn: Connection) -> list[Kept]:
@@ -435,6 +478,15 @@ KEEPERS: tuple[Keeper, ...] = (
     ),
     Keeper(
         "Alembic", "alembic_version", _columns("version_num"), _read_alembic, _version, _none, _write_alembic
+    ),
+    Keeper("tern", "schema_version", _columns("version"), _read_tern, _number, _none, _write_tern, bare=True),
+    Keeper(
+        "morph", "db_migrations", _columns("version", "name"), _read_morph, _number, _none, _write_morph
+    ),
+    Keeper("pop", "schema_migration", _columns("version"), _read_pop, _digits, _none, _write_pop),
+    Keeper(
+        "refinery", "refinery_schema_history", _columns("version", "name", "applied_on", "checksum"),
+        _read_refinery, _version, _none, _write_no_refinery,
     ),
     # Last: Rails and others keep versions in a table of this name and shape as well.
     Keeper(

@@ -155,6 +155,26 @@ def _hasura(folder: Path) -> str:
         VALUES (gen_random_uuid(), '{"migrations": {"shop": {"20240102120000": false}}, "settings": {}}')"""
 
 
+def _tern(folder: Path) -> str:
+    return "CREATE TABLE schema_version (version int4 NOT NULL); INSERT INTO schema_version VALUES (1)"
+
+
+def _morph(folder: Path) -> str:
+    return """CREATE TABLE db_migrations (Version bigint PRIMARY KEY, Name varchar(64) NOT NULL);
+        INSERT INTO db_migrations VALUES (1, 'init')"""
+
+
+def _pop(folder: Path) -> str:
+    return """CREATE TABLE schema_migration (version varchar(48) NOT NULL, version_self int DEFAULT 0);
+        INSERT INTO schema_migration VALUES ('20240102120000')"""
+
+
+def _refinery(folder: Path) -> str:
+    return """CREATE TABLE refinery_schema_history (version int4 PRIMARY KEY, name varchar(255),
+        applied_on varchar(255), checksum varchar(255));
+        INSERT INTO refinery_schema_history VALUES (1, 'init', '2024-01-02T12:00:00Z', '1')"""
+
+
 PLAIN = {
     "20240102120000_init.sql": "CREATE TABLE a (i int);",
     "20240103120000_j.sql": "ALTER TABLE a ADD j int",
@@ -183,7 +203,15 @@ TOOLS: dict[str, tuple[Files, Callable[[Path], str]]] = {
     "Atlas": (PLAIN | {"atlas.sum": "h1:a=\n20240103120000_j.sql h1:b=\n"}, _atlas),
     "Hasura": (HASURA, _hasura),
     "Drizzle, since its version 1": (DRIZZLE_V1, _drizzle_v1),
+    "tern": (GOLANG, _tern),
+    "morph": (GOLANG, _morph),
+    "pop": (PLAIN, _pop),
+    "refinery": (dict(zip(("V1__init.sql", "V2__more.sql"), PLAIN.values(), strict=True)), _refinery),
 }
+
+
+# Who must be told by its own means.
+BY_ITSELF = {"Sqitch": "sqitch deploy --log-only", "refinery": "refinery migrate --fake"}
 
 
 @pytest.fixture(params=TOOLS)
@@ -221,8 +249,8 @@ def test_what_was_applied_here_is_told_to_the_tool(tool: str, run: Run, ask: Any
     run("baseline", "--auto")
     run("apply", "--auto", "--skip-backup")
     told = run("baseline", "--back", "--auto")
-    if tool == "Sqitch":
-        assert "sqitch deploy --log-only" in told.output
+    if tool in BY_ITSELF:
+        assert BY_ITSELF[tool] in told.output
         return
     assert told.exit_code == 0, told.output
     assert "0 told" not in told.output
