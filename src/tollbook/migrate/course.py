@@ -19,7 +19,6 @@ from tollbook.migrate.session import Connection
 from tollbook.migrate.statements import Statement
 from tollbook.migrate.traffic import Guard
 
-OUTSIDE_ONLY = "25001"  # a program sent what cannot run inside a transaction
 # What names the role that a session acts as: taken anew in each transaction, as each ends as the engine.
 ROLES = ("role", "session_authorization")
 
@@ -141,7 +140,7 @@ def carry_out(
             return walk.go(cuts.split(), finish)
         except StatementFailed as error:
             state = read_sqlstate(error)
-            if state == OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
+            if state == segments.OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
                 walk.committing = True
             elif not cuts.refine(state):
                 raise

@@ -15,12 +15,14 @@ from tollbook.migrate.statements import Statement
 
 # A new value of an enum can be used only when it is committed.
 UNSAFE_NEW_ENUM_VALUE = "55P04"
+# Of a program: it sent what cannot run inside a transaction.
+OUTSIDE_ONLY = "25001"
 # By what the server says: which statements may be the cause, and so run outside a transaction. The first is
 # of what commits itself; the second of what cannot be in a transaction where the table is partitioned, or a
 # subscription is enabled, which no file tells.
 SET_APART: dict[str, dict[type, str]] = {
     "2D000": {ast.DoStmt: "DO", ast.CallStmt: "CALL"},
-    "25001": {
+    OUTSIDE_ONLY: {
         ast.ReindexStmt: "REINDEX of a partitioned table",
         ast.ClusterStmt: "CLUSTER of a partitioned table",
         ast.AlterSubscriptionStmt: "ALTER SUBSCRIPTION",

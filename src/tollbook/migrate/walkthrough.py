@@ -108,7 +108,13 @@ class Walk:
                     raise CannotRollBack(
                         "it uses a new value of an enum, which must be committed first"
                     ) from error
-                if not cuts.refine(state):
+                if state == segments.OUTSIDE_ONLY and one.migration.up.program and not script.committing:
+                    if not self.watch:
+                        raise CannotRollBack(
+                            "it leaves the transaction for a part of what it does"
+                        ) from error
+                    script.committing = True
+                elif not cuts.refine(state):
                     raise
                 script.start_over()
         seconds = time.monotonic() - started
@@ -125,6 +131,7 @@ class _Script:
         self.begun = self.done = done
         self.seen: list[Observation] = []
         self.opened = False
+        self.committing = False  # whether a program may commit what it has done
         self.first = 0  # the number of its first savepoint
         self.outcome: Outcome | None = None
 
@@ -183,7 +190,9 @@ class _Script:
         if self.one.migration.up.program:
             whole = Segment(0, self.one.reading.statements)
             started = time.monotonic()
-            self.outcome = execution.perform(self.conn, self.one, whole, self.walk.pid, "SELECT 1;", 1)
+            self.outcome = execution.perform(
+                self.conn, self.one, whole, self.walk.pid, "SELECT 1;", 1, committing=self.committing
+            )
             seen = self.walk.observer.look("")
             self._note(0, None, "the whole file", "", time.monotonic() - started, seen)
             return

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import Result
 
-from tollbook.migrate import Folder, formats
+from tollbook.migrate import Folder, formats, preflight
+from tollbook.migrate.session import connected, read_pid
+from tollbook.migrate.walkthrough import Walk
 
 Apply = Callable[..., Result]
 
@@ -133,6 +136,19 @@ def test_an_env_that_cannot_be_run_is_named_for_what_it_would_have_said(folder: 
     result = apply()
     assert result.exit_code == 0
     assert "db/env.py: No module named 'not_there_at_all'. Constraints without a name" in result.stderr
+
+
+def test_a_plan_lets_a_program_leave_the_transaction_as_apply_does_and_not_live(
+    folder: Path, run: Apply, ask: Any, url: str
+) -> None:
+    body, holds = HOLDS["an index without a lock, after a question"]
+    lay(folder, TABLE, body)
+    assert "cannot be tried live" in run("plan", "--live").output
+    ready, _ = preflight.prepare(formats.read([Folder("x", folder)]))
+    with connected(url) as conn:  # as if it were a shadow
+        walk = Walk(conn, read_pid(conn), 5, watch=lambda: psycopg.connect(url, autocommit=True))
+        assert "public.t_i" in str([walk.take(one).changes for one in ready])
+    assert ask(holds) is True
 
 
 def test_a_type_of_an_earlier_revision_is_not_made_again(folder: Path, apply: Apply, ask: Any) -> None:
