@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fixtures.lanes import send_elsewhere
 from fixtures.rpc_proxy import Proxy
 from fixtures.settling import PURSE, Payroll, make_payroll, take_turn
 from tollbook.books.settlement import execution, limits
@@ -133,6 +134,21 @@ async def test_what_a_node_took_and_hides_is_not_paid_from_another_account_as_we
         await payroll.make_due()
         [settled] = await payroll.settle(desk, command_id)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
+
+
+async def test_what_was_begun_and_waits_for_a_stranger_says_so(proxied: tuple[Payroll, Proxy]) -> None:
+    payroll, proxy = proxied
+    command_id = await order_coin(payroll)
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.refusals = {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        send_elsewhere(payroll.chain, payroll.operators[0], 0)
+        await payroll.make_due()
+        await desk.resume()
+        waiting = await payroll.get(command_id)
+    assert waiting.status == "executed"
+    assert "these books do not know" in str(waiting.error)
 
 
 async def _die(*_: Any) -> set[int]:

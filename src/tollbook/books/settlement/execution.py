@@ -62,7 +62,7 @@ CALM_SECONDS = 60.0  # between sweeps while nothing is under way: nodes are paid
 LOST_SECONDS, STUCK_SECONDS = 5.0, 30.0  # as lanes has them
 UNSENT = ("reserved", "dropped")
 # No fault of the command: it waits as long as it may.
-WAITS = (NoGasMoney, PurseEmpty, FeesAboveCap, NonceAwaited)
+WAITS = (NoGasMoney, PurseEmpty, FeesAboveCap, NonceAwaited, StrangerWaits)
 # It may be sent, or be about to: whoever holds the command next finds out.
 OPEN = (SubmissionOpen, DatabaseUnreachable, PurposeReused)
 
@@ -290,7 +290,11 @@ class Desk:
             for each in known.get(one.command_id, ())
             if each.purpose == one.transfer.purpose and each.status == "reserved"
         }
-        sights = await self.lookout.look(dues, known)
+        try:
+            sights = await self.lookout.look(dues, known)
+        except StrangerWaits as refusal:
+            await self._note_refused([Choice(one.transfer, refusal=refusal) for one in dues], now)
+            return
         left: list[Due] = []
         for one in dues:
             if one.command_id in sights:
@@ -306,11 +310,14 @@ class Desk:
         signed = [each for each in refused if each.nonce is not None and each.hashes + each.former_hashes]
         own = {each.purpose: each.sender for each in signed}
         choices = await self._choose(left, own)
+        await self._note_refused(choices, now)
+        await self._submit([one for one in choices if one.refusal is None], began_at)
+
+    async def _note_refused(self, choices: Sequence[Choice], now: datetime) -> None:
         async with self.database.write() as tx:
             for choice in choices:
                 if choice.refusal is not None:
                     await self._note(tx, choice, choice.refusal, now)
-        await self._submit([one for one in choices if one.refusal is None], began_at)
 
     async def _note_sight(self, one: Due, sight: Sight, known: Sequence[Transaction], now: datetime) -> None:
         """A transaction pays it that the lanes do not know: these books were restored, or a node lied.
