@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from fixtures.lanes import key_of
+from fixtures.lanes import key_of, send_elsewhere
 from fixtures.running import run, write_key
 from fixtures.solana_desk import Desk
 from tollbook.core.local_chain import GAS_MONEY_WEI, LocalChain
@@ -55,6 +55,17 @@ def test_a_fee_payer_without_money_is_wrong_and_the_sentence_says_whom_to_fund(
     poor = Account.create()
     (_, purse) = examine(write_key(tmp_path, "poor.key", key_of(poor)), local=chain.url)
     assert (purse["state"], poor.address in purse["says"]) == ("wrong", True)
+
+
+def test_what_of_an_operator_waits_for_a_block_is_said(
+    examine: Doctor, own_chain: LocalChain, tmp_path: Path
+) -> None:
+    operator = own_chain.make_account(wei=GAS_MONEY_WEI)
+    own_chain.call("evm_setAutomine", False)
+    send_elsewhere(own_chain, operator, 0)
+    *_, waiting = examine(write_key(tmp_path, "busy.key", key_of(operator)), local=own_chain.url)
+    assert waiting["state"] == "note"
+    assert "1 transactions wait for blocks, from nonce 0 on" in waiting["says"]
 
 
 def test_a_node_of_another_solana_network_is_wrong(examine: Doctor, desk: Desk) -> None:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self, cast
 from urllib.parse import urlsplit
 
@@ -320,9 +319,7 @@ class JsonRpc:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -385,6 +382,12 @@ class Chain(JsonRpc):
     async def get_balance(self, address: str) -> int:
         """Return what an account has to pay for gas, in wei."""
         return self._read_int("eth_getBalance", await self.ask("eth_getBalance", address, "latest"))
+
+    async def count_transactions(self, address: str) -> tuple[int, int]:
+        """Return how many of an account's transactions are in blocks, and with those that wait."""
+        method = "eth_getTransactionCount"
+        said = [await self.ask(method, address, tag) for tag in ("latest", "pending")]
+        return self._read_int(method, said[0]), self._read_int(method, said[1])
 
     async def get_block(self, number: int | None = None) -> Block | None:
         """Return a block's head, the newest one's by default; None where there is no such block."""

@@ -293,6 +293,7 @@ async def _ask_evm(network: str, url: str, keys: Sequence[str]) -> list[Finding]
             return [Finding(name, "wrong", says, "Give the right node.")]
         addresses = [Account.from_key(key).address for key in keys]  # pyright: ignore[reportUnknownMemberType]
         purses = [(each, await chain.get_balance(each)) for each in addresses]
+        counts = [(each, *await chain.count_transactions(each)) for each in addresses]
     skew = 0.0 if block is None else (block.time - datetime.now(UTC)).total_seconds()
     if skew > SKEW_SECONDS_MAX:
         says = f"its newest block is {skew:.0f} s ahead of this machine's clock"
@@ -302,7 +303,14 @@ async def _ask_evm(network: str, url: str, keys: Sequence[str]) -> list[Finding]
     return [
         Finding(name, "good", says),
         *(_judge_purse(network, address, wei, COIN_DIGITS, "coin", 1) for address, wei in purses),
+        *(_tell_waiting(network, *each) for each in counts if each[1] < each[2]),
     ]
+
+
+def _tell_waiting(network: str, address: str, used: int, pending: int) -> Finding:
+    says = f"{address}: {pending - used} transactions wait for blocks, from nonce {used} on"
+    advice = "Where that lasts: the worker's log names those that were not sent from here, and what to do."
+    return Finding(f"Operator on {network}", "note", says, advice)
 
 
 async def _ask_solana(network: str, url: str, keys: Sequence[str]) -> list[Finding]:
