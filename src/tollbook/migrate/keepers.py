@@ -397,8 +397,10 @@ def _read_hasura(conn: Connection) -> list[Kept]:
 def _write_hasura(conn: Connection, migrations: Sequence[Migration]) -> None:
     for one in migrations:
         conn.execute(
-            """UPDATE hdb_catalog.hdb_version SET cli_state = jsonb_set(cli_state,
-                ARRAY['migrations', %(database)s, %(version)s], 'false')""",
+            """UPDATE hdb_catalog.hdb_version SET cli_state = cli_state || jsonb_build_object('migrations',
+                coalesce(cli_state -> 'migrations', '{}') || jsonb_build_object(%(database)s::text,
+                coalesce(cli_state #> ARRAY['migrations', %(database)s], '{}')
+                || jsonb_build_object(%(version)s::text, false)))""",
             {"database": one.up.path.parent.parent.name, "version": _digits(one)},
         )
 

@@ -74,7 +74,8 @@ def _find_below(path: Path) -> Path | None:
         folders = (one for above in level for one in sorted(above.iterdir()) if one.is_dir())
         level = list(itertools.islice((one for one in folders if not NOT_IN.match(one.name)), FOLDERS_MAX))
         for one in level:
-            if any(module.recognise(one) for module in FORMATS.values()):
+            # Flyway's would have been found from here, at any depth.
+            if any(module.recognise(one) for module in FORMATS.values() if module is not flyway):
                 return one
     return None
 
