@@ -166,11 +166,18 @@ def _run_program(conn: Connection, sql: Sql, *, committing: bool) -> list[PGresu
         said = " ".join(str(cause).split()) or type(cause).__name__
         advice = advise(state, cause.diag.message_primary or "") if isinstance(cause, psycopg.Error) else None
         raise StatementFailed(
-            f"{said}.{f' {advice}.' if advice else ''}{ROLLED_BACK}",
+            f"{said}.{f' {advice}.' if advice else ''}{_name_rest(error)}",
             Place(str(sql.script.path)),
             sqlstate=state,
         ) from error
     return command(conn, sql.after)
+
+
+def _name_rest(error: Exception) -> str:
+    """Return what is left of a program that failed: nothing, unless it says otherwise."""
+    if isinstance(error, FileNotFoundError):
+        return f" It is looked for from where this is run, as its tool does.{ROLLED_BACK}"
+    return " ".join(["", *getattr(error, "__notes__", ())]) or ROLLED_BACK
 
 
 def prove(conn: Connection, prepared: Prepared, outcome: Outcome, settings: str) -> tuple[Promise, ...]:

@@ -131,6 +131,39 @@ def test_the_applications_names_are_those_that_env_gives_where_it_connects(
     assert ask(holds) is True
 
 
+@pytest.mark.parametrize("ask_first", ["", "op.get_bind().execute(sa.text('SELECT 1')).scalar()\n"])
+def test_the_schema_of_alembics_table_is_that_of_revisions_which_ask_for_it(
+    ask_first: str, folder: Path, apply: Apply, ask: Any
+) -> None:
+    body = f"{ask_first}op.create_table('t', schema=op.get_context().version_table_schema)"
+    lay(
+        folder,
+        "op.execute('CREATE SCHEMA app')",
+        body,
+        env=ENV.replace("names)\n", "names, version_table_schema='app')\n"),
+    )
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT to_regclass('app.t') IS NOT NULL")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "op.execute('COMMIT')\nop.execute('CREATE TABLE u ()')\nop.execute('SELECT 1/0')",
+            "committed itself",
+        ),
+        ("open('not_there.sql')", "looked for from where this is run"),
+    ],
+)
+def test_what_a_program_leaves_behind_is_said(body: str, said: str, folder: Path, apply: Apply) -> None:
+    lay(folder, TABLE, f"op.get_bind().execute(sa.text('SELECT 1')).scalar()\n{body}")
+    output = " ".join(apply().output.split())
+    assert said in output
+    assert ("Rolled back" in output) == ("looked" in said)
+
+
 def test_an_env_that_cannot_be_run_is_named_for_what_it_would_have_said(folder: Path, apply: Apply) -> None:
     lay(folder, TABLE, env="import not_there_at_all\n")
     result = apply()

@@ -26,7 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from tollbook.migrate.errors import FolderRefused, Place
 from tollbook.migrate.files import Script, read_script
 
+COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
+STAYS = "What it committed itself before stays: undo that by hand, or have it begin with IF NOT EXISTS."
 ENV = "env.py"
+GIVEN = ("target_metadata", "version_table_schema")  # the latter is asked for by revisions as their own
 SINGLE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 # What a revision says of its place, by the names that Alembic asks its module for.
 SAID = ("revision", "down_revision", "branch_labels", "depends_on")
@@ -124,11 +127,13 @@ def _is_said(node: ast.AST | None) -> TypeGuard[ast.Name]:
 
 
 def _ask(environment: Environment) -> Mapping[str, Any]:
-    """Ask env.py, once, for what names objects. One that cannot be run here has nothing to say."""
+    """Ask env.py, once, for what names objects and where they go. One that cannot be run here is named."""
     from alembic.runtime.environment import EnvironmentContext
 
-    def listen(*args: object, **given: Any) -> None:
-        environment.said = {"target_metadata": given.get("target_metadata")}
+    given: dict[str, Any] = {}
+
+    def listen(*args: object, **said: Any) -> None:
+        given.update(said)
         raise _Told
 
     if environment.said is None:
@@ -139,31 +144,30 @@ def _ask(environment: Environment) -> Mapping[str, Any]:
             with quiet(), asking, contextlib.redirect_stderr(io.StringIO()):
                 environment.directory.run_env()
         except (_Told, Exception, SystemExit) as error:  # it is a program, which may lack anything here
-            said, found = environment.said.get("target_metadata"), _find_metadata(environment, error)
-            environment.said = {"target_metadata": found if said is None else said}
-            if not isinstance(error, _Told) and found is None:
+            env = Path(environment.directory.dir) / ENV
+            written = {name: found for name, found in _read_given(env, error) if given.get(name) is None}
+            environment.said = {name: (given | written).get(name) for name in GIVEN}
+            if not isinstance(error, _Told) and not written:
                 why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-                where = Path(environment.directory.dir) / ENV
-                sys.stderr.write(f"{where}: {why}. Constraints without a name get PostgreSQL's.\n")
+                sys.stderr.write(f"{env}: {why}. Constraints without a name get PostgreSQL's.\n")
     return environment.said
 
 
-def _find_metadata(environment: Environment, error: BaseException) -> Any:
-    """Return what env.py would give otherwise: many give it only where they connect, or refuse to go on."""
-    path = str(Path(environment.directory.dir) / ENV)
-    frames = (one for one, _ in traceback.walk_tb(error.__traceback__) if one.f_code.co_filename == path)
+def _read_given(env: Path, error: BaseException) -> Generator[tuple[str, Any]]:
+    """Give what env.py would say otherwise: many say it only where they connect, or refuse to go on."""
+    frames = (one for one, _ in traceback.walk_tb(error.__traceback__) if one.f_code.co_filename == str(env))
     names = next((one.f_globals for one in frames), dict[str, Any]())
     with contextlib.suppress(OSError, SyntaxError):
-        for call in ast.walk(ast.parse(Path(path).read_bytes())):
+        for call in ast.walk(ast.parse(env.read_bytes())):
             for one in call.keywords if isinstance(call, ast.Call) else ():
-                found = _look_up(one.value, names) if one.arg == "target_metadata" else None
-                if hasattr(found, "naming_convention"):
-                    return found
-    return None
+                if one.arg in GIVEN and (found := _look_up(one.value, names)) is not None:
+                    yield one.arg, found
 
 
 def _look_up(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """Return what a name of the program's stands for; None where it is no plain name."""
+    """Return what a name of the program's stands for, or a constant; None for all else."""
+    if isinstance(node, ast.Constant):
+        return node.value
     if isinstance(node, ast.Attribute):
         return getattr(_look_up(node.value, names), node.attr, None)
     return names.get(node.id) if isinstance(node, ast.Name) else None
@@ -359,13 +363,14 @@ def _run(environment: Environment, conn: Any, function: Callable[[], None], *, c
     from alembic.migration import MigrationContext
     from sqlalchemy.pool import StaticPool
 
+    lent = _Lent(conn)
     engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: _Lent(conn), poolclass=StaticPool, use_native_hstore=False
+        "postgresql+psycopg://", creator=lambda: lent, poolclass=StaticPool, use_native_hstore=False
     )
-    with engine.connect() as connection:
+    with engine.connect() as connection, _telling(lent):
         context = MigrationContext.configure(connection, opts=dict(_ask(environment)))
         context.impl.memo = _find_types(conn)
-        block = (lambda: _outside(conn)) if committing else contextlib.nullcontext
+        block = (lambda: _outside(lent)) if committing else contextlib.nullcontext
         context.autocommit_block = block  # pyright: ignore[reportAttributeAccessIssue]
         with _entered(environment, context, offline=lambda: False):
             function()
@@ -385,12 +390,23 @@ def _find_types(conn: Any) -> dict[str, set[tuple[str | None, str]]]:
 
 
 @contextlib.contextmanager
-def _outside(conn: Any) -> Generator[None]:
-    conn.execute("COMMIT")
+def _outside(lent: "_Lent") -> Generator[None]:
+    lent.cursor().execute("COMMIT")
     try:
         yield
     finally:
-        conn.execute("BEGIN")
+        lent.execute("BEGIN")
+
+
+@contextlib.contextmanager
+def _telling(lent: "_Lent") -> Generator[None]:
+    """Say of what fails whether a part of it was committed, and stays."""
+    try:
+        yield
+    except Exception as error:
+        if lent.committed:
+            error.add_note(STAYS)
+        raise
 
 
 class _Lent:
@@ -398,6 +414,7 @@ class _Lent:
 
     def __init__(self, conn: Any) -> None:
         self.__dict__["_conn"] = conn
+        self.__dict__["committed"] = False  # by the revision itself
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._conn, name)
@@ -409,9 +426,12 @@ class _Lent:
         if named or given:  # one on the server, for many rows
             return self._conn.cursor(*named, **given)
 
+        lent = self
+
         class Cursor(psycopg.ClientCursor[Any]):
             def execute(self, query: Any, params: Any = None, **given: Any) -> Any:
                 """Without values a sign of percent is one, unless all are doubled."""
+                lent.__dict__["committed"] |= bool(COMMIT.match(str(query)))
                 plain = not params and SINGLE_PERCENT.search(str(query))
                 return super().execute(query, None if plain else params, **given)
 
