@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
+from psycopg.conninfo import conninfo_to_dict
 
-from tollbook.migrate import Folder
+from tollbook.migrate import Folder, formats, replay
 from tollbook.migrate.check import check
 from tollbook.migrate.pg_tools import find_tool
 
@@ -50,6 +52,29 @@ def test_what_a_down_file_leaves_or_forgets_is_named(write: Any, run: Run) -> No
     assert result.exit_code == 3, result.output
     assert "after down, the index public.a_i is lacking" in result.output
     assert "✓ shop/0001_a" in result.output
+
+
+def test_files_that_are_run_elsewhere_reach_nothing_from_there(
+    write: Any, run: Run, url: str, ask: Any, folder: Path
+) -> None:
+    """The rows of a foreign table are somebody's real ones, and a subscription leaves a slot behind there."""
+    ask("CREATE TABLE ours (i int); SELECT 1")
+    to = conninfo_to_dict(url)
+    options = ", ".join(f"{name} '{to[name]}'" for name in ("host", "port", "dbname"))
+    link = f"""CREATE EXTENSION postgres_fdw;
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({options});
+        CREATE USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (user 'tollbook');
+        CREATE FOREIGN TABLE theirs (i int) SERVER far OPTIONS (table_name 'ours');
+        INSERT INTO theirs VALUES (1)"""
+    write("0001_a", up=link)
+    assert 'could not parse network address "nowhere"' in " ".join(run("check").output.split())
+    assert ask("SELECT count(*) FROM ours") == 0
+    for text in ("COPY (SELECT 1) TO PROGRAM 'mail me'", "COPY (SELECT 1) TO '/etc/passwd'"):
+        write("0001_a", up=text, down=text)
+        (one,) = formats.read([Folder("shop", folder)])
+        for play in (lambda one=one: replay.play("", [one]), lambda one=one: replay.take_back("", one)):
+            with pytest.raises(replay.NotReplayable, match="reaches out of the throw-away server"):
+                play()
 
 
 def test_a_claim_to_run_twice_is_tried(write: Any, run: Run) -> None:

@@ -113,10 +113,15 @@ def stop(data_dir: Path) -> bool:
     return True
 
 
-def throwaway(*, settings: Mapping[str, str] | None = None, within: Path | None = None) -> Server:
+def throwaway(
+    *,
+    settings: Mapping[str, str] | None = None,
+    within: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Server:
     """Start a new server in a temporary folder, which goes when it stops. Raises EmbeddedServerFailed.
 
-    `within` is where that folder is made, if not where temporary files go.
+    `within` is where that folder is made, if not where temporary files go. Its `environment` is its own.
     """
     _sweep_throwaways(within or Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=THROWAWAY, dir=within))
@@ -125,7 +130,7 @@ def throwaway(*, settings: Mapping[str, str] | None = None, within: Path | None 
     try:
         home = _make_home(folder / "data")
         with _explained(home):
-            return _start(home, stay=False, settings=settings or {}, held=held)
+            return _start(home, stay=False, settings=settings or {}, held=held, environment=environment)
     except BaseException:
         _remove_throwaway(folder, held)
         raise
@@ -148,7 +153,14 @@ def _remove_throwaway(folder: Path, held: int) -> None:
     os.close(held)
 
 
-def _start(home: Path, *, stay: bool, settings: Mapping[str, str], held: int | None = None) -> Server:
+def _start(
+    home: Path,
+    *,
+    stay: bool,
+    settings: Mapping[str, str],
+    held: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Server:
     with locked(home):
         folder = home / cluster.FOLDER
         user = account.choose(home, folder)
@@ -159,7 +171,7 @@ def _start(home: Path, *, stay: bool, settings: Mapping[str, str], held: int | N
             cluster.check(folder)
             if running := _attach(home, ours):
                 return running
-        return _launch(home, ours, stay=stay, settings=settings, held=held)
+        return _launch(home, ours, stay=stay, settings=settings, held=held, environment=environment)
 
 
 def _make_home(data_dir: Path) -> Path:
@@ -211,7 +223,13 @@ def _attach(home: Path, ours: Cluster) -> Server | None:
 
 
 def _launch(
-    home: Path, ours: Cluster, *, stay: bool, settings: Mapping[str, str], held: int | None
+    home: Path,
+    ours: Cluster,
+    *,
+    stay: bool,
+    settings: Mapping[str, str],
+    held: int | None,
+    environment: Mapping[str, str] | None,
 ) -> Server:
     ours.configure(tuning.read_memory_bytes())
     ours.rotate_log()
@@ -222,7 +240,8 @@ def _launch(
         "unix_socket_permissions": "0700",
         "port": str(PORT),
     }
-    program = [ours.program("postgres"), "-D", ours.locate()]
+    program = [f"{name}={value}" for name, value in (environment or {}).items()]
+    program += [ours.program("postgres"), "-D", ours.locate()]
     for name, value in {**settings, **closed}.items():
         program += ["-c", f"{name}={value}"]
     log_start = ours.measure_log()

@@ -15,7 +15,7 @@ from tollbook.embedded.errors import EmbeddedServerFailed
 from tollbook.migrate import backfill, history, preflight, statements
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.course import Course, carry_out, carry_out_and_keep
-from tollbook.migrate.errors import MigrateError, Problem
+from tollbook.migrate.errors import MigrateError, Problem, point
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import Outcome, Prepared
 from tollbook.migrate.files import Migration
@@ -179,12 +179,27 @@ def find_tablespaces(migrations: Sequence[Migration]) -> set[str]:
 def play(url: str, migrations: Sequence[Migration], listen: Listener = ignore) -> None:
     """Carry migrations out in this order, with their history. Raises NotReplayable, naming what fails."""
     ready, problems = preflight.prepare(migrations)
-    _refuse(problems)
+    _refuse([*problems, *_find_reaching(ready)])
     with connected(url) as conn:
         course = _begin(conn, url, [one.id for one in migrations], listen)
         for one in ready:
             listen(Event("replaying", one.migration.id))
             _carry(course, one, "up")
+
+
+def _find_reaching(ready: Sequence[Prepared]) -> Iterable[Problem]:
+    """Name what would write outside of the throw-away server, on the machine that it runs on."""
+    for one in ready:
+        for each in one.reading.statements:
+            if isinstance(each.tree, ast.CopyStmt) and (
+                each.tree.is_program or (each.tree.filename and not each.tree.is_from)
+            ):
+                yield Problem(
+                    f"{one.migration.id} reaches out of the throw-away server: COPY with a program or into a "
+                    "file.",
+                    "It is not run there.",
+                    point(str(one.migration.up.path), one.migration.up.text, each.index, caret=False),
+                )
 
 
 def _refuse(problems: Sequence[Problem]) -> None:
@@ -199,7 +214,7 @@ def take_back(url: str, migration: Migration, listen: Listener = ignore) -> None
     assert migration.down is not None
     down = Migration(migration.folder, migration.version, migration.label, migration.down)
     ready, problems = preflight.prepare([down])
-    _refuse(problems)
+    _refuse([*problems, *_find_reaching(ready)])
     with connected(url) as conn:
         _carry(_begin(conn, url, [down.id], listen), ready[0], "down")
 

@@ -26,6 +26,9 @@ DATABASE = "shadow"  # of an empty one
 LOCK_WAIT_SECONDS_MAX = 5  # for another's lock on a table that is to be read
 RESTORE_SECONDS_MAX = 1800
 SHOWN_MAX = 20
+# Nothing that libpq connects from there (foreign servers, dblink, subscriptions) gets anywhere: by a name it
+# finds no address, and by an address of its own nobody who can say what it asks for.
+SHUT = {"PGHOSTADDR": "nowhere", "PGREQUIREAUTH": "gss"}
 # It holds nothing that must outlive a power cut, and few sessions.
 SETTINGS = {
     "fsync": "off",
@@ -104,7 +107,7 @@ def shadow(url: str, *, rows: int = 0, listen: Listener = ignore) -> Generator[S
 def _served(listen: Listener) -> Generator[Server]:
     listen(Event("shadow", "Starting a throw-away server."))
     try:
-        server = throwaway(settings=SETTINGS)
+        server = throwaway(settings=SETTINGS, environment=SHUT)
     except EmbeddedServerFailed as error:
         raise ShadowUnavailable(
             f"No shadow: {str(error).splitlines()[0]} Or try the change on the database itself, rolled back: "
@@ -139,7 +142,6 @@ def _build(conn: Connection, url: str, server: Server, rows: int, listen: Listen
     with _admin(server, database) as admin:
         listen(Event("shadow", "Copying the schema."))
         lacks += _copy_schema(url, server.url(database, user=ADMIN))
-        _close_doors(admin)
         taken = sampling.copy(conn, admin, rows, listen)
         lacks += taken.lacks
         _copy_settings(conn, admin, database, user)
@@ -243,21 +245,6 @@ def _explain(said: str) -> list[str]:
             found.append(f"The shadow lacks {what}: {reason}." if what else f"The shadow: {reason}.")
     more = len(found) - SHOWN_MAX
     return found[:SHOWN_MAX] + ([f"The shadow lacks {more} more."] if more > 0 else [])
-
-
-def _close_doors(admin: Connection) -> None:
-    """Lead foreign servers nowhere: what runs on the shadow must reach nothing outside of it."""
-    rows = admin.execute(
-        """SELECT s.srvname::text, 'host=' || '/nowhere' = ANY (s.srvoptions), EXISTS (
-            SELECT FROM unnest(s.srvoptions) AS o WHERE o LIKE 'host=%%')
-        FROM pg_foreign_server s JOIN pg_foreign_data_wrapper w ON w.oid = s.srvfdw
-        WHERE w.fdwname IN ('postgres_fdw', 'dblink_fdw')""",
-        prepare=False,
-    ).fetchall()
-    for name, closed, has_host in rows:
-        if not closed:
-            text = f"ALTER SERVER {{}} OPTIONS ({'SET' if has_host else 'ADD'} host '/nowhere')"
-            admin.execute(sql.SQL(text).format(sql.Identifier(name)))  # pyright: ignore[reportArgumentType]
 
 
 def _copy_settings(conn: Connection, admin: Connection, database: str, user: str) -> None:
