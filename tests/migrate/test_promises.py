@@ -53,6 +53,18 @@ def problems(text: str) -> list[str]:
             ["index p"],
         ),
         ("ALTER TABLE a.t ADD PRIMARY KEY USING INDEX i", ["index a.i"]),
+        (
+            "CREATE INDEX i ON t (i); ALTER TABLE t ADD CONSTRAINT p UNIQUE USING INDEX i;"
+            "ALTER TABLE t RENAME CONSTRAINT p TO q",
+            ["index q"],
+        ),
+        ("CREATE VIEW v AS SELECT 1; ALTER TABLE v RENAME TO w", ["view w"]),
+        ("CREATE SEQUENCE v; ALTER TABLE v SET SCHEMA s", ["sequence s.v"]),
+        ("CREATE INDEX i ON t (i); ALTER TABLE i RENAME TO j", ["index j"]),
+        (
+            "CREATE SCHEMA a; CREATE TABLE a.t (); CREATE INDEX i ON a.t (o); ALTER SCHEMA a RENAME TO b",
+            ["table b.t", "index b.i", "schema b"],
+        ),
     ],
 )
 def test_a_file_promises_what_it_creates_and_does_not_drop_again(text: str, wanted: list[str]) -> None:
@@ -67,6 +79,7 @@ def test_a_file_promises_what_it_creates_and_does_not_drop_again(text: str, want
         "DROP FUNCTION f CASCADE",
         "ALTER INDEX u_pkey RENAME TO x; DROP TABLE u",
         "DROP OWNED BY me",
+        "SET search_path = s",
     ],
 )
 def test_what_a_later_statement_may_take_unseen_need_not_be_there(later: str) -> None:
@@ -76,6 +89,21 @@ def test_what_a_later_statement_may_take_unseen_need_not_be_there(later: str) ->
     verdict = presence.judge([one], presence.Presence(), ["public"])
     assert verdict.wrong == ()
     assert verdict.missing == (one,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ALTER TABLE IF EXISTS x RENAME TO y",
+        "ALTER TABLE x SET SCHEMA s",
+        "ALTER TABLE t ADD CONSTRAINT x UNIQUE USING INDEX i",
+        "CREATE INDEX ON t (i); DROP INDEX t_i_idx",
+        "CREATE TEMP TABLE x (i int); CREATE VIEW v AS SELECT * FROM x",
+    ],
+)
+def test_what_the_words_alone_do_not_say_need_not_be_there(text: str) -> None:
+    (one,) = promises.collect(statements.read(script(text)).statements).made
+    assert one.loose
 
 
 def test_what_no_later_statement_can_take_must_be_there() -> None:

@@ -155,7 +155,9 @@ def _match(
     if promise.kind in ("schema", "extension"):
         there = (promise.kind, promise.name or "") in presence.others
         return (promise if there else None), missing
-    for schema in [promise.schema] if promise.schema else path:
+    # What was made along another path, before the file set that of its end, mostly went to public.
+    along = [*path, "public"] if promise.loose else path
+    for schema in [promise.schema] if promise.schema else along:
         match, complaint = MATCHERS.get(promise.kind, _match_relation)(promise, schema, presence, claimed)
         if match or complaint:
             return (replace(match, schema=schema) if match else None), complaint

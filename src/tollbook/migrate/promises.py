@@ -62,6 +62,13 @@ KINDS = {
     ObjectType.OBJECT_TRIGGER: "trigger",
 }
 ON_TABLE = ("index", "trigger")
+RELATION_KINDS = (
+    "table",
+    "view",
+    "materialized view",
+    "sequence",
+    "index",
+)  # of all of which ALTER TABLE is said
 TAKING_COMMANDS = (AlterTableType.AT_DropColumn, AlterTableType.AT_DropConstraint)
 INPUT_MODES = (
     FunctionParameterMode.FUNC_PARAM_DEFAULT,
@@ -108,8 +115,16 @@ class Promises:
             promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))
         ]
 
+    def recognise(self, named: Promise) -> Promise:
+        """Return what is meant by a name: what was made here, or what need not be there, or of that kind."""
+        kinds = RELATION_KINDS if named.kind == "table" else (named.kind,)
+        made = (one for one in self.made if one.kind in kinds and same(replace(named, kind=one.kind), one))
+        if (found := next(made, None)) is None and named.kind == "index":
+            self.loosen(lambda one: one.kind == "index" and one.name is None)  # it may be that one's own name
+        return found or replace(named, loose=True)
+
     def loosen(self, may_go: Callable[[Promise], bool]) -> None:
-        """Note what a statement may take away unseen: by CASCADE, or with a column."""
+        """Note what may not be there, unseen: taken by CASCADE or with a column, or of another name."""
         if any(may_go(promise) for promise in self.made):
             self.made = [replace(one, loose=True) if may_go(one) else one for one in self.made]
 
@@ -254,7 +269,8 @@ def _make_select_into(promises: Promises, tree: Any, index: int) -> None:
 
 def _make_view(promises: Promises, tree: Any, index: int) -> None:
     if not _is_temporary(tree.view):
-        promises.make(_relation("view", tree.view, conditional=tree.replace))
+        view = _relation("view", tree.view, conditional=tree.replace)
+        promises.make(replace(view, loose=bool(promises.passing)))  # of a temporary table it is temporary
 
 
 def _make_sequence(promises: Promises, tree: Any, index: int) -> None:
@@ -321,7 +337,9 @@ def _drop(promises: Promises, tree: Any, index: int) -> None:
     kind = KINDS.get(tree.removeType)
     for name in tree.objects or () if kind else ():
         assert kind
-        promises.drop(_name_object(kind, name))
+        gone = _name_object(kind, name)
+        promises.recognise(gone)
+        promises.drop(gone)
 
 
 def _name_object(kind: str, name: Any) -> Promise:
@@ -355,31 +373,39 @@ def _alter_table(promises: Promises, tree: Any, index: int) -> None:
 
 def _rename_used_index(promises: Promises, table: Any, constraint: Any) -> None:
     """A constraint that takes an index for its own gives it its name."""
-    old = Promise("index", table.schemaname, constraint.indexname, table.relname)
-    name = constraint.conname or constraint.indexname
-    found = next((promise for promise in promises.made if same(old, promise)), old)
+    old = promises.recognise(Promise("index", table.schemaname, constraint.indexname, table.relname))
     promises.drop(old)
-    promises.make(replace(found, name=name, conditional=False))
+    promises.make(replace(old, name=constraint.conname or constraint.indexname, conditional=False))
 
 
 def _rename(promises: Promises, tree: Any, index: int) -> None:
+    if tree.renameType == ObjectType.OBJECT_TABCONSTRAINT:
+        own = Promise("index", tree.relation.schemaname, tree.subname, tree.relation.relname)
+        promises.made = [replace(one, name=tree.newname) if same(own, one) else one for one in promises.made]
+        return
     kind = KINDS.get(tree.renameType)
     if kind is None:
         return
-    old = _name_renamed(kind, tree)
-    found = next((promise for promise in promises.made if same(old, promise)), old)
+    old = promises.recognise(_name_renamed(kind, tree))
     promises.dropped.append(old)
     promises.made = [
-        replace(promise, on=tree.newname) if _hangs_on(promise, old) and promise.on else promise
-        for promise in promises.made
-        if not same(old, promise)
+        _follow_name(promise, old, tree.newname) for promise in promises.made if not same(old, promise)
     ]
-    promises.make(replace(found, name=tree.newname, conditional=False))
+    promises.make(replace(old, name=tree.newname, conditional=False))
+
+
+def _follow_name(promise: Promise, old: Promise, name: str) -> Promise:
+    """Return what hangs on something renamed, by its new name."""
+    if not _hangs_on(promise, old):
+        return promise
+    return replace(promise, schema=name) if old.kind == "schema" else replace(promise, on=name)
 
 
 def _name_renamed(kind: str, tree: Any) -> Promise:
     if kind == "trigger":
         return Promise(kind, tree.relation.schemaname, tree.subname, tree.relation.relname)
+    if kind == "schema":
+        return Promise(kind, None, tree.subname)
     if tree.relation is not None:
         return _relation(kind, tree.relation, conditional=False)
     return _name_object(kind, tree.object)
@@ -394,6 +420,7 @@ def _move(promises: Promises, tree: Any, index: int) -> None:
         if tree.relation
         else _name_object(kind, tree.object)
     )
+    old = promises.recognise(old)
     moved = [promise for promise in promises.made if same(old, promise) or _hangs_on(promise, old)]
     promises.drop(old)
     for promise in moved or [old]:
@@ -405,6 +432,7 @@ def _set(promises: Promises, tree: Any, index: int) -> None:
         values: list[Any] = [getattr(argument, "val", None) for argument in tree.args or ()]
         words: list[str] = [value.sval for value in values if isinstance(value, ast.String) and value.sval]
         promises.schema = next((word for word in words if not word.startswith("$")), None)
+        promises.loosen(lambda one: one.schema is None and one.kind not in ("schema", "extension"))
 
 
 def _split_name(names: Sequence[Any]) -> tuple[str | None, str]:
