@@ -151,6 +151,20 @@ def test_words_that_only_look_dangerous_are_let_through() -> None:
     assert problems(text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("SELECT 1;\n\ufeffSELECT 2", "U+FEFF, zero width no-break space): take it out"),
+        ("SELECT 1;\u00a0\n", "U+00A0"),
+        ("CREATE TABLE t (i int);\nGO\n", "the client of SQL Server"),
+        ("CREATE TABLE t (i int AUTO_INCREMENT)", "MySQL's"),
+    ],
+)
+def test_what_is_no_sql_of_postgresqls_is_said_to_be_whose_it_is(text: str, advice: str) -> None:
+    (problem,) = problems(text)
+    assert advice in problem
+
+
 def test_a_syntax_error_has_file_line_column_and_a_caret() -> None:
     reading = statements.read(script("SELECT 'é';\n  CREAT TABLE t ();"))
     (problem,) = reading.problems

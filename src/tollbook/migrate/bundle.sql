@@ -138,7 +138,8 @@ BEGIN
         INTO wanted FROM jsonb_array_elements_text(promise -> 'args') WITH ORDINALITY AS w (word, place);
         wanted := coalesce(wanted, '{}');
     END IF;
-    FOREACH place IN ARRAY CASE WHEN promise ? 'schema' THEN ARRAY[promise ->> 'schema'] ELSE path END LOOP
+    FOREACH place IN ARRAY CASE WHEN promise ? 'schema' THEN ARRAY[promise ->> 'schema']
+        WHEN promise ? 'loose' THEN path || 'public'::text ELSE path END LOOP
         IF kind = 'function' THEN
             SELECT f.args INTO hit FROM (
                 SELECT ARRAY(SELECT quote_ident(n.nspname) || '.' || quote_ident(t.typname)
