@@ -72,17 +72,21 @@ BEGIN
             LIMIT 1
         )
         FOR NO KEY UPDATE;
-        SELECT coalesce(array_agg(k.transaction_id), '{}'), coalesce(array_agg(k.nonce), '{}')
-        INTO own, own_nonces FROM unnest(own, own_nonces) AS k (transaction_id, nonce)
-        WHERE k.transaction_id = ANY (claimed);
-        DELETE FROM core.lane_gaps g
-        WHERE g.network = chain AND g.sender = chosen.sender AND g.nonce = ANY (own_nonces);
-        UPDATE core.transactions t SET sender = chosen.sender, nonce = k.nonce
-        FROM unnest(own, own_nonces) AS k (transaction_id, nonce) WHERE t.transaction_id = k.transaction_id;
-        others := ARRAY(
-            SELECT c.id FROM unnest(claimed) WITH ORDINALITY AS c (id, place)
-            WHERE c.id <> ALL (own) ORDER BY c.place
-        );
+        others := claimed;
+        IF own IS NOT NULL THEN
+            SELECT coalesce(array_agg(k.transaction_id), '{}'), coalesce(array_agg(k.nonce), '{}')
+            INTO own, own_nonces FROM unnest(own, own_nonces) AS k (transaction_id, nonce)
+            WHERE k.transaction_id = ANY (claimed);
+            DELETE FROM core.lane_gaps g
+            WHERE g.network = chain AND g.sender = chosen.sender AND g.nonce = ANY (own_nonces);
+            UPDATE core.transactions t SET sender = chosen.sender, nonce = k.nonce
+            FROM unnest(own, own_nonces) AS k (transaction_id, nonce)
+            WHERE t.transaction_id = k.transaction_id;
+            others := ARRAY(
+                SELECT c.id FROM unnest(claimed) WITH ORDINALITY AS c (id, place)
+                WHERE c.id <> ALL (own) ORDER BY c.place
+            );
+        END IF;
         WITH gone AS (
             DELETE FROM core.lane_gaps g
             WHERE g.network = chain AND g.sender = chosen.sender AND g.nonce IN (
