@@ -357,7 +357,8 @@ def _write_node(conn: Connection, migrations: Sequence[Migration]) -> None:
 
 def _read_atlas(conn: Connection) -> list[Kept]:
     rows = conn.execute(
-        """SELECT version, applied < total, type = 1 FROM atlas_schema_revisions.atlas_schema_revisions
+        """SELECT version, applied < total, type = 1 AND version ~ '^[0-9]+$'
+        FROM atlas_schema_revisions.atlas_schema_revisions
         WHERE version ~ '^[0-9]' ORDER BY version"""
     ).fetchall()
     if failed := [version for version, partly, _ in rows if partly]:

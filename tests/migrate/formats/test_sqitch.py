@@ -70,3 +70,11 @@ def test_variables_of_psql_are_those_of_the_settings(folder: Path, apply: Run, a
     result = apply()
     assert result.exit_code == 0, result.output
     assert ask('SELECT array_agg(a) FROM "App".t') == [":schema", ":who", "a:", "it's"]
+
+
+def test_a_variable_without_a_value_is_named_with_where_it_belongs(folder: Path, apply: Run) -> None:
+    lay(folder, FLIPR | {"deploy/f@v2.sql": 'SELECT (ARRAY[1, 2])[1:2];\nSET search_path TO :"schema";'})
+    said = " ".join(apply().output.split())
+    assert (
+        'f@v2.sql:2:20: :"schema" has no value. Set schema in sqitch.conf, under [deploy "variables"]' in said
+    )

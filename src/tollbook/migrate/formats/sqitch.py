@@ -173,11 +173,14 @@ def _pair(folder: Folder, project: _Project, names: list[str]) -> Migration:
 
 
 def _fill(script: Script, variables: Mapping[str, str]) -> Script:
-    """Write the values of variables as psql does; one that has none is said when the script is read."""
-    if not variables:
-        return script
-    places = [one for one in VARIABLE.finditer(script.text) if one["name"] in variables]
-    return sections.fill(script, places, lambda one: _quote(one["quote"], variables[one["name"]]), _advise)
+    """Write the values of variables as psql does; what it would leave as it is stays."""
+    places = [one for one in VARIABLE.finditer(script.text) if one["name"] in variables or one["quote"]]
+
+    def value(place: re.Match[str]) -> str | None:
+        found = variables.get(place["name"])
+        return None if found is None else _quote(place["quote"], found)
+
+    return sections.fill(script, places, value, _advise) if places else script
 
 
 def _quote(quote: str, value: str) -> str:
@@ -185,7 +188,7 @@ def _quote(quote: str, value: str) -> str:
 
 
 def _advise(place: re.Match[str]) -> str:
-    return f"Set {place['name']} in {SETTINGS}."
+    return f'Set {place["name"]} in {SETTINGS}, under [deploy "variables"].'
 
 
 def _read_check(path: Path, variables: Mapping[str, str]) -> Script:
