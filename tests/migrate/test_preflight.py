@@ -125,3 +125,14 @@ def test_a_role_that_a_file_before_makes_is_no_problem(
     name = url.split("///")[1].split("?")[0]
     result = run("plan", "--live", to=migrate_server.url(name, user="postgres"))
     assert result.exit_code == 3, result.output
+
+
+def test_what_went_with_a_table_or_a_column_may_be_made_again(write: Any, apply: Apply) -> None:
+    view = "CREATE MATERIALIZED VIEW m AS SELECT 1 AS a; CREATE INDEX mi ON m (a);"
+    write("0001_a", up=f"CREATE TABLE t (i int); CREATE INDEX x ON t (i); {view}")
+    write("0002_b", up=f"DROP MATERIALIZED VIEW m; {view}")
+    write("0003_c", up="ALTER TABLE t DROP COLUMN i, ADD i bigint; CREATE INDEX x ON t (i)")
+    result = apply()
+    assert result.exit_code == 0, result.output
+    write("0004_d", up=f"DROP MATERIALIZED VIEW m; {view}")
+    assert apply().exit_code == 0

@@ -256,7 +256,7 @@ def check_objects(
 
     Marks each promise of the migrations by whether it will be made or was there before.
     """
-    from tollbook.migrate.promises import same
+    from tollbook.migrate.promises import hangs_on, same
 
     asked = [promise for one in ready for promise in one.promises.made]
     problems = _check_extensions(conn, ready)
@@ -271,7 +271,7 @@ def check_objects(
     opaque = False
     for one in ready:
         dropped += one.promises.dropped
-        opaque = opaque or one.promises.opaque
+        opaque = opaque or one.promises.opaque or one.promises.taking
         marked: list[Promise] = []
         for promise in one.promises.made:
             known = there.setdefault((promise.kind, promise.name), [])
@@ -279,7 +279,7 @@ def check_objects(
             marked.append(replace(promise, made=False) if before else promise)
             # No conflict if it is dropped before, or if something could drop it that the grammar cannot see.
             begun = (one.migration.folder, one.migration.version) in progress
-            freed = begun or opaque or any(same(gone, promise) for gone in dropped)
+            freed = begun or opaque or any(same(gone, promise) or hangs_on(promise, gone) for gone in dropped)
             if before and not promise.conditional and not freed:
                 problems.append(_name_conflict(one.migration, before))
             known.append(marked[-1])

@@ -87,6 +87,7 @@ class Promises:
     extensions: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     opaque: bool = False
     may_remove: bool = False
+    taking: bool = False  # what is not named may go with what is
     schema: str | None = None  # where unqualified names go after SET search_path; None: the session's
     passing: set[str] = field(default_factory=set[str])  # temporary tables and partitions made here
     named: "_Named" = field(default_factory=lambda: _Named())
@@ -111,9 +112,7 @@ class Promises:
     def drop(self, gone: Promise) -> None:
         """Take back what a later statement of the same script drops, with the indexes and triggers on it."""
         self.dropped.append(gone)
-        self.made = [
-            promise for promise in self.made if not (same(gone, promise) or _hangs_on(promise, gone))
-        ]
+        self.made = [promise for promise in self.made if not (same(gone, promise) or hangs_on(promise, gone))]
 
     def recognise(self, named: Promise) -> Promise:
         """Return what is meant by a name: what was made here, or what need not be there, or of that kind."""
@@ -161,7 +160,8 @@ def _may_equal(one: object, other: object) -> bool:
     return one is None or other is None or one == other
 
 
-def _hangs_on(promise: Promise, gone: Promise) -> bool:
+def hangs_on(promise: Promise, gone: Promise) -> bool:
+    """Whether something goes with what it is on, or in."""
     if gone.kind == "schema":
         return promise.schema == gone.name
     on_it = gone.kind in ("table", "materialized view", "view") and promise.on == gone.name
@@ -184,6 +184,7 @@ def collect(statements: Iterable[Statement]) -> Promises:
         if handle:
             handle(promises, tree, statement.index)
         if may_go := _find_taken(tree):
+            promises.taking = True
             promises.loosen(may_go)
     return promises
 
@@ -396,7 +397,7 @@ def _rename(promises: Promises, tree: Any, index: int) -> None:
 
 def _follow_name(promise: Promise, old: Promise, name: str) -> Promise:
     """Return what hangs on something renamed, by its new name."""
-    if not _hangs_on(promise, old):
+    if not hangs_on(promise, old):
         return promise
     return replace(promise, schema=name) if old.kind == "schema" else replace(promise, on=name)
 
@@ -421,7 +422,7 @@ def _move(promises: Promises, tree: Any, index: int) -> None:
         else _name_object(kind, tree.object)
     )
     old = promises.recognise(old)
-    moved = [promise for promise in promises.made if same(old, promise) or _hangs_on(promise, old)]
+    moved = [promise for promise in promises.made if same(old, promise) or hangs_on(promise, old)]
     promises.drop(old)
     for promise in moved or [old]:
         promises.make(replace(promise, schema=tree.newschema, conditional=False))
