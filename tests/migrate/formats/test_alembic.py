@@ -99,6 +99,11 @@ HOLDS: dict[str, tuple[str, str]] = {
         "    op.create_index('t_i', 't', ['i'], postgresql_concurrently=True)",
         "SELECT to_regclass('t_i') IS NOT NULL",
     ),
+    "a question whose failure it swallows": (
+        "try:\n    there = sa.inspect(op.get_bind()).has_table('t')\nexcept Exception:\n    there = False\n"
+        "if there:\n    op.execute('CREATE TABLE u ()')",
+        "SELECT to_regclass('u') IS NOT NULL",
+    ),
     "the application's names of constraints": (
         "op.create_unique_constraint(None, 't', ['i'])\nop.drop_constraint('uq_t_i', 't')",
         "SELECT count(*) = 0 FROM pg_constraint WHERE conrelid = 't'::regclass",

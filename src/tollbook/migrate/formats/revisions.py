@@ -326,17 +326,32 @@ class _Pen:
         self.buffer.write(sql + ("\n;\n\n" if commented else ";\n\n"))
 
 
+def _refuse_to_be_inspected(blind: "_Blind") -> None:
+    """A revision may swallow that there is nothing to see, and go on as if there were no tables."""
+    blind.ask()
+    raise _Asked
+
+
 class _Blind:
     """Stands where the connection would: it knows its dialect, and all else is noted as asked."""
 
     def __init__(self, pen: _Pen) -> None:
+        from sqlalchemy import inspection
+
         self._pen = pen
         self.dialect = pen.dialect
         self.name = pen.dialect.name
         self.engine = self
 
-    def __getattr__(self, name: str) -> Any:
+        with contextlib.suppress(AssertionError):  # it is known already
+            inspection._inspects(_Blind)(_refuse_to_be_inspected)  # pyright: ignore[reportPrivateUsage]
+
+    def ask(self) -> None:
+        """Note that something was asked."""
         self._pen.ask()
+
+    def __getattr__(self, name: str) -> Any:
+        self.ask()
         raise AttributeError(name)
 
 
