@@ -42,6 +42,7 @@ ALTER TABLE shop.buyers ENABLE ROW LEVEL SECURITY;
 """
 ROLES = """
 CREATE ROLE app LOGIN CREATEROLE; CREATE ROLE reader; CREATE ROLE "odd ""one" BYPASSRLS; GRANT reader TO app;
+CREATE ROLE owner; GRANT owner TO app WITH INHERIT FALSE, SET FALSE;
 ALTER ROLE app SET search_path = shop, public; CREATE DATABASE shop OWNER app;
 ALTER DATABASE shop SET work_mem = '7MB'
 """
@@ -109,7 +110,9 @@ def test_a_shadow_is_entered_as_the_targets_own_role_with_its_settings(bare: Sha
     assert look(bare.url, "SELECT session_user || ' ' || current_setting('is_superuser')") == "app off"
     assert look(bare.url, "SHOW search_path") == "shop, public"
     assert look(bare.url, "SHOW work_mem") == "7MB"
-    assert look(bare.url, "SELECT pg_has_role('reader', 'member')")
+    assert look(bare.url, "SELECT pg_has_role('reader', 'usage') AND pg_has_role('reader', 'set')")
+    assert look(bare.url, "SELECT pg_has_role('owner', 'member')")
+    assert not look(bare.url, "SELECT pg_has_role('owner', 'usage') OR pg_has_role('owner', 'set')")
 
 
 def test_roles_of_the_target_are_there_and_cannot_log_in(bare: Shadow) -> None:

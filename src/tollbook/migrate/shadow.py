@@ -176,12 +176,17 @@ def _copy_roles(conn: Connection, admin: Connection) -> None:
             admin.execute(sql.SQL(f"{verb} ROLE {{}} {given}").format(sql.Identifier(name)))  # pyright: ignore[reportArgumentType]
     known = {name for name, *_ in rows} | there
     members = conn.execute(
-        """SELECT pg_get_userbyid(roleid)::text, pg_get_userbyid(member)::text, admin_option
-        FROM pg_auth_members ORDER BY 1, 2"""
+        # Each of several may have granted it; whether it is inherited is told from PostgreSQL 16 on.
+        """SELECT pg_get_userbyid(roleid)::text, pg_get_userbyid(member)::text, bool_or(admin_option),
+            bool_or((to_jsonb(m) ->> 'inherit_option')::boolean),
+            bool_or((to_jsonb(m) ->> 'set_option')::boolean)
+        FROM pg_auth_members m GROUP BY 1, 2 ORDER BY 1, 2"""
     ).fetchall()
-    for role, member, may_give in members:
+    for role, member, *flags in members:
         if {role, member} <= known and member != ADMIN:
-            text = f"GRANT {{}} TO {{}}{' WITH ADMIN OPTION' if may_give else ''}"
+            given = zip(("ADMIN", "INHERIT", "SET"), flags, strict=True)
+            words = ", ".join(f"{word} {flag}" for word, flag in given if flag is not None)
+            text = f"GRANT {{}} TO {{}} WITH {words}"
             admin.execute(sql.SQL(text).format(sql.Identifier(role), sql.Identifier(member)))  # pyright: ignore[reportArgumentType]
 
 
