@@ -163,7 +163,7 @@ def _run_program(conn: Connection, sql: Sql, *, committing: bool) -> list[PGresu
     except Exception as error:  # it is a program of the user's: anything may be raised
         cause = getattr(error, "orig", None) or error
         state = cause.sqlstate if isinstance(cause, psycopg.Error) else None
-        said = " ".join(str(cause).split()) or type(cause).__name__
+        said = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
         advice = advise(state, cause.diag.message_primary or "") if isinstance(cause, psycopg.Error) else None
         raise StatementFailed(
             f"{said}.{f' {advice}.' if advice else ''}{_name_rest(error)}",
