@@ -72,6 +72,8 @@ ALTER TABLE shop.people CLUSTER ON people_name_key; ALTER STATISTICS shop.orders
 CREATE FUNCTION shop.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
 CREATE EVENT TRIGGER watched ON ddl_command_end EXECUTE FUNCTION shop.watch();
 ALTER EVENT TRIGGER watched ENABLE ALWAYS;
+CREATE AGGREGATE shop.total(int) (SFUNC = int4pl, STYPE = int, COMBINEFUNC = int4pl, INITCOND = '0',
+    MSFUNC = int4pl, MINVFUNC = int4mi, MSTYPE = int, SORTOP = <, PARALLEL = SAFE);
 CREATE FOREIGN DATA WRAPPER beyond OPTIONS (debug 'on');
 CREATE SERVER far TYPE 'shop' FOREIGN DATA WRAPPER beyond OPTIONS (host 'far', "Port" '1', password 'a''b');
 CREATE USER MAPPING FOR tollbook SERVER far OPTIONS (password 'p');
@@ -200,7 +202,8 @@ ALTER FOREIGN DATA WRAPPER beyond OPTIONS (DROP debug);;\
 ALTER FOREIGN TABLE shop.remote OPTIONS (SET place 'b')
 ALTER FOREIGN TABLE shop.remote ALTER id OPTIONS (SET name 'n');;\
 REVOKE USAGE ON FOREIGN SERVER far FROM tollbook
-DROP FOREIGN DATA WRAPPER beyond CASCADE
+DROP FOREIGN DATA WRAPPER beyond CASCADE;;\
+DROP AGGREGATE shop.total(int); CREATE AGGREGATE shop.total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0')
 DROP FOREIGN TABLE shop.remote;; DROP COLLATION shop.phone CASCADE;; DROP PUBLICATION news
 DROP USER MAPPING FOR tollbook SERVER far;;\
 CREATE USER MAPPING FOR PUBLIC SERVER far;;\

@@ -2,7 +2,7 @@
 
 from typing import LiteralString
 
-from tollbook.migrate.surroundings import BESIDE, OUTSIDE, RIGHTS
+from tollbook.migrate.surroundings import AGGREGATES, BESIDE, OUTSIDE, RIGHTS
 
 # What makes PostgreSQL print the same text for the same definition, wherever and by whomever it is asked.
 PLAIN: LiteralString = """SET LOCAL search_path = ''; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle =
@@ -97,6 +97,7 @@ WITH foreigners AS MATERIALIZED (
 )
 """
     + OUTSIDE
+    + AGGREGATES
 )
 
 OBJECTS: LiteralString = (
@@ -215,19 +216,15 @@ JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = r.oid AND d.d
 JOIN columns c ON c.attrelid = d.refobjid AND c.attnum = d.refobjsubid
 WHERE r.relkind = 'S'
 UNION ALL SELECT 'function', full_name,
-    CASE WHEN prokind = 'a' THEN (SELECT concat_ws(' ', 'aggregate', aggtransfn, aggtranstype::regtype,
-        aggfinalfn,
-        agginitval) FROM pg_aggregate WHERE aggfnoid = routines.oid) ELSE pg_get_functiondef(oid) END,
-    CASE WHEN prokind = 'a' THEN (SELECT format('CREATE AGGREGATE %s (SFUNC = %s, STYPE = %s%s%s)',
-        full_name, aggtransfn, aggtranstype::regtype, ', FINALFUNC = ' || nullif(aggfinalfn, 0)::regproc,
-        ', INITCOND = ' || quote_literal(agginitval)) FROM pg_aggregate WHERE aggfnoid = routines.oid)
+    CASE WHEN prokind = 'a' THEN 'aggregate ' || a.text ELSE pg_get_functiondef(oid) END,
+    CASE WHEN prokind = 'a' THEN format('CREATE AGGREGATE %s (%s)', full_name, a.text)
         ELSE rtrim(pg_get_functiondef(oid), E'\\n') END,
     format('DROP %s %s', CASE prokind WHEN 'a' THEN 'AGGREGATE' WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
         full_name), NULL, 'pg_proc', oid, 0,
     jsonb_build_object('kind', prokind, 'called', called, 'shape', concat_ws(' ',
         pg_get_function_arguments(oid), '->', pg_get_function_result(oid), proisstrict AND prokind = 'w')),
     proowner::regrole::text
-FROM routines
+FROM routines LEFT JOIN aggregates a ON a.aggfnoid = oid
 UNION ALL SELECT 'trigger', r.full_name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid)
     || CASE t.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' WHEN 'A' THEN ' (always)'
         ELSE ' (replica)' END,

@@ -26,6 +26,24 @@ OUTSIDE: LiteralString = """, outside AS MATERIALIZED (
         FROM pg_options_to_table(o.options)) p ON true GROUP BY 1, 2, 3, 4
 )
 """
+AGGREGATES: LiteralString = """, aggregates AS MATERIALIZED (
+    SELECT aggfnoid, concat_ws(', ', 'SFUNC = ' || aggtransfn, 'STYPE = ' || format_type(aggtranstype, NULL),
+        'SSPACE = ' || nullif(aggtransspace, 0), 'FINALFUNC = ' || nullif(aggfinalfn, 0)::regproc,
+        CASE WHEN aggfinalextra THEN 'FINALFUNC_EXTRA' END, 'COMBINEFUNC = ' || nullif(aggcombinefn,
+            0)::regproc,
+        'SERIALFUNC = ' || nullif(aggserialfn, 0)::regproc, 'DESERIALFUNC = ' || nullif(aggdeserialfn,
+            0)::regproc, 'INITCOND = ' || quote_literal(agginitval),
+        'MSFUNC = ' || nullif(aggmtransfn, 0)::regproc, 'MINVFUNC = ' || nullif(aggminvtransfn, 0)::regproc,
+        'MSTYPE = ' || format_type(nullif(aggmtranstype, 0), NULL),
+        'MSSPACE = ' || nullif(aggmtransspace, 0), 'MFINALFUNC = ' || nullif(aggmfinalfn, 0)::regproc,
+        CASE WHEN aggmfinalextra THEN 'MFINALFUNC_EXTRA' END, 'MINITCOND = ' || quote_literal(aggminitval),
+        'SORTOP = ' || (SELECT format('OPERATOR(%s.%s)', oprnamespace::regnamespace, oprname)
+            FROM pg_operator WHERE oid = aggsortop),
+        'PARALLEL = ' || CASE proparallel WHEN 's' THEN 'SAFE' WHEN 'r' THEN 'RESTRICTED' END,
+        CASE WHEN aggkind = 'h' THEN 'HYPOTHETICAL' END) AS text
+    FROM pg_aggregate JOIN routines ON oid = aggfnoid
+)
+"""
 RIGHTS: LiteralString = """
     UNION ALL SELECT 'FOREIGN SERVER', quote_ident(srvname), quote_ident(srvname), srvowner, srvacl, NULL,
         oid, 0, '' FROM pg_foreign_server WHERE srvacl IS NOT NULL
