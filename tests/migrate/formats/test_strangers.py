@@ -142,3 +142,8 @@ def test_a_migration_of_refinerys_in_rust_is_named(folder: Path) -> None:
     _, one = read(folder, {"V1__a.sql": TABLE, "V2__b.rs": "", "mod.rs": ""})
     assert one.up.refusal is not None
     assert "Rust, which only refinery" in one.up.refusal.what
+
+
+def test_of_folders_for_several_databases_that_for_another_is_not_advised(folder: Path) -> None:
+    with pytest.raises(FolderRefused, match="postgresql: give that by --dir"):
+        read(folder, {f"{name}/2019-09-12-100000_a/up.sql": "" for name in ("mysql", "postgresql", "sqlite")})

@@ -72,7 +72,8 @@ def _find_below(path: Path) -> Path | None:
     level = [path]
     for _ in range(LEVELS_MAX):
         folders = (one for above in level for one in sorted(above.iterdir()) if one.is_dir())
-        level = list(itertools.islice((one for one in folders if not NOT_IN.match(one.name)), FOLDERS_MAX))
+        known = (one for one in folders if not (NOT_IN.match(one.name) or flyway.OTHERS.fullmatch(one.name)))
+        level = list(itertools.islice(known, FOLDERS_MAX))
         for one in level:
             # Flyway's would have been found from here, at any depth.
             if any(module.recognise(one) for module in FORMATS.values() if module is not flyway):
