@@ -84,6 +84,8 @@ def test_a_file_that_only_runs_elsewhere_is_named(write: Any, run: Run, apply: R
     write("0001_a", up="DO $$ BEGIN RAISE 'only here'; END $$; CREATE TABLE a (i int)")
     result = run("verify")
     assert "0001_a cannot be carried out on a throw-away server (up): only here" in result.output
+    assert "Rolled back" not in result.output
+    assert result.output.count("only here'; END") == 1, "said once"
 
 
 def test_roles_search_path_and_tablespaces_are_the_databases(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from tollbook.migrate import formats, history, objects, preflight, presence
-from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.events import Listener, ignore
 from tollbook.migrate.files import Folder
 from tollbook.migrate.history import Applied, Backfilled, Progress
 from tollbook.migrate.objects import Count, Promise
@@ -161,8 +161,7 @@ def verify(
     try:
         found = drift.drift(url, folders, listen=listen)
     except drift.NotReplayable as error:
-        listen(Event("note", f"Only the promises were looked for: {error}"))
-        return replace(looked, notes=(str(error),))
+        return replace(looked, notes=(f"Only the promises were looked for: {error}",))
     return replace(
         looked,
         counts=found.counts,

@@ -17,7 +17,7 @@ from tollbook.migrate import shadow as shadows
 from tollbook.migrate.course import Course, carry_out, carry_out_and_keep
 from tollbook.migrate.errors import MigrateError, Problem, point
 from tollbook.migrate.events import Event, Listener, ignore
-from tollbook.migrate.execution import Outcome, Prepared
+from tollbook.migrate.execution import ROLLED_BACK, Outcome, Prepared
 from tollbook.migrate.files import Migration
 from tollbook.migrate.session import Connection, connected, read_pid
 from tollbook.migrate.traffic import Guard, Traffic
@@ -248,8 +248,9 @@ def _carry(course: Course, one: Prepared, direction: str) -> None:
             backfill.run(course, migration, one.backfill)
         carry_out(course, one, progress, direction, finish)
     except MigrateError as error:
+        said = error.sentence.removesuffix(ROLLED_BACK)  # nothing that the user ran was
         raise NotReplayable(
-            f"{migration.id} cannot be carried out on a throw-away server ({direction}): {error.sentence}",
+            f"{migration.id} cannot be carried out on a throw-away server ({direction}): {said}",
             error.place,
         ) from error
 
