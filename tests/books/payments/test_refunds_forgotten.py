@@ -9,6 +9,7 @@ from eth_account.signers.local import LocalAccount
 from fixtures.lanes import send_elsewhere
 from fixtures.reconciling import AMOUNT, Bought, Shop
 from fixtures.refunding import Copy, open_desk
+from fixtures.rpc_proxy import play_proxy
 from tollbook.books.payments import refunds
 from tollbook.books.payments.errors import PaymentNotInState
 from tollbook.books.payments.evm_refunds import EvmPurse
@@ -18,6 +19,7 @@ from tollbook.books.payments.refunds import Refund
 from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
+from tollbook.core.lanes import NodeRefusedTransaction
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 
 PURSE = 1_000_000_000
@@ -297,3 +299,28 @@ async def test_what_waits_while_the_chain_is_read_is_not_sent_as_well(shop: Shop
     finally:
         shop.chain.call("evm_setAutomine", True)
     assert balance(shop) == before + 5
+
+
+async def test_a_refund_that_a_node_took_and_hides_is_not_sent_from_another_account_as_well(
+    shop: Shop,
+) -> None:
+    bought = await shop.buy()
+    before = balance(shop)
+    another = shop.chain.make_account(amount=PURSE, wei=GAS_MONEY_WEI)
+    shop.chain.call("evm_setAutomine", False)
+    try:
+        async with play_proxy(shop.chain.url) as proxy:
+            proxy.secretive, proxy.false_refusals = True, {"eth_sendRawTransaction": ["txpool is full"]}
+            async with open_desk(shop, url=proxy.url) as desk:
+                with pytest.raises(NodeRefusedTransaction):
+                    await desk.refund(bought.payment_id, amount=None, reason=None)
+            (waiting,) = await list_refunds(shop, bought)
+            async with open_desk(shop, another, wait_seconds_max=0.2, url=proxy.url) as desk:
+                with pytest.raises(RefundMustWait):
+                    await desk.carry_out(waiting.refund_id)
+        shop.chain.call("evm_mine")
+    finally:
+        shop.chain.call("evm_setAutomine", True)
+    async with open_desk(shop, another) as desk:
+        assert (await desk.carry_out(waiting.refund_id)).status == "done"
+    assert balance(shop) == before + AMOUNT

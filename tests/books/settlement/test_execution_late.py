@@ -14,7 +14,7 @@ from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.lanes import transactions
 from tollbook.core.lanes.network import NetworkLanes
-from tollbook.core.local_chain import LocalChain
+from tollbook.core.local_chain import GAS_MONEY_WEI, LocalChain
 
 SEND = "eth_sendRawTransaction"
 COUNT, LOOK_UP = "eth_getTransactionCount", "eth_getTransactionByHash"
@@ -134,6 +134,47 @@ async def test_what_a_node_took_and_hides_is_not_paid_from_another_account_as_we
         await payroll.make_due()
         [settled] = await payroll.settle(desk, command_id)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
+
+
+async def test_what_a_node_took_and_hides_is_not_paid_by_who_has_other_keys(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    payroll, proxy = proxied
+    another = payroll.chain.make_account(amount=PURSE, wei=GAS_MONEY_WEI)
+    command_id = await payroll.order()
+    await payroll.validate()
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+    payroll.operators[0] = another
+    async with payroll.open_desk() as desk:
+        await payroll.make_due()
+        await take_turn(desk)
+        waiting = await payroll.get(command_id)
+        payroll.chain.call("evm_mine")
+        payroll.chain.call("evm_setAutomine", True)
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert "may come yet" in str(waiting.error)
+    assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
+
+
+async def test_what_was_begun_and_cannot_be_paid_any_more_holds_up_nobody(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    """It waits for money, perhaps for ever: what is left is for those that it is enough for."""
+    payroll, proxy = proxied
+    large = await payroll.order(str(GAS_MONEY_WEI // 2 // 10**18), asset_symbol="ETH")
+    await payroll.validate()
+    proxy.refusals = {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        payroll.chain.set_gas_money(payroll.operators[0].address, GAS_MONEY_WEI // 4)
+        small = await order_coin(payroll)
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, small)
+    assert (settled.status, (await payroll.get(large)).status) == ("settled", "executed")
 
 
 async def test_what_was_begun_and_waits_for_a_stranger_says_so(proxied: tuple[Payroll, Proxy]) -> None:

@@ -101,13 +101,19 @@ class EvmPurse:
         """See Purse."""
         chain = self.chains[refund.network]
         await self.check_pending(refund.network)
-        for address in self.senders:
+        own = await self.lanes.find_account(_purpose(refund))
+        for address in [one for one in self.senders if own in (None, one)]:
             try:
                 answer = await chain.call(refund.asset, _encode(refund, mark), sender=address)
             except ChainRefused:
                 continue
             if not answer or int.from_bytes(answer) == 1:  # some tokens return nothing
                 return address
+        if own is not None:
+            raise RefundMustWait(
+                f"A node refused the refund from {own}, and may have taken it all the same: it is sent from "
+                "there or not at all. Fill that account, or configure its key again."
+            )
         raise RefundPurseEmpty(
             f"None of the operator's accounts ({', '.join(self.senders)}) can send {refund.amount} minor "
             f"units of {refund.asset}. Nothing was sent: fill one and ask again."

@@ -198,11 +198,16 @@ async def find_forgotten(tx: ReadTx, network: str, used: Mapping[str, int]) -> d
 
 async def find_bound(
     tx: ReadTx, network: str, senders: Sequence[str], besides: Sequence[str] = ()
-) -> dict[tuple[str, str | None], int]:
-    """What is on its way from each of the accounts, by asset. What has no account yet counts for each."""
+) -> dict[tuple[str, str | None], list[int]]:
+    """What is begun of each of the accounts, by asset. What has no account yet counts for each.
+
+    First the sum of what is on its way, then the amounts that wait, the smaller ones first.
+    """
     rows = await tx.dicts(
         """
-        SELECT s.sender, c.asset, sum(c.amount_minor) AS amount
+        SELECT s.sender, c.asset, coalesce(sum(c.amount_minor) FILTER (WHERE t.status <> 'dropped'), 0)
+               || array_agg(c.amount_minor ORDER BY c.amount_minor)
+                  FILTER (WHERE t.status IS NULL OR t.status = 'dropped') AS amounts
         FROM settlement.settlement_commands c
         LEFT JOIN core.transactions t ON t.purpose = %(prefix)s::text || c.round || ':' || c.command_id
         JOIN unnest(%(senders)s::text[]) AS s (sender) ON s.sender = coalesce(t.sender, s.sender)
@@ -213,7 +218,7 @@ async def find_bound(
         """,
         {"network": network, "prefix": PURPOSE, "senders": list(senders), "besides": list(besides)},
     )
-    return {(row["sender"], row["asset"]): int(row["amount"]) for row in rows}
+    return {(row["sender"], row["asset"]): [int(one) for one in row["amounts"]] for row in rows}
 
 
 async def count_open(tx: ReadTx, network: str, senders: Sequence[str]) -> int:

@@ -33,6 +33,7 @@ from tollbook.core.lanes import (
     PurposeReused,
     SubmissionOpen,
     Transaction,
+    nonces,
     transactions,
 )
 from tollbook.core.lanes.mend import FILLER
@@ -305,10 +306,8 @@ class Desk:
                 await self._give_up(one)
             elif not one.is_over(now):  # else whoever began it in time may be about to send it
                 left.append(one)
-        # A node may have taken what it refused: it keeps its nonce, and so its account.
-        refused = [each for one in left for each in known.get(one.command_id, ()) if each.status == "dropped"]
-        signed = [each for each in refused if each.nonce is not None and each.hashes + each.former_hashes]
-        own = {each.purpose: each.sender for each in signed}
+        async with self.database.read() as tx:
+            own = await nonces.find_accounts(tx, [one.transfer.purpose for one in left])
         choices = await self._choose(left, own)
         await self._note_refused(choices, now)
         await self._submit([one for one in choices if one.refusal is None], began_at)

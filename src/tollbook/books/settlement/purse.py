@@ -13,7 +13,7 @@ REVERTED_CODE = 3  # JSON-RPC, as geth has it
 WORD_BYTES = 32
 LATEST = "latest"
 
-Bound = Mapping[tuple[str, str | None], int]
+Bound = Mapping[tuple[str, str | None], Sequence[int]]
 
 
 class PurseEmpty(Refusal):
@@ -58,15 +58,18 @@ class Purse:
     ) -> list[Choice]:
         """From which account each transfer would go through now, all of them together.
 
-        `bound` is what is on its way from each (account, asset), which its balance has not lost yet; `own`,
-        by purpose, the only account that it may come from. Raises ChainUnreachable.
+        `bound` is what is begun of each (account, asset), which its balance has not lost yet: first the sum
+        of what is under way, then what waits; `own`, by purpose, the only account that it may come from.
+        Raises ChainUnreachable.
         """
         if not transfers:
             return []
         assets = list(dict.fromkeys(one.asset for one in transfers if one.asset))
         left = await self._read_balances(assets)
-        for key, amount in bound.items():
-            left[key] = left.get(key, 0) - amount
+        for key, (under_way, *waiting) in bound.items():
+            left[key] = left.get(key, 0) - under_way
+            for amount in waiting:  # what cannot be paid holds up nobody
+                left[key] -= amount if amount <= left[key] else 0
         gas_cost = GAS_MAX * await self.node.ask_int("eth_gasPrice")
         choices = [
             self._among((own or {}).get(one.purpose))._choose_one(one, left, gas_cost) for one in transfers

@@ -14,7 +14,7 @@ from typing import Self
 from tollbook.core.chains import UnknownNetwork, find_network, hush_url_loggers
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import transactions
+from tollbook.core.lanes import nonces, transactions
 from tollbook.core.lanes.fees import GWEI, FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Key, SigningKeyUnusable
 from tollbook.core.lanes.mend import Mended, mend_network
@@ -199,6 +199,11 @@ class Lanes:
         async with self._database.statement() as tx:
             rows = await transactions.find(tx, purposes=[purpose])
         return rows[0] if rows else None
+
+    async def find_account(self, purpose: str) -> str | None:
+        """The only account that it may be sent from, where it could pay twice and was refused there."""
+        async with self._database.read() as tx:
+            return (await nonces.find_accounts(tx, [purpose])).get(purpose)
 
     async def find_strangers(self, network: str) -> list[Strangers]:
         """The accounts of which transactions wait there that these books do not know.

@@ -329,7 +329,8 @@ class NetworkLanes:
     def _judge(self, call: Call, found: Transaction, fingerprint: bytes) -> Transaction | Exception | _Again:
         if found.barred:
             return PurposeBarred(f"{call.purpose} was given up for good. Nothing was sent.")
-        if fingerprint != call.fingerprint or call.sender not in (None, found.sender):
+        is_elsewhere = call.sender not in (None, found.sender) and found.status != "dropped"
+        if fingerprint != call.fingerprint or is_elsewhere:
             return PurposeReused(
                 f"{call.purpose} is the purpose of another transaction. "
                 "Give each call a purpose of its own. Nothing was sent."
@@ -337,8 +338,8 @@ class NetworkLanes:
         match found.status:
             case "dropped" if call.purpose.startswith(LOOK_FIRST):
                 return NonceAwaited(
-                    f"{call.purpose} was refused under nonce {found.nonce}, which another transaction of "
-                    f"{found.sender} has now. Nothing was sent. It is sent when that one is final."
+                    f"{call.purpose} was refused under nonce {found.nonce} of {found.sender}, and may come "
+                    "yet. Nothing was sent. It is sent from there, or when another one with it is final."
                 )
             case "dropped":
                 return self._contest()

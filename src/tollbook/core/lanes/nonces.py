@@ -70,6 +70,26 @@ async def _take(
         )
 
 
+async def find_accounts(tx: ReadTx, purposes: Sequence[str]) -> dict[str, str]:
+    """By purpose, the only account that core.take_nonces lets what was refused be sent from.
+
+    A node may hide what it took there, until its nonce is another's for good.
+    """
+    rows = await tx.dicts(
+        """
+        SELECT t.purpose, t.sender FROM core.transactions t
+        WHERE t.purpose = ANY (%(purposes)s) AND t.status = 'dropped' AND t.nonce IS NOT NULL
+          AND cardinality(t.hashes || t.former_hashes) > 0 AND NOT EXISTS (
+              SELECT FROM core.transactions h
+              WHERE h.network = t.network AND h.sender = t.sender AND h.nonce = t.nonce
+                AND h.status = 'mined' AND h.confirmed_at IS NOT NULL
+          )
+        """,
+        {"purposes": list(purposes)},
+    )
+    return {row["purpose"]: row["sender"] for row in rows}
+
+
 async def take_one(tx: WriteTx, network: str, sender: str) -> int:
     """A nonce for a transaction that lost its own: the lowest free one. The lane is locked until the end."""
     lane = {"network": network, "sender": sender}

@@ -1,8 +1,8 @@
 -- As before, but one that could pay twice, and was signed, keeps its nonce until that is another's for good.
 
 -- A node may have taken what it said it refused, and show it to nobody: only what has the same nonce can never
--- be mined beside it. While another of ours that is not final has the nonce, it is given none. One whose nonce
--- was seen to be a stranger's is dropped without it.
+-- be mined beside it. While another of ours that is not final has the nonce, it is given none, nor is it from
+-- another account. One whose nonce was seen to be a stranger's is dropped without it.
 CREATE OR REPLACE FUNCTION core.take_nonces(
     chain text, senders text[], ids bigint[], purposes text[], fingerprints bytea[], at timestamptz,
     only_gaps boolean
@@ -27,14 +27,13 @@ BEGIN
     IF cardinality(careful) > 0 THEN
         WITH held AS MATERIALIZED (
             SELECT t.transaction_id, t.purpose, t.sender, t.nonce,
-                   t.nonce IS NOT NULL AND t.sender = ALL (senders)
-                   AND cardinality(t.hashes || t.former_hashes) > 0 AS may_come
+                   t.nonce IS NOT NULL AND cardinality(t.hashes || t.former_hashes) > 0 AS may_come
             FROM core.transactions t WHERE t.purpose = ANY (purposes)
             ORDER BY t.purpose COLLATE "C" FOR NO KEY UPDATE
         ), fates AS (
             SELECT h.transaction_id, h.nonce,
                    NOT h.may_come OR o.confirmed_at IS NOT NULL AS is_free,
-                   h.may_come AND o.transaction_id IS NULL AND row_number() OVER (
+                   h.may_come AND h.sender = ALL (senders) AND o.transaction_id IS NULL AND row_number() OVER (
                        PARTITION BY h.may_come, h.sender, h.nonce ORDER BY h.purpose) = 1 AS is_own
             FROM held h LEFT JOIN core.transactions o
               ON o.network = chain AND o.sender = h.sender AND o.nonce = h.nonce
