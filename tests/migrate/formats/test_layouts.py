@@ -123,12 +123,12 @@ def test_flyway_is_given_the_folder_of_its_database_among_others(folder: Path) -
 def test_flyways_callbacks_are_named_and_never_left_out_unsaid(
     folder: Path, run: Any, apply: Apply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay(folder, {"V1__a.sql": TABLE, "sql/afterMigrate__grants.sql": "SELECT 1", "beforeEachMigrate.sql": ""})
+    lay(folder, {"V1__a.sql": TABLE, "sql/beforeMigrate__role.sql": "SELECT 1", "beforeEachMigrate.sql": ""})
     for result in (apply(), run("plan"), run("status")):
         assert result.exit_code == 1
         text = " ".join(result.output.split())
         for word in (
-            "afterMigrate__grants.sql",
+            "beforeMigrate__role.sql",
             "beforeEachMigrate.sql",
             "FLYWAY_SKIP_DEFAULT_CALLBACKS=true",
         ):
@@ -137,10 +137,27 @@ def test_flyways_callbacks_are_named_and_never_left_out_unsaid(
     assert apply().exit_code == 0
 
 
+def test_what_flyway_calls_back_after_all_runs_whenever_a_migration_was_applied(
+    folder: Path, run: Any, apply: Apply, ask: Any
+) -> None:
+    count = "CREATE TABLE IF NOT EXISTS runs (at timestamptz); INSERT INTO runs VALUES (now());"
+    lay(folder, {"V1__a.sql": TABLE, "R__r.sql": "SELECT 1", "afterMigrate__count.sql": count})
+    for _ in range(2):
+        assert apply().exit_code == 0
+        assert ask("SELECT count(*) FROM runs") == 1
+    lay(folder, {"V2__b.sql": "SELECT 2", "afterMigrateApplied.sql": "SELECT 3"})
+    assert apply().exit_code == 0
+    assert ask("SELECT count(*) FROM runs") == 2
+    assert "afterMigrateApplied" in run("status").output
+    assert run("verify").exit_code == 0
+    lay(folder, {"sql/afterMigrateApplied.sql": "SELECT 3"})
+    assert "has the same name" in apply().output
+
+
 def test_what_is_no_callback_of_a_migration_is_passed_over(folder: Path) -> None:
     others = ["afterInfo.sql", "aftermigrate.sql", "h2/beforeMigrate.sql", "postgresql/V2__b.sql"]
     assert len(read(folder, {"V1__a.sql": TABLE} | dict.fromkeys(others, ""))) == 2
-    for name in ("afterEachUndoStatement", "afterMigrateApplied", "afterVersioned__x", "afterConnect"):
+    for name in ("afterEachUndoStatement", "afterMigrateError", "afterVersioned__x", "afterConnect"):
         with pytest.raises(FolderRefused, match=name):
             read(folder, {f"{name}.sql": ""})
         (folder / f"{name}.sql").unlink()

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place
@@ -22,6 +23,7 @@ CALLBACK = re.compile(
     r"(?:(?:before|after)(?:(?:Each)?(?:Migrate|Undo)|Repeatables|Versioned|Validate|Connect|CreateSchema)"
     r"(?:Statement)?(?:Applied|Error)?|createSchema)(?:__.*)?\.sql"
 )
+AFTER = re.compile(r"afterMigrate(?:Applied)?(?:__.*)?\.sql")  # those that are run here
 LANGUAGES = {
     ".groovy": "Groovy",
     ".java": "Java",
@@ -62,10 +64,10 @@ def recognise(path: Path) -> bool:
 def read(folder: Folder) -> list[Migration]:
     """Return the migrations of the folder and those in it: versioned ones in order, then repeatable ones.
 
-    Raises FolderRefused where there are callbacks, unless Flyway is told to pass them over.
+    Behind them what Flyway calls back after all. Raises FolderRefused where there are other callbacks, unless
+    Flyway is told to pass them over.
     """
-    if os.environ.get(NO_CALLBACKS, "").lower() != "true":
-        _refuse_callbacks(folder.path)
+    callbacks = [] if os.environ.get(NO_CALLBACKS, "").lower() == "true" else _list_callbacks(folder.path)
     scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]] = {}
     again: list[Migration] = []
     for match, path in _list(folder.path, FILE_NAME):
@@ -81,7 +83,9 @@ def read(folder: Folder) -> list[Migration]:
         scripts[key] = (match, path)
     _refuse_lone_undos(scripts)
     versioned = [_pair(folder, scripts, key) for key in _choose(list(scripts))]
-    return [*versioned, *sorted(again, key=lambda one: one.label)]
+    found = [*versioned, *sorted(again, key=lambda one: one.label)]
+    before = "".join(one.up.checksum for one in found)
+    return [*found, *(sections.make_last(folder.name, one.stem, _read(one), before) for one in callbacks)]
 
 
 def _refuse_lone_undos(scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]]) -> None:
@@ -96,9 +100,11 @@ def _refuse_lone_undos(scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match
             )
 
 
-def _refuse_callbacks(path: Path) -> None:
-    """What Flyway would run beside the migrations must not be left out unsaid: grants, a role, a setting."""
-    if found := [one for _, one in _list(path, CALLBACK)]:
+def _list_callbacks(path: Path) -> list[Path]:
+    """Return those that run after all. The others must not be left out unsaid: a role, a setting, a lock."""
+    callbacks = [one for _, one in _list(path, CALLBACK)]
+    after = [one for one in callbacks if AFTER.fullmatch(one.name)]
+    if found := [one for one in callbacks if one not in after]:
         names = ", ".join(str(one.relative_to(path)) for one in found[:CALLBACKS_SHOWN_MAX])
         more = f" and {len(found) - CALLBACKS_SHOWN_MAX} more" if len(found) > CALLBACKS_SHOWN_MAX else ""
         raise FolderRefused(
@@ -108,6 +114,10 @@ def _refuse_callbacks(path: Path) -> None:
             "Flyway, and run by yourself what is needed after `apply`.",
             Place(str(found[0])),
         )
+    after.sort(key=lambda one: one.name)
+    if twins := next((pair for pair in pairwise(after) if pair[0].name == pair[1].name), None):
+        raise FolderRefused(f"{twins[0]} has the same name.", Place(str(twins[1])))
+    return after
 
 
 def _list(path: Path, name: re.Pattern[str]) -> Iterator[tuple[re.Match[str], Path]]:

@@ -110,9 +110,7 @@ def _find_actions(path: Path, said: Any) -> Iterator[Path]:
 def _make_action(folder: Folder, path: Path, settings: Mapping[str, Any], last: str) -> Migration:
     """Return what runs again whenever a migration has been committed since, by the hash of the last."""
     script = _fill(read_script(path), settings)
-    checksum = hashlib.sha256(f"{last}\n{script.checksum}".encode()).hexdigest()
-    label = f"afterAllMigrations-{path.stem}"
-    return Migration(folder.name, label, label, replace(script, checksum=checksum), repeatable=True)
+    return sections.make_last(folder.name, f"afterAllMigrations-{path.stem}", script, last)
 
 
 def _fill(script: Script, settings: Mapping[str, Any]) -> Script:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tollbook.migrate.errors import Problem, point
-from tollbook.migrate.files import Script
+from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.headers import Options
 
 LOOK_CHARACTERS_MAX = 2**20
@@ -68,3 +68,9 @@ def fill(
         pieces += [script.text[done : place.start()], found]
         done = place.end()
     return replace(script, text="".join([*pieces, script.text[done:]]), refusal=refusal)
+
+
+def make_last(folder: str, label: str, script: Script, before: str) -> Migration:
+    """Return what runs behind all others, again whenever `before`, which stands for them, is another."""
+    checksum = hashlib.sha256(f"{before}\n{script.checksum}".encode()).hexdigest()
+    return Migration(folder, label, label, replace(script, checksum=checksum), repeatable=True)
