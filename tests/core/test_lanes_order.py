@@ -3,13 +3,16 @@
 import asyncio
 import secrets
 from datetime import timedelta
+from typing import Any
 
-from fixtures.lanes import make_call
+import pytest
+
+from fixtures.lanes import key_of, make_call
 from tollbook.core.database import Database
-from tollbook.core.lanes import nonces, transactions
+from tollbook.core.lanes import Lanes, nonces, transactions
 from tollbook.core.lanes.keys import Fees
 from tollbook.core.lanes.transactions import Signed
-from tollbook.core.local_chain import NETWORK
+from tollbook.core.local_chain import NETWORK, LocalChain
 
 SENDER = "0x" + "11" * 20
 CALLS = 500
@@ -51,3 +54,18 @@ async def test_signing_asking_again_and_sweeping_the_same_ones_wait_for_each_oth
             return_exceptions=True,
         )
         assert not [one for one in outcomes if isinstance(one, BaseException)]
+
+
+async def test_processes_with_the_same_keys_in_another_order_sweep_at_the_same_time(
+    database: Database, chain: LocalChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, urls, jump = [key_of(chain.make_account()) for _ in range(2)], {NETWORK: chain.url}, nonces.jump
+    async with Lanes(database, urls, keys) as one, Lanes(database, urls, keys[::-1]) as other:
+        await one.mend()
+
+        async def jump_slowly(*args: Any) -> None:
+            await jump(*args)
+            await asyncio.sleep(0.1)
+
+        monkeypatch.setattr(nonces, "jump", jump_slowly)
+        await asyncio.gather(one.mend(), other.mend())

@@ -137,7 +137,7 @@ class NetworkLanes:
                 if abs(max(counts[sender]) - max(before[sender])) > LEAP_MAX:
                     raise self.node.complain(f"it counts {before[sender]}, then {counts[sender]} of {sender}")
         async with self.database.write() as tx:
-            for sender, (used, pending) in counts.items():
+            for sender, (used, pending) in sorted(counts.items()):  # others may have them in another order
                 await nonces.jump(tx, self.node.network, sender, used, pending)
             await nonces.close_held(tx, self.node.network)
         return counts
