@@ -160,6 +160,29 @@ async def test_what_a_node_took_and_hides_is_not_paid_by_who_has_other_keys(
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
 
+async def test_once_its_nonce_is_anothers_for_good_it_is_paid_from_whichever_account_can(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    payroll, proxy = proxied
+    command_id = await order_coin(payroll)
+    proxy.refusals = {SEND: ["txpool is full"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        other = await order_coin(payroll)
+        await desk.send()
+        for _ in range(100):
+            await desk.mend()
+            await desk.judge()
+            if (await payroll.get(other)).status == "settled":
+                break
+    payroll.chain.set_gas_money(payroll.operators[0].address, 0)
+    payroll.operators.append(payroll.chain.make_account(wei=GAS_MONEY_WEI))
+    async with payroll.open_desk() as desk:
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
+
+
 async def test_what_was_begun_and_cannot_be_paid_any_more_holds_up_nobody(
     proxied: tuple[Payroll, Proxy],
 ) -> None:
