@@ -30,6 +30,7 @@ from x402.schemas import PaymentAbortedError, PaymentPayload, ResourceConfig
 from clients.bare_sdk import PRICE, BareFacilitator, make_batch_scheme, make_buyer, make_option, shop_at
 from tollbook.core.local_chain import NETWORK, TOKEN_ADDRESS, LocalChain
 from tollbook.core.stores import Connections, PostgresChannelStorage, PostgresClientChannelStorage
+from tollbook.core.stores.channel_queue import EXTENSION
 from tollbook.core.stores.sealing import KEY_BYTES
 
 REQUESTS = 8
@@ -233,14 +234,15 @@ def test_row_o_on_the_sdks_synchronous_server(shop: Shop) -> None:
     (requirements,) = server.build_payment_requirements(config)
     buyer = BatchClient(EthAccountSigner(shop.payer), BatchSettlementEvmSchemeOptions(storage=channels))
 
-    def sign() -> PaymentPayload:
+    def sign(challenge: str) -> PaymentPayload:
         for channel in storage.list():  # what the answer, or the refusal, tells the buyer
             channels.set(
                 channel.channel_id,
                 BatchSettlementClientContext(channel.charged_cumulative_amount, channel.balance),
             )
         payload = buyer.create_payment_payload(requirements)
-        return PaymentPayload(x402_version=2, accepted=requirements, payload=payload)
+        extensions = {EXTENSION: {"info": {"challenge": challenge}}}  # of his 402, by which he is known
+        return PaymentPayload(x402_version=2, accepted=requirements, payload=payload, extensions=extensions)
 
     def serve(payload: PaymentPayload) -> bool:
         if not server.verify_payment(payload, requirements).is_valid:
@@ -248,13 +250,14 @@ def test_row_o_on_the_sdks_synchronous_server(shop: Shop) -> None:
         time.sleep(0.05)
         return server.settle_payment(payload, requirements).success
 
-    def buy_one(payload: PaymentPayload) -> bool:
+    def buy_one(challenge: str, payload: PaymentPayload) -> bool:
         try:
             return serve(payload)
         except PaymentAbortedError:  # out of date by now: sign again, once
-            return serve(sign())
+            return serve(sign(challenge))
 
-    assert serve(sign())
+    assert serve(sign("first"))
+    four = [f"buyer {number}" for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(buy_one, [sign() for _ in range(4)])) == [True] * 4
+        assert list(pool.map(buy_one, four, [sign(one) for one in four])) == [True] * 4
     assert shop.read_charged() == [5 * PRICE]
