@@ -19,8 +19,7 @@ from tollbook.migrate.course import Course, name_opening
 from tollbook.migrate.exchange import quote, send
 from tollbook.migrate.execution import BEGIN, RESET_ROLE, Prepared, Sql
 from tollbook.migrate.headers import Options
-from tollbook.migrate.objects import Promise
-from tollbook.migrate.presence import RELATION_KINDS
+from tollbook.migrate.objects import RELATION_KINDS, Promise
 from tollbook.migrate.retrying import is_passing, retrying, roll_back
 from tollbook.migrate.session import LEAVE_NOTHING
 

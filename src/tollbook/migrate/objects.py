@@ -18,6 +18,7 @@ KINDS_SHOWN = {
 }
 # Others may share these, so a migration that makes them only where they are missing need not take them away.
 SHARED_KINDS = ("schema", "extension")
+RELATION_KINDS = ("table", "view", "materialized view", "sequence", "index")
 
 
 @dataclass(frozen=True, slots=True)

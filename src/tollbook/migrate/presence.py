@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tollbook.migrate.exchange import Query, command, load, write
-from tollbook.migrate.objects import Promise
+from tollbook.migrate.objects import RELATION_KINDS, Promise
 from tollbook.migrate.session import Connection
 
 Name = tuple[str, ...]
@@ -87,7 +87,6 @@ def ask(promises: Sequence[Promise]) -> list[Query]:
     return queries
 
 
-RELATION_KINDS = ("table", "view", "materialized view", "sequence", "index")
 # An index ON ONLY a partitioned table is invalid until those of all partitions are attached: it is as made.
 # A subquery for the schema's name: to join and plan that took longer than all the rest.
 RELATIONS = """

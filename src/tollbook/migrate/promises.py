@@ -8,7 +8,7 @@ from pglast import ast
 from pglast.enums import DropBehavior, FunctionParameterMode, ObjectType, TransactionStmtKind
 from pglast.enums.parsenodes import AlterTableType
 
-from tollbook.migrate.objects import Promise
+from tollbook.migrate.objects import RELATION_KINDS, Promise
 from tollbook.migrate.statements import Statement, kind_of
 
 # Statements after which other objects are what they were: with only these, nothing promised earlier can go.
@@ -62,13 +62,6 @@ KINDS = {
     ObjectType.OBJECT_TRIGGER: "trigger",
 }
 ON_TABLE = ("index", "trigger")
-RELATION_KINDS = (
-    "table",
-    "view",
-    "materialized view",
-    "sequence",
-    "index",
-)  # of all of which ALTER TABLE is said
 TAKING_COMMANDS = (AlterTableType.AT_DropColumn, AlterTableType.AT_DropConstraint)
 INPUT_MODES = (
     FunctionParameterMode.FUNC_PARAM_DEFAULT,
@@ -116,7 +109,7 @@ class Promises:
 
     def recognise(self, named: Promise) -> Promise:
         """Return what is meant by a name: what was made here, or what need not be there, or of that kind."""
-        kinds = RELATION_KINDS if named.kind == "table" else (named.kind,)
+        kinds = RELATION_KINDS if named.kind == "table" else (named.kind,)  # ALTER TABLE is said of all
         made = (one for one in self.made if one.kind in kinds and same(replace(named, kind=one.kind), one))
         if (found := next(made, None)) is None and named.kind == "index":
             self.loosen(lambda one: one.kind == "index" and one.name is None)  # it may be that one's own name

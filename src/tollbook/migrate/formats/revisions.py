@@ -343,7 +343,7 @@ class _Blind:
         self.name = pen.dialect.name
         self.engine = self
 
-        with contextlib.suppress(AssertionError):  # it is known already
+        if _Blind not in inspection._registrars:  # pyright: ignore[reportPrivateUsage]
             inspection._inspects(_Blind)(_refuse_to_be_inspected)  # pyright: ignore[reportPrivateUsage]
 
     def ask(self) -> None:

@@ -28,10 +28,9 @@ SAYS = {
     "Entity Framework": r"\bEntityFrameworkCore\.Migrations\b|\bclass \w+ : Migration\b",
 }
 LIQUIBASE = re.compile(r"\s*--\s*liquibase\s+formatted\s+sql\b", re.IGNORECASE)
-PATTERNS = {tool: re.compile(pattern) for tool, pattern in SAYS.items()}
 
 
 def name_tool(path: Path) -> str | None:
     """Return the tool that a file was written for; None where it does not say so."""
     text = sections.read_text(path)
-    return next((tool for tool, pattern in PATTERNS.items() if pattern.search(text)), None)
+    return next((tool for tool, pattern in SAYS.items() if re.search(pattern, text)), None)
