@@ -10,6 +10,8 @@ from fixtures.lanes import send_elsewhere
 from fixtures.rpc_proxy import Proxy
 from fixtures.settling import PURSE, Payroll, make_payroll, take_turn
 from tollbook.books.settlement import execution, limits
+from tollbook.books.settlement.commands import Command
+from tollbook.books.settlement.execution import Desk
 from tollbook.core import clock
 from tollbook.core.database import Database
 from tollbook.core.lanes import transactions
@@ -88,14 +90,28 @@ async def test_what_a_node_took_though_it_said_it_did_not_holds_up_no_other_comm
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
 
+def hide_next(payroll: Payroll, proxy: Proxy) -> None:
+    """What is sent next the node takes, says that it did not, and shows it to nobody until it has a block."""
+    payroll.chain.call("evm_setAutomine", False)
+    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+
+
+async def come_out(payroll: Payroll, desk: Desk, command_id: str) -> Command:
+    """The block comes that has what was hidden, and the command is settled."""
+    payroll.chain.call("evm_mine")
+    payroll.chain.call("evm_setAutomine", True)
+    await payroll.make_due()
+    [settled] = await payroll.settle(desk, command_id)
+    return settled
+
+
 async def test_a_retry_does_not_pay_beside_what_a_node_took_in_the_round_before_and_hides(
     proxied: tuple[Payroll, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payroll, proxy = proxied
     monkeypatch.setattr(execution, "ATTEMPTS_MAX", 1)
     command_id = await order_coin(payroll)
-    payroll.chain.call("evm_setAutomine", False)
-    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    hide_next(payroll, proxy)
     async with payroll.open_desk() as desk:
         [failed] = await payroll.settle(desk, command_id)
         assert failed.status == "failed"
@@ -107,10 +123,7 @@ async def test_a_retry_does_not_pay_beside_what_a_node_took_in_the_round_before_
         for _ in range(3):
             await payroll.make_due()
             await take_turn(desk)
-        payroll.chain.call("evm_mine")
-        payroll.chain.call("evm_setAutomine", True)
-        await payroll.make_due()
-        [settled] = await payroll.settle(desk, command_id)
+        settled = await come_out(payroll, desk, command_id)
     assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
 
 
@@ -122,17 +135,13 @@ async def test_what_a_node_took_and_hides_is_not_paid_from_another_account_as_we
     payroll.operators.append(another)
     command_id = await payroll.order()
     await payroll.validate()
-    payroll.chain.call("evm_setAutomine", False)
-    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    hide_next(payroll, proxy)
     async with payroll.open_desk() as desk:
         await desk.send()
         payroll.chain.set_gas_money(another.address)  # it is the fuller one
         await payroll.make_due()
         await take_turn(desk)
-        payroll.chain.call("evm_mine")
-        payroll.chain.call("evm_setAutomine", True)
-        await payroll.make_due()
-        [settled] = await payroll.settle(desk, command_id)
+        settled = await come_out(payroll, desk, command_id)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
 
@@ -143,8 +152,7 @@ async def test_what_a_node_took_and_hides_is_not_paid_by_who_has_other_keys(
     another = payroll.chain.make_account(amount=PURSE, wei=GAS_MONEY_WEI)
     command_id = await payroll.order()
     await payroll.validate()
-    payroll.chain.call("evm_setAutomine", False)
-    proxy.secretive, proxy.false_refusals = True, {SEND: ["txpool is full"]}
+    hide_next(payroll, proxy)
     async with payroll.open_desk() as desk:
         await desk.send()
     payroll.operators[0] = another
@@ -152,10 +160,7 @@ async def test_what_a_node_took_and_hides_is_not_paid_by_who_has_other_keys(
         await payroll.make_due()
         await take_turn(desk)
         waiting = await payroll.get(command_id)
-        payroll.chain.call("evm_mine")
-        payroll.chain.call("evm_setAutomine", True)
-        await payroll.make_due()
-        [settled] = await payroll.settle(desk, command_id)
+        settled = await come_out(payroll, desk, command_id)
     assert "may come yet" in str(waiting.error)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
