@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tollbook.migrate import files, formats
 from tollbook.migrate.errors import FolderRefused, WrongUsage, find, point
 from tollbook.migrate.files import Folder
-from tollbook.migrate.formats import native
 
 from .conftest import Write
 
@@ -120,11 +119,25 @@ def test_folders_run_in_the_order_they_are_given(folder: Path, tmp_path: Path, w
     assert [migration.id for migration in found] == ["shop/0009_a", "other/0001_b"]
 
 
-def test_a_new_pair_gets_the_next_number(folder: Path, write: Write) -> None:
-    write("0007_a", up="SELECT 1")
-    up, down = native.create_pair(Folder("shop", folder), "Add refunds!")
-    assert (up.name, down.name) == ("0008_add_refunds.up.sql", "0008_add_refunds.down.sql")
-    assert [migration.version for migration in read(folder)] == ["7", "8"]
+@pytest.mark.parametrize(("last", "number", "version"), [("0007_a", "0008", "8"), ("1.9_a", "1.10", "1.10")])
+def test_a_new_pair_gets_the_next_number(
+    folder: Path, write: Write, last: str, number: str, version: str
+) -> None:
+    write(last, up="SELECT 1")
+    up, down = formats.create_pair(Folder("shop", folder), "Add refunds!")
+    assert (up.name, down.name) == (f"{number}_add_refunds.up.sql", f"{number}_add_refunds.down.sql")
+    assert read(folder)[-1].version == version
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("20240101000000_a/migration.sql", "as prisma has them"), ("1.0/01_a.sql", "--dir .*1.0")],
+)
+def test_a_new_pair_is_not_written_where_it_would_not_run(folder: Path, name: str, words: str) -> None:
+    (folder / name).parent.mkdir()
+    (folder / name).write_text("SELECT 1")
+    with pytest.raises(WrongUsage, match=words):
+        formats.create_pair(Folder("shop", folder), "a")
 
 
 @given(st.text("a\n\té"), st.integers(0, 30))

@@ -220,12 +220,12 @@ def baseline(call: Call, *, to: str | None, back: bool, auto: bool) -> None:
 @click.argument("name")
 def new(call: Call, name: str) -> None:
     """Create the next numbered pair of files."""
-    from tollbook.migrate.formats import native
+    from tollbook.migrate import formats
 
     folders = call.folders
     if len(folders) != 1:
         raise WrongUsage("Say in which folder: tollbook migrate new NAME --dir PATH")
-    made = native.create_pair(folders[0], name)
+    made = formats.create_pair(folders[0], name)
     call.answer({"files": [str(path) for path in made]}, lambda made: click.echo("\n".join(made["files"])))
 
 

@@ -13,9 +13,9 @@ from string import Template
 from psycopg import sql
 
 from tollbook.migrate import expand_texts as texts
+from tollbook.migrate import formats
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.files import Folder
-from tollbook.migrate.formats import native
 from tollbook.migrate.session import Connection, connected
 
 NAME_BYTES_MAX = 63
@@ -213,7 +213,7 @@ def _name(one: Column, old: str, new: str) -> dict[str, str]:
 def _write(
     folder: Folder, label: str, values: dict[str, str], up: str, down: str | None, fill: str | None = None
 ) -> tuple[Path, ...]:
-    paths = native.create_pair(folder, label)
+    paths = formats.create_pair(folder, label)
     paths[0].write_text(Template(up).substitute(values), encoding="utf-8")
     if down is None:
         paths[1].unlink()

@@ -114,6 +114,23 @@ RUN: dict[str, tuple[Files, str]] = {
         },
         "SELECT count(*) = 1 FROM pg_attribute WHERE attrelid = 'a'::regclass AND attname = 'c'",
     ),
+    "a folder for each release": (
+        {
+            "v1.10/01_c.up.sql": "ALTER TABLE a ADD c int",
+            "v1.2/00__a.sql": "CREATE TABLE a ()",
+            "v1.2/02_b.sql": "ALTER TABLE a ADD b int",
+            "v1.2/schema.sql": "not run",
+        },
+        "SELECT array_agg(version ORDER BY version) = '{1.10.1,1.2.0,1.2.2}' FROM tollbook_migrate.history",
+    ),
+    "Flyway told of a small prefix": (
+        {
+            "v001__a.sql": "CREATE TABLE a ()",
+            "v001__a.sql.orig": "",
+            "v010__b.sql": "ALTER TABLE a ADD b int",
+        },
+        "SELECT count(*) = 2 FROM tollbook_migrate.history",
+    ),
 }
 REFUSED: dict[str, tuple[Files, type[Exception], str]] = {
     "a template": (
@@ -128,7 +145,7 @@ REFUSED: dict[str, tuple[Files, type[Exception], str]] = {
     ),
     "another encoding": ({"0001_a.sql": b"SELECT 1; -- caf\xe9\n"}, FolderRefused, "0001_a.sql:1:17"),
     "one number twice": ({"0001_a.sql": "", "0001_b.sql": ""}, FolderRefused, "same number"),
-    "folders in it": ({"2024/0001_a.sql": "SELECT 1"}, FolderRefused, "none would run"),
+    "folders in it": ({"sql/0001_a.sql": "SELECT 1"}, FolderRefused, "none would run"),
     "no numbers": ({"users.sql": "SELECT 1", "v1.sql": ""}, FolderRefused, "none would run"),
     "an extension that is not there": (
         {"0001_a.sql": "CREATE EXTENSION IF NOT EXISTS timescaledb CASCADE;"},

@@ -90,6 +90,17 @@ def recognise(path: Path) -> str:
     return next((name for name, module in FORMATS.items() if module.recognise(path)), "native")
 
 
+def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
+    """Write the next pair of files. Raises WrongUsage in a folder of another tool's: it would not run."""
+    known = recognise(folder.path) if folder.format == "auto" and folder.path.is_dir() else folder.format
+    if known not in ("auto", "native"):
+        raise WrongUsage(
+            f"The files of {folder.path} are written as {known} has them: an up and a down would not run "
+            f"there. Make the next one as {known} does."
+        )
+    return native.create_pair(folder, name)
+
+
 def find_version(folders: Sequence[Folder], folder: str, text: str) -> str:
     """Return the version that a user's text names: itself, its label, or a number's short form."""
     if text.isdecimal() and int(text) == 0:

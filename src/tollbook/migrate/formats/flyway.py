@@ -14,7 +14,7 @@ from tollbook.migrate.files import Folder, Migration, Script, read_foreign, read
 from tollbook.migrate.formats import sections
 
 FILE_NAME = re.compile(
-    r"(?P<kind>[VUB])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?"
+    r"(?P<kind>[VUBv])(?P<version>[0-9]+(?:[._][0-9]+)*)(?:__(?P<name>.*))?"
     r"\.(?P<suffix>sql|java|kt|groovy|scala|rs|py|sh|ps1)(?<!Test.java)"
     r"|R__(?P<again>.*)\.sql"
 )
@@ -70,14 +70,18 @@ def read(folder: Folder) -> list[Migration]:
     callbacks = [] if os.environ.get(NO_CALLBACKS, "").lower() == "true" else _list_callbacks(folder.path)
     scripts: dict[tuple[str, tuple[int, ...]], tuple[re.Match[str], Path]] = {}
     again: list[Migration] = []
-    for match, path in _list(folder.path, FILE_NAME):
+    listed = list(_list(folder.path, FILE_NAME))
+    small = all(match["kind"] != "V" for match, _ in listed)  # Flyway may be told that its prefix is v
+    for match, path in listed:
+        if match["kind"] == "v" and not small:
+            continue
         if match["again"] is not None:
             label = path.name.removesuffix(".sql")
             if other := next((one.up.path for one in again if one.label == label), None):
                 raise FolderRefused(f"{other} has the same name.", Place(str(path)))
             again.append(Migration(folder.name, label, label, _read(path), repeatable=True))
             continue
-        key = (match["kind"], parse_version(match["version"]))
+        key = (match["kind"].upper(), parse_version(match["version"]))
         if key in scripts:
             raise FolderRefused(f"{scripts[key][1].name} has the same version.", Place(str(path)))
         scripts[key] = (match, path)

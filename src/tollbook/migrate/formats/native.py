@@ -1,7 +1,8 @@
 """Numbered files: NNNN_name.up.sql, .down.sql, .check.sql and .backfill.sql, or NNNN_name.sql alone.
 
 So are our own folders, and those of golang-migrate, SQLx and all who just number their files, by date too;
-of those who write NNNN_name_up.sql or NNNN-name-down.sql, and of Postgrator: NNNN.do.name.sql.
+of those who write NNNN_name_up.sql or NNNN-name-down.sql, and of Postgrator: NNNN.do.name.sql. Where there
+are none, they may lie in numbered folders: 0.19/00_name.sql is 0.19.0.
 """
 
 import os
@@ -48,6 +49,7 @@ MARK = re.compile(
     )
     + r")[ \t]*$"
 )
+SHELF = re.compile(r"v?(?P<version>[0-9]+(?:\.[0-9]+)*)(?:[-_].*)?", re.IGNORECASE)  # a folder of a release
 BACK = {"down", "downs", "drop", "undo"}
 POSTGRATOR = re.compile(r"([0-9]+)\.(do|undo)((?:\..*)?)\.sql", re.IGNORECASE)
 JOINED = re.compile(r"(.*)([-_])(up|down)\.sql", re.IGNORECASE)
@@ -85,8 +87,21 @@ NEW_VERSION_DIGITS = 4
 
 
 def recognise(path: Path) -> bool:
-    """Whether the folder holds such files."""
+    """Whether the folder holds such files, or numbered folders with such files."""
+    return _holds(path) or bool(_find_shelves(path))
+
+
+def _holds(path: Path) -> bool:
     return any(FILE_NAME.fullmatch(file.name) for file in path.glob("*.sql"))
+
+
+def _find_shelves(path: Path) -> dict[str, Path]:
+    """Return the numbered folders in a folder that hold numbered files, by their numbers."""
+    found: dict[str, Path] = {}
+    for one in sorted(path.iterdir()):
+        if one.is_dir() and (match := SHELF.fullmatch(one.name)) and _holds(one):
+            _add(found, parse_version(match["version"]), one)
+    return found
 
 
 def read(folder: Folder) -> list[Migration]:
@@ -94,12 +109,23 @@ def read(folder: Folder) -> list[Migration]:
 
     Files without a number (a schema, seeds) are passed over, unless there are no others.
     """
-    found = _read_numbered(folder)
+    found = _read_numbered(folder) or _read_shelves(folder)
     if not found:
         _refuse_unnumbered(folder.path)
     if folder.path.resolve().parts[-2:] == BY_NAME:
         found.sort(key=lambda one: one.up.path.name)
     return [one for one in found if one is found[0] or not one.up.text.startswith(CHECKPOINT)]
+
+
+def _read_shelves(folder: Folder) -> list[Migration]:
+    """Read numbered folders one after another: a file's number counts in its own folder."""
+    return sort(
+        [
+            replace(one, version=f"{version}.{one.version}", label=f"{path.name}.{one.label}")
+            for version, path in _find_shelves(folder.path).items()
+            for one in _read_numbered(Folder(folder.name, path))
+        ]
+    )
 
 
 def _read_numbered(folder: Folder) -> list[Migration]:
@@ -295,14 +321,20 @@ def _split(script: Script) -> dict[str, Script]:
 
 
 def create_pair(folder: Folder, name: str) -> tuple[Path, Path]:
-    """Write the next numbered pair of files, each with one line of comment. Return up and down."""
+    """Write the next numbered pair of files, each with one line of comment. Return up and down.
+
+    Raises WrongUsage. Asked of formats.create_pair, which knows whether the folder is another tool's.
+    """
     word = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     if not word:
         raise WrongUsage("The name needs a letter or a digit: tollbook migrate new add_refunds")
     folder.path.mkdir(parents=True, exist_ok=True)
     last = _read_numbered(folder)[-1:]
-    digits = len(re.split(r"\D", last[0].label)[0]) if last else NEW_VERSION_DIGITS
-    label = f"{(int(last[0].version) if last else 0) + 1:0{digits}}_{word}"
+    if not last and (shelves := _find_shelves(folder.path)):
+        raise WrongUsage(f"These migrations lie in folders. Say in which: --dir {list(shelves.values())[-1]}")
+    release, dot, number = (last[0].version if last else "0").rpartition(".")
+    digits = len(re.split(r"\D", last[0].label)[0]) if last and not dot else 0
+    label = f"{release}{dot}{int(number) + 1:0{digits if last else NEW_VERSION_DIGITS}}_{word}"
     up, down = (folder.path / f"{label}.{part}.sql" for part in ("up", "down"))
     for path, line in (
         (up, "-- What this migration makes, and why.\n"),
