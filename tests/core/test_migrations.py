@@ -8,6 +8,7 @@ import pytest
 
 import tollbook
 from tollbook.embedded import Server
+from tollbook.migrate import beside
 
 FOLDER = Path(tollbook.__file__).parent / "core" / "migrations"
 NAMES = sorted(file.name.removesuffix(".up.sql") for file in FOLDER.glob("*.up.sql"))
@@ -21,7 +22,7 @@ def empty(postgres: Server) -> Iterator[psycopg.Connection]:
     with psycopg.connect(postgres.url("test_core_migrations"), autocommit=True) as connection:
         yield connection
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        connection.execute("DROP DATABASE test_core_migrations WITH (FORCE)")
+        beside.drop(connection, "test_core_migrations")
 
 
 def run(connection: psycopg.Connection, name: str, part: str) -> None:

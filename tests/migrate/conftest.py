@@ -12,6 +12,7 @@ from psycopg import sql
 
 from fixtures.haste import HASTE
 from tollbook.embedded import Server, throwaway
+from tollbook.migrate import beside
 
 _numbers = itertools.count(1)
 
@@ -33,7 +34,7 @@ def url(migrate_server: Server) -> Iterator[str]:
     with psycopg.connect(migrate_server.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
         yield migrate_server.url(name)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        beside.drop(connection, name)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,12 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOLLBOOK_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("TOLLBOOK_BACKUP_DIR", str(tmp_path / "backups"))
     monkeypatch.delenv("DATABASE_URL", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts, whose order is held by tests and not by their pauses."""
+    monkeypatch.setattr("tollbook.migrate.retrying.PAUSE_SECONDS", (0.02, 0.1))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from psycopg import sql
 
 from tollbook.embedded import Server
-from tollbook.migrate import Folder, apply, history
+from tollbook.migrate import Folder, apply, beside, history
 from tollbook.migrate.cli import group
 from tollbook.migrate.fleet import Done, Target, aim, read_databases, run
 from tollbook.migrate.session import connected, name_target
@@ -47,7 +47,7 @@ def many(migrate_server: Server) -> Iterator[list[str]]:
             connection.execute(sql.SQL("CREATE DATABASE {} STRATEGY file_copy").format(sql.Identifier(name)))
         yield [migrate_server.url(name) for name in names]
         for name in names:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            beside.drop(connection, name)
 
 
 def do(url: str, statement: str) -> Any:

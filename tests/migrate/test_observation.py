@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from tollbook.embedded import Server
+from tollbook.migrate import beside
 from tollbook.migrate.observation import Observer, Seen
 
 GIVEN = """
@@ -90,7 +91,7 @@ def given(migrate_server: Server) -> Iterator[psycopg.Connection[Any]]:
         connection.execute(GIVEN.encode())
         yield connection
     with psycopg.connect(migrate_server.url(), autocommit=True) as admin:
-        admin.execute("DROP DATABASE observed")
+        beside.drop(admin, "observed")
 
 
 @pytest.fixture

@@ -6,19 +6,17 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
-from tollbook.migrate import age, archive, keys, loading
+from tollbook.migrate import age, archive, beside, keys, loading
 from tollbook.migrate.archive import Archive
 from tollbook.migrate.errors import RestoreFailed
 from tollbook.migrate.loading import Loaded
 from tollbook.migrate.pg_tools import Target, read_target
 
-NAME_BYTES_MAX = 63
 SESSIONS_SHOWN_MAX = 5
 # A session that was just closed is listed a moment longer.
 LEAVE_ATTEMPTS_MAX, LEAVE_WAIT_SECONDS = 10, 0.1
@@ -200,8 +198,8 @@ def _put_beside(
     target: Target, lobby: str, now: _Situation, whole: Archive, jobs: int
 ) -> tuple[str | None, Loaded]:
     """Load into a new database and let it take the target's place. Return what the old one is called now."""
-    scratch = target.at(name_beside(target.database, "restore"))
-    kept = name_beside(target.database, "before") if now.owner is not None else None
+    scratch = target.at(beside.name(target.database, "restore"))
+    kept = beside.name(target.database, "before") if now.owner is not None else None
     try:
         _create(target, lobby, scratch.database, now)
         loaded = loading.load(whole, scratch, now.major, in_place=False, jobs=jobs)
@@ -211,17 +209,9 @@ def _put_beside(
     except BaseException:
         # After the swap no database has this name any more: what is dropped is only ever ours.
         with suppress(psycopg.Error), target.connect(lobby) as connection:
-            connection.execute(
-                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(scratch.database))
-            )
+            beside.drop(connection, scratch.database)
         raise
     return kept, loaded
-
-
-def name_beside(database: str, why: str) -> str:
-    """Return the name of a database that is made beside another."""
-    end = f"_{why}_{datetime.now(UTC):%Y%m%d%H%M%S%f}"
-    return database.encode()[: NAME_BYTES_MAX - len(end)].decode(errors="ignore") + end
 
 
 def _create(target: Target, lobby: str, name: str, now: _Situation) -> None:

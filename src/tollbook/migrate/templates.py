@@ -13,7 +13,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import conninfo, sql
 
-from tollbook.migrate import application, formats, history
+from tollbook.migrate import application, beside, formats, history
 from tollbook.migrate.files import Folder, parse_folder
 from tollbook.migrate.session import Connection, connected, read_url
 
@@ -59,7 +59,7 @@ class Templates:
         """Drop a database, and end whatever is still connected to it."""
         name = read_url(url)["dbname"]
         assert name.startswith(COPY)
-        self.conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        beside.drop(self.conn, name)
 
     @contextmanager
     def lent(self) -> Generator[str]:
@@ -162,7 +162,7 @@ def _fill(conn: Connection, url: str, folders: Sequence[Folder], name: str, proj
         )
     except BaseException:
         if not conn.closed:
-            conn.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(begun)))
+            beside.drop(conn, begun)
         raise
 
 

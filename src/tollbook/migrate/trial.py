@@ -13,12 +13,12 @@ import psycopg
 from psycopg import sql
 
 from tollbook.embedded import throwaway
-from tollbook.migrate import age, archive, keys, loading
+from tollbook.migrate import age, archive, beside, keys, loading
 from tollbook.migrate.archive import Archive
 from tollbook.migrate.errors import RestoreFailed, VerificationFailed
 from tollbook.migrate.manifest import Trial
 from tollbook.migrate.pg_tools import Target, read_target
-from tollbook.migrate.restore import choose_jobs, name_beside, say
+from tollbook.migrate.restore import choose_jobs, say
 
 EMBEDDED, OWN = "a throw-away server", "its own server"
 
@@ -96,13 +96,12 @@ def _made(url: str | None) -> Generator[tuple[Target, int, str]]:
             aim = read_target(server.url("postgres", user="postgres"))
             yield aim.at(_create(aim, "trial")), _read_major(aim), EMBEDDED
         return
-    name = _create(target, name_beside(target.database, "trial"))
+    name = _create(target, beside.name(target.database, "trial"))
     try:
         yield target.at(name), _read_major(target), OWN
     finally:
         with target.connect() as connection:
-            drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
-            connection.execute(drop.format(sql.Identifier(name)))
+            beside.drop(connection, name)
 
 
 def _create(target: Target, name: str) -> str:
