@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,8 @@ from click.testing import Result
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq.abc import PGresult
 
+from fixtures.backups import await_
+from fixtures.leaving import leaving
 from tollbook import migrate
 from tollbook.embedded import Server
 from tollbook.migrate import at_once
@@ -27,6 +28,7 @@ from tollbook.migrate.execution import Prepared
 from tollbook.migrate.session import Connection
 
 Apply = Callable[..., Result]
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 PAGE_HEAD_BYTES = 64  # which the log's end passes over before anything is written behind it
 RECORDED = """SELECT json_agg(json_build_array(name, promised, removed) ORDER BY id)::text
 FROM tollbook_migrate.history"""
@@ -186,18 +188,16 @@ def test_what_is_told_is_on_disk(
 
 
 def test_one_that_others_are_in_the_way_of_is_tried_again_and_the_rest_follow(
-    write: Any, apply: Apply, url: str, ask: Any
+    write: Any, url: str, folder: Path, ask: Any
 ) -> None:
     ask("CREATE TABLE held (id int PRIMARY KEY); SELECT 1")
     write_light(write, n2="CREATE TABLE a (id int REFERENCES held);")
     with psycopg.connect(url) as holder:
         holder.execute("LOCK TABLE held")
-        freed = threading.Timer(1.0, holder.rollback)
-        freed.start()
-        result = apply("--lock-timeout", "300ms")
-        freed.join()
-    assert result.exit_code == 0, result.output
-    assert "attempt 2 of 5" in result.output
+        listen, told = leaving(holder, "retrying")
+        folders = [migrate.Folder("shop", folder)]
+        migrate.apply(url, folders, backup=False, lock_timeout_seconds=0.1, listen=listen)
+    assert "attempt 2 of 5" in told[0]
     assert ask("SELECT array_agg(version ORDER BY id)::text FROM tollbook_migrate.history") == "{1,2,3,4,5}"
 
 
@@ -216,8 +216,7 @@ def test_interrupted_while_they_wait_the_run_ends_as_one_that_failed(
     write_light(write, n2="CREATE TABLE a (id int REFERENCES held);")
 
     def interrupt() -> None:
-        while not ask("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            time.sleep(0.01)
+        await_(lambda: ask(WAITING))
         os.kill(os.getpid(), signal.SIGINT)
 
     with psycopg.connect(url) as holder:
@@ -225,7 +224,7 @@ def test_interrupted_while_they_wait_the_run_ends_as_one_that_failed(
         sender = threading.Thread(target=interrupt)
         sender.start()
         with pytest.raises(KeyboardInterrupt):
-            migrate.apply(url, [migrate.Folder("shop", folder)], backup=False, lock_timeout_seconds=20)
+            migrate.apply(url, [migrate.Folder("shop", folder)], backup=False, lock_timeout_seconds=60)
         sender.join()
     assert ask("SELECT outcome FROM tollbook_migrate.runs") == "failed"
 
@@ -283,17 +282,19 @@ def test_cut_off_in_one_of_them_the_next_run_goes_on_behind_the_last_that_is_who
 def test_killed_while_they_are_at_the_server_the_next_run_does_none_twice(
     write: Any, apply: Apply, migrate_server: Server, url: str, folder: Path, ask: Any
 ) -> None:
-    meddle(migrate_server, url, "CREATE VIEW", "PERFORM pg_sleep(0.3);")
+    stand_still = "IF to_regclass('t3') IS NOT NULL THEN PERFORM pg_advisory_xact_lock(3); END IF;"
+    meddle(migrate_server, url, "CREATE VIEW", stand_still)
     write_light(write)
     command = [sys.executable, "-m", "tollbook.migrate", "apply", "--dir", str(folder), "--auto"]
-    with subprocess.Popen(
-        [*command, "--skip-backup", "--database-url", url], stdout=subprocess.DEVNULL
-    ) as killed:
-        while not ask("SELECT to_regclass('tollbook_migrate.history')") or not ask(
-            "SELECT count(*) FROM tollbook_migrate.history"
-        ):
-            assert killed.poll() is None
-            time.sleep(0.01)
+    with (
+        psycopg.connect(url) as holder,
+        subprocess.Popen(
+            [*command, "--skip-backup", "--database-url", url], stdout=subprocess.DEVNULL
+        ) as killed,
+    ):
+        holder.execute("SELECT pg_advisory_xact_lock(3)")
+        await_(lambda: killed.poll() is not None or ask(WAITING))
+        assert ask("SELECT count(*) FROM tollbook_migrate.history") == 2
         killed.kill()
     result = apply()
     assert result.exit_code == 0, result.output
