@@ -47,6 +47,8 @@ def read(folder: Path, files: dict[str, str]) -> list[Migration]:
             {"V0001.First.postgres.up.sql": TABLE, "V0001.First.sqlite.up.sql": "`"},
             [("V0001.First", None)],
         ),
+        # A slip in a name, which its tool passes over.
+        ({"1_api.up.sql": TABLE, "1_api.drown.sql": "DROP TABLE a"}, [("1_api", None)]),
     ],
 )
 def test_a_version_is_one_migration_whatever_its_files_are_called(
@@ -123,13 +125,13 @@ def test_flyway_is_given_the_folder_of_its_database_among_others(folder: Path) -
 def test_flyways_callbacks_are_named_and_never_left_out_unsaid(
     folder: Path, run: Any, apply: Apply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay(folder, {"V1__a.sql": TABLE, "sql/beforeMigrate__role.sql": "SELECT 1", "beforeEachMigrate.sql": ""})
+    lay(folder, {"V1__a.sql": TABLE, "sql/afterEachUndo__role.sql": "SELECT 1", "afterMigrateError.sql": ""})
     for result in (apply(), run("plan"), run("status")):
         assert result.exit_code == 1
         text = " ".join(result.output.split())
         for word in (
-            "beforeMigrate__role.sql",
-            "beforeEachMigrate.sql",
+            "afterEachUndo__role.sql",
+            "afterMigrateError.sql",
             "FLYWAY_SKIP_DEFAULT_CALLBACKS=true",
         ):
             assert word in text
@@ -157,7 +159,7 @@ def test_what_flyway_calls_back_after_all_runs_whenever_a_migration_was_applied(
 def test_what_is_no_callback_of_a_migration_is_passed_over(folder: Path) -> None:
     others = ["afterInfo.sql", "aftermigrate.sql", "h2/beforeMigrate.sql", "postgresql/V2__b.sql"]
     assert len(read(folder, {"V1__a.sql": TABLE} | dict.fromkeys(others, ""))) == 2
-    for name in ("afterEachUndoStatement", "afterMigrateError", "afterVersioned__x", "afterConnect"):
+    for name in ("afterEachUndoStatement", "afterMigrateError", "beforeValidate__x", "afterConnect"):
         with pytest.raises(FolderRefused, match=name):
             read(folder, {f"{name}.sql": ""})
         (folder / f"{name}.sql").unlink()

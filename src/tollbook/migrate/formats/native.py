@@ -221,6 +221,11 @@ def _pair(
         if path is not None:
             chosen.setdefault(label, {})[part] = path
     ups = [label for label, parts in chosen.items() if "up" in parts]
+    # 1_a.drown.sql beside 1_a.up.sql is none of its tool's: a slip, a sample, a note.
+    said = tuple(f"{label}." for label in ups if chosen[label]["up"].name.lower().endswith(".up.sql"))
+    for label in [one for one in ups if said and one.startswith(said)]:
+        ups.remove(label)
+        del chosen[label]
     if len(ups) == 1:
         for label, parts in chosen.items():
             for part, path in parts.items() if label != ups[0] else ():
