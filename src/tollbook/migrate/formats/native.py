@@ -220,12 +220,8 @@ def _pair(
                 _add({"": path}, "", other)
         if path is not None:
             chosen.setdefault(label, {})[part] = path
+    chosen = _leave_slips(chosen)
     ups = [label for label, parts in chosen.items() if "up" in parts]
-    # 1_a.drown.sql beside 1_a.up.sql is none of its tool's: a slip, a sample, a note.
-    said = tuple(f"{label}." for label in ups if chosen[label]["up"].name.lower().endswith(".up.sql"))
-    for label in [one for one in ups if said and one.startswith(said)]:
-        ups.remove(label)
-        del chosen[label]
     if len(ups) == 1:
         for label, parts in chosen.items():
             for part, path in parts.items() if label != ups[0] else ():
@@ -234,6 +230,13 @@ def _pair(
         return
     for label in ups or chosen:
         yield _read_migration(folder, version, label, chosen[label])
+
+
+def _leave_slips(chosen: dict[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
+    """1_a.drown.sql beside 1_a.up.sql is none of its tool's: a slip, a sample, a note."""
+    ups = (parts["up"].name for parts in chosen.values() if "up" in parts)
+    said = tuple(name[: -len("up.sql")] for name in ups if name.lower().endswith(".up.sql"))
+    return {label: parts for label, parts in chosen.items() if not label.startswith(said)}
 
 
 def _refuse_unnumbered(path: Path) -> None:
