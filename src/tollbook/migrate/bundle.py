@@ -186,13 +186,13 @@ class _Writer:
                     f"{statement.alone} cannot run in a transaction, and a file cannot see how it ended.",
                     "Give an index its name; otherwise apply it by `tollbook migrate apply`, and bundle what "
                     "is before it (--to) and after it (--from-version).",
-                    point(str(script.path), script.text, statement.index, caret=False),
+                    script.point(statement.index, caret=False),
                 )
             if statement.rows is not None and not self.psql and (said := copied.find_obstacle(statement)):
                 yield Problem(
                     said,
                     "Give --psql, which keeps COPY as it is, if psql will run the file.",
-                    point(str(script.path), script.text, statement.index, caret=False),
+                    script.point(statement.index, caret=False),
                 )
         for statement in one.check.statements if one.check else ():
             if statement.rows is not None:

@@ -10,7 +10,7 @@ from psycopg.pq.abc import PGresult
 
 from tollbook.migrate.advice import advise
 from tollbook.migrate.backfill_file import Backfill
-from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed, point
+from tollbook.migrate.errors import Place, StatementFailed, VerificationFailed
 from tollbook.migrate.exchange import GOOD, command, load, send, write
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.objects import Promise
@@ -86,9 +86,9 @@ def explain(conn: Connection, sql: Sql, error: psycopg.Error, number: int) -> Ex
     sentence = diag.message_primary or str(error)
     exact = int(diag.statement_position or 0) - len(sql.before) - 1
     if sql.statements and 0 <= exact < sql.statements[-1].end - sql.start:
-        place = point(str(sql.script.path), sql.script.text, sql.start + exact)
+        place = sql.script.point(sql.start + exact)
     elif 0 <= index < len(sql.statements):
-        place = point(str(sql.script.path), sql.script.text, sql.statements[index].index, caret=False)
+        place = sql.script.point(sql.statements[index].index, caret=False)
     elif index == len(sql.statements):
         sentence = f"{sentence} (when its deferred constraints were checked at the end)"
     parts = [f"{sentence} [{error.sqlstate}]"]
@@ -224,7 +224,7 @@ def run_check(conn: Connection, script: Script, reading: Reading, settings: str)
         if script.options.truths and is_false(result):
             raise VerificationFailed(
                 "The check failed: this statement returned false or NULL. The migration is rolled back.",
-                point(str(script.path), script.text, statement.index, caret=False),
+                script.point(statement.index, caret=False),
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tollbook.migrate import headers
-from tollbook.migrate.errors import FolderRefused, MigrateError, Place, Problem, WrongUsage
+from tollbook.migrate.errors import FolderRefused, MigrateError, Place, Problem, WrongUsage, point
 from tollbook.migrate.headers import Options
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -32,6 +32,16 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Where in a script's text that of a file begins: scripts may be put together. offset: in the file's."""
+
+    start: int
+    path: Path
+    text: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
     """SQL of a file: its text with LF line ends, the SHA-256 of what it stands for, and how it is to be run.
 
@@ -39,7 +49,7 @@ class Script:
     the text is an index of the file. options are those of the header, or what the file's tool means.
     program, of what is no SQL, is called with the session inside the migration's transaction, and with
     whether it may commit: only where it failed for want of that. refusal says why it cannot be run here at
-    all, which matters only while it is pending.
+    all, which matters only while it is pending. pieces: of which files the text is, where of several.
     """
 
     path: Path
@@ -48,6 +58,13 @@ class Script:
     options: Options = field(default_factory=Options)
     program: Callable[[Any, bool], None] | None = field(default=None, compare=False)
     refusal: Problem | None = None
+    pieces: tuple[Piece, ...] = field(default=(), compare=False)
+
+    def point(self, index: int, *, caret: bool = True) -> Place:
+        """Return the place of a character of the text, in the file that it comes from."""
+        pieces = (one for one in reversed(self.pieces) if one.start <= index)
+        piece = next(pieces, None) or Piece(0, self.path, self.text)
+        return point(str(piece.path), piece.text, piece.offset + index - piece.start, caret=caret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +81,7 @@ class Migration:
     down: Script | None = None
     check: Script | None = None
     repeatable: bool = False
+    ahead_of: tuple[str, ...] = ()  # a repeatable one that is run whenever one of these versions is about to
     after: tuple[str, ...] = ()  # the versions it builds on, where its tool keeps a graph
     backfill: Script | None = (
         None  # run in batches after up is committed, before the migration counts as applied

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from tollbook.migrate import history, presence
-from tollbook.migrate.errors import Place, PreflightRefused, Problem, point
+from tollbook.migrate.errors import Place, PreflightRefused, Problem
 from tollbook.migrate.files import Folder, Migration, Script
 from tollbook.migrate.history import Applied, Progress
 from tollbook.migrate.objects import Promise
@@ -50,17 +50,27 @@ def compare(
         if (key in by_key and by_key[key].checksum != one.up.checksum and key not in replaced)
         or _is_edited(one.up)
     ]
+    pending = {
+        key
+        for key, one in files.items()
+        if not one.ahead_of and (key not in by_key or (one in changed and one.repeatable))
+    }
     return Standing(
         applied=tuple(ours),
-        pending=tuple(
-            one for key, one in files.items() if key not in by_key or (one in changed and one.repeatable)
-        ),
+        pending=tuple(_add_ahead(migrations, pending)),
         edited=tuple(one for one in changed if not one.repeatable),
         missing=tuple(one for key, one in by_key.items() if key not in files and key not in replaced),
         elsewhere=tuple(one for one in applied if one.folder not in names),
         late=tuple(_find_late(migrations, by_key)),
         halfway=halfway,
     )
+
+
+def _add_ahead(migrations: Sequence[Migration], pending: set[tuple[str, str]]) -> Iterator[Migration]:
+    """Give what is pending, and what runs ahead of that, in order."""
+    for one in migrations:
+        if (one.folder, one.version) in pending or any((one.folder, to) in pending for to in one.ahead_of):
+            yield one
 
 
 def _find_replaced(
@@ -316,7 +326,7 @@ def _check_extensions(conn: Connection, ready: Sequence["Prepared"]) -> list[Pro
 
 
 def _point(script: Script, index: int) -> Place:
-    return point(str(script.path), script.text, index, caret=False)
+    return script.point(index, caret=False)
 
 
 def _check_schema_rights(conn: Connection, asked: Sequence[Promise]) -> list[Problem]:

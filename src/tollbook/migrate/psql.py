@@ -11,7 +11,7 @@ from pglast import ast
 from pglast.parser import ParseError
 
 from tollbook.migrate import grammar
-from tollbook.migrate.errors import Problem, point
+from tollbook.migrate.errors import Problem
 from tollbook.migrate.files import Script
 
 # All that begins something in which a backslash, a semicolon or a quote is not what it seems (psqlscan.l).
@@ -155,7 +155,7 @@ class _Reader:
                 Problem(
                     f"{command} is a command of psql, which PostgreSQL itself does not know.",
                     ADVICE.get(SAME.get(name, name), "Write it as SQL, or run this file by psql."),
-                    point(str(self.script.path), self.text, index),
+                    self.script.point(index),
                 )
             )
         self._blank(index, line_end)
@@ -178,7 +178,7 @@ class _Reader:
                 Problem(
                     "The rows of this COPY do not end.",
                     "Write \\. on a line of its own after the last row.",
-                    point(str(self.script.path), self.text, index - 1, caret=False),
+                    self.script.point(index - 1, caret=False),
                 )
             )
             return len(self.text)

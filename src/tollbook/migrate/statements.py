@@ -13,7 +13,7 @@ from pglast.enums.parsenodes import AlterTableType
 from pglast.parser import ParseError
 
 from tollbook.migrate import grammar, psql
-from tollbook.migrate.errors import Problem, point
+from tollbook.migrate.errors import Problem
 from tollbook.migrate.files import Script
 
 NESTED_KINDS = {
@@ -159,7 +159,7 @@ class _Sorter:
         self.blanks.append((index, end))
 
     def _refuse(self, index: int, what: str, then: str) -> None:
-        place = point(str(self.script.path), self.script.text, index, caret=False)
+        place = self.script.point(index, caret=False)
         self.problems.append(Problem(what, then, place))
 
 
@@ -188,9 +188,7 @@ def _explain(script: Script, error: ParseError) -> Problem:
     """Say why a script does not parse."""
     message, index = str(error.args[0]), int(error.args[1])
     advice = f"{_advise(script.text, index)} nothing was run."
-    return Problem(
-        f"{message[:1].lower()}{message[1:]}.", advice, point(str(script.path), script.text, index)
-    )
+    return Problem(f"{message[:1].lower()}{message[1:]}.", advice, script.point(index))
 
 
 def _advise(text: str, index: int) -> str:

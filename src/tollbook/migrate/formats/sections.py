@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tollbook.migrate.errors import Problem, point
-from tollbook.migrate.files import Migration, Script
+from tollbook.migrate.errors import Problem
+from tollbook.migrate.files import Migration, Piece, Script
 from tollbook.migrate.headers import Options
 
 LOOK_CHARACTERS_MAX = 2**20
@@ -62,12 +62,29 @@ def fill(
     for place in places:
         found = value(place)
         if found is None:
-            where = point(str(script.path), script.text, place.start())
+            where = script.point(place.start())
             refusal = refusal or Problem(f"{place[0]} has no value.", advice(place), where)
             continue
         pieces += [script.text[done : place.start()], found]
         done = place.end()
     return replace(script, text="".join([*pieces, script.text[done:]]), refusal=refusal)
+
+
+def surround(script: Script, before: Sequence[Script], after: Sequence[Script] = ()) -> Script:
+    """Return a script that runs others before and after its own text, together with it.
+
+    Its checksum stays that of its own file, and each of its characters has the place that it comes from.
+    """
+    if script.refusal or not (before or after):
+        return script
+    text = ""
+    pieces: list[Piece] = []
+    for one in (*before, script, *after):
+        own = one.pieces or (Piece(0, one.path, one.text),)
+        pieces += [replace(piece, start=piece.start + len(text)) for piece in own]
+        text += f"{one.text}\n;\n"
+    refusal = next((one.refusal for one in (*before, *after) if one.refusal), None)
+    return replace(script, text=text, pieces=tuple(pieces), refusal=refusal)
 
 
 def make_last(folder: str, label: str, script: Script, before: str) -> Migration:

@@ -10,7 +10,7 @@ from pglast import ast, parse_sql
 from pglast.enums import ConstrType, ObjectType
 from pglast.enums.parsenodes import AlterTableType
 
-from tollbook.migrate.errors import Place, point
+from tollbook.migrate.errors import Place
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.lint.allowances import Allowance
 from tollbook.migrate.lint.trees import descend, is_a
@@ -77,7 +77,7 @@ class Unit:
 
     def locate(self, index: int) -> Place:
         """Return the place of a character of its file."""
-        return point(str(self.script.path), self.script.text, index, caret=False)
+        return self.script.point(index, caret=False)
 
     def locate_part(self, node: Any) -> int | None:
         """Return where a part of the statement begins in the file; inside a block only the line is known."""

@@ -9,7 +9,7 @@ from pglast import ast
 from pglast.parser import ParseError, scan
 
 from tollbook.migrate import segments, statements
-from tollbook.migrate.errors import Place, find, point
+from tollbook.migrate.errors import Place, find
 from tollbook.migrate.files import Migration, Script
 from tollbook.migrate.lint import allowances, blocks
 from tollbook.migrate.lint.allowances import Allowance
@@ -144,7 +144,7 @@ def names(allowance: Allowance, rule: Rule) -> bool:
 
 def locate(script: Script, index: int) -> Place:
     """Return the place of a character of a script."""
-    return point(str(script.path), script.text, index, caret=False)
+    return script.point(index, caret=False)
 
 
 def begin(file: File, found: Sequence[Statement], made_in: str) -> Iterator[Unit]:
