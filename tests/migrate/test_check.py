@@ -154,3 +154,13 @@ def test_the_schema_file_is_written_compared_and_loads(
     result = run("schema", "--out", str(out), "--check")
     assert result.exit_code == 3
     assert "+    age integer" in result.output
+
+
+def test_a_down_may_leave_what_others_may_use(write: Any, run: Run) -> None:
+    write(
+        "0001_a",
+        up="CREATE EXTENSION IF NOT EXISTS citext; CREATE SCHEMA IF NOT EXISTS s; CREATE TABLE s.a ()",
+        down="DROP TABLE s.a",
+    )
+    result = run("check")
+    assert result.exit_code == 0, result.output

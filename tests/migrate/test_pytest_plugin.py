@@ -46,9 +46,12 @@ def run_tests(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run_tests
 
 
-def test_every_test_has_a_migrated_database_of_its_own(run_tests: Any) -> None:
+def test_every_test_has_a_migrated_database_of_its_own(run_tests: Any, project: Path) -> None:
+    path = project / "db" / "migrations" / "0001_goods.up.sql"
+    path.write_text(f"CREATE EXTENSION IF NOT EXISTS pgcrypto; {path.read_text()}")
     ran = run_tests()
     assert "4 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert "stand-ins of pgcrypto" in ran.stdout
 
 
 def test_workers_share_the_template_of_a_server_and_leave_nothing_else(

@@ -1,11 +1,14 @@
 """A shadow is as its target is, and the target stays as it was."""
 
+import hashlib
+import hmac
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 from psycopg.rows import scalar_row
 
 from tollbook.embedded import Server, throwaway
-from tollbook.migrate import catalog
+from tollbook.migrate import catalog, extensions
 from tollbook.migrate.session import connected
 from tollbook.migrate.shadow import Shadow, empty, make_tablespaces, shadow
 
@@ -41,7 +44,8 @@ REFRESH MATERIALIZED VIEW shop.totals;
 ALTER TABLE shop.buyers ENABLE ROW LEVEL SECURITY;
 """
 ROLES = """
-CREATE ROLE app LOGIN CREATEROLE; CREATE ROLE reader; CREATE ROLE "odd ""one" BYPASSRLS; GRANT reader TO app;
+CREATE ROLE app LOGIN CREATEROLE; CREATE ROLE rds_superuser; GRANT rds_superuser TO app;
+CREATE ROLE reader; CREATE ROLE "odd ""one" BYPASSRLS; GRANT reader TO app;
 CREATE ROLE owner; GRANT owner TO app WITH INHERIT FALSE, SET FALSE;
 ALTER ROLE app SET search_path = shop, public; CREATE DATABASE shop OWNER app;
 ALTER DATABASE shop SET work_mem = '7MB'
@@ -115,6 +119,12 @@ def test_a_shadow_is_entered_as_the_targets_own_role_with_its_settings(bare: Sha
     assert not look(bare.url, "SELECT pg_has_role('owner', 'usage') OR pg_has_role('owner', 'set')")
 
 
+def test_where_a_provider_lets_his_customers_make_extensions_the_shadow_does(bare: Shadow) -> None:
+    with psycopg.connect(bare.url) as connection:
+        connection.execute("CREATE SCHEMA theirs; CREATE EXTENSION postgres_fdw SCHEMA theirs")
+        connection.rollback()
+
+
 def test_roles_of_the_target_are_there_and_cannot_log_in(bare: Shadow) -> None:
     query = "SELECT rolbypassrls AND NOT rolcanlogin FROM pg_roles WHERE rolname = 'odd \"one'"
     assert look(bare.url, query)
@@ -171,6 +181,7 @@ def test_an_extension_that_the_wheel_lacks_has_a_stand_in(own_server: Server) ->
     where = own_server.data_dir / "postgresql" / "odd" / "extension"
     where.mkdir(parents=True)
     (where / "oddity.control").write_text("default_version = '1.2'\n")
+    (where / "unmade.control").write_text("default_version = '1'\n")
     (where / "oddity--1.2.sql").write_text(
         """CREATE TYPE shape;
         CREATE FUNCTION shape_in(cstring) RETURNS shape STRICT IMMUTABLE LANGUAGE internal AS 'textin';
@@ -187,9 +198,9 @@ def test_an_extension_that_the_wheel_lacks_has_a_stand_in(own_server: Server) ->
         path.chmod(0o755)
     with psycopg.connect(own_server.url("postgres", user="postgres"), autocommit=True) as admin:
         admin.execute("CREATE DATABASE odd")
+        admin.execute("ALTER DATABASE odd SET extension_control_path = '$system:/proc/self/cwd/odd'")
     address = own_server.url("odd", user="postgres")
     with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute("SET extension_control_path = '$system:/proc/self/cwd/odd'")
         connection.execute(
             """CREATE EXTENSION oddity; CREATE TABLE lots (at shape(9, 9), size numeric);
             ALTER TABLE lots ALTER size SET DEFAULT extent('x');
@@ -201,9 +212,14 @@ def test_an_extension_that_the_wheel_lacks_has_a_stand_in(own_server: Server) ->
         assert look(made.url, "SELECT 'any text'::shape::text") == "any text"
         with pytest.raises(psycopg.Error, match="cannot be called on a shadow"):
             look(made.url, "SELECT extent('x')")
+        with pytest.raises(psycopg.Error, match="of unmade nothing is known here") as raised:
+            look(made.url, "CREATE EXTENSION unmade")
+        assert raised.value.sqlstate == extensions.CANNOT
+        with pytest.raises(psycopg.Error, match="pgcrypto"):  # which their server has not got either
+            look(made.url, "CREATE EXTENSION pgcrypto")
 
 
-def test_pgcrypto_and_uuid_ossp_can_be_created_on_a_shadow(url: str) -> None:
+def test_pgcrypto_and_uuid_ossp_work_on_a_shadow(url: str) -> None:
     with empty() as made:
         assert made.target == ""
         assert made.sizes == {}
@@ -213,9 +229,28 @@ def test_pgcrypto_and_uuid_ossp_can_be_created_on_a_shadow(url: str) -> None:
             )
         assert look(made.url, "SELECT uuid_generate_v4() <> uuid_generate_v4()")
         assert look(made.url, "SELECT length(crypt.gen_random_bytes(33))") == 33
-        known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        digest = "SELECT encode(crypt.digest('abc', 'sha256'), 'hex')"
-        assert look(made.url, digest) == known
+        for question, answer in ANSWERS.items():
+            assert look(made.url, f"SELECT {question}::text") == answer, question
+
+
+# As the real ones answer.
+ANSWERS = {
+    "encode(crypt.digest('abc', 'sha256'), 'hex')": hashlib.sha256(b"abc").hexdigest(),
+    **{
+        f"encode(crypt.digest(repeat('a', {size}), 'sha1'), 'hex')": hashlib.sha1(b"a" * size).hexdigest()
+        for size in (0, 55, 56, 64, 200)
+    },
+    **{
+        f"encode(crypt.hmac('said', repeat('k', {size}), '{kind}'), 'hex')": hmac.digest(
+            b"k" * size, b"said", kind
+        ).hex()
+        for size, kind in ((3, "md5"), (65, "sha1"), (64, "sha256"), (129, "sha512"))
+    },
+    "uuid_generate_v3(uuid_ns_url(), 'http://a')": str(uuid.uuid3(uuid.NAMESPACE_URL, "http://a")),
+    "uuid_generate_v5(uuid_ns_dns(), 'a.b')": str(uuid.uuid5(uuid.NAMESPACE_DNS, "a.b")),
+    "crypt.pgp_sym_decrypt(crypt.pgp_sym_encrypt('said', 'k'), 'k')": "said",
+    "(SELECT crypt.crypt('p', kept) = kept FROM crypt.crypt('p', crypt.gen_salt('bf', 8)) kept)": "true",
+}
 
 
 def test_foreign_servers_lead_nowhere(own_server: Server) -> None:

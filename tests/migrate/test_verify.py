@@ -119,3 +119,17 @@ def test_an_index_that_waits_for_its_partitions_is_no_fault(
     drifted = run("drift").output
     assert "p_i" in drifted
     assert "failed" not in drifted
+
+
+def test_files_that_ask_which_extensions_there_are_are_answered_as_on_the_database(
+    write: Any, apply: Run, run: Run
+) -> None:
+    for number, name in enumerate(("pgcrypto", "citext", "no_such_thing")):
+        offered = f"EXISTS (SELECT FROM pg_available_extensions WHERE name = '{name}')"
+        write(
+            f"000{number + 1}_{name}",
+            up=f"DO $$ BEGIN IF {offered} THEN CREATE TABLE {name} (i int); END IF; END $$",
+        )
+    assert apply().exit_code == 0
+    verified = run("verify")
+    assert verified.exit_code == 0, verified.output

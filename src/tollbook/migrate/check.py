@@ -7,12 +7,13 @@ from typing import Any
 
 from pglast import ast
 
-from tollbook.migrate import catalog, drift, formats, replay, rows, schema_file, statements
+from tollbook.migrate import catalog, drift, formats, promises, replay, rows, schema_file, statements
 from tollbook.migrate.catalog import Catalog
 from tollbook.migrate.drift import Difference
 from tollbook.migrate.errors import MigrateError, WrongUsage
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder, Migration, Script
+from tollbook.migrate.objects import SHARED_KINDS
 from tollbook.migrate.reconcile import Side, reconcile
 from tollbook.migrate.replay import NotReplayable, Stage
 from tollbook.migrate.session import connected
@@ -113,7 +114,13 @@ class _Walk:
             except NotReplayable as error:
                 return found, [*wrong, str(error)]
             differ = drift.find(_read(copy), expected)
-            differ = [other for other in differ if other.expected != "sound" and other.kind != "column order"]
+            left = _list_shared(one) if way == "down" else set[tuple[str, str]]()
+            differ = [
+                other
+                for other in differ
+                if other.expected != "sound" and other.kind != "column order"
+                if (other.kind, other.name.replace('"', "")) not in left
+            ]
             wrong += [f"{one.id}: after {way}, {_say(other)}." for other in differ]
             found += differ
         return found, wrong
@@ -162,6 +169,12 @@ class _Walk:
     def _fill(self) -> None:
         with connected(self.full) as conn:
             self.unfilled = rows.fill(conn)
+
+
+def _list_shared(one: Migration) -> set[tuple[str, str]]:
+    """Return what a migration makes only where it is missing, and others may use: its down may leave it."""
+    made = promises.collect(statements.read(one.up).statements).made
+    return {(each.kind, each.name or "") for each in made if each.conditional and each.kind in SHARED_KINDS}
 
 
 def _say(other: Difference) -> str:

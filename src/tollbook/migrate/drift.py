@@ -90,7 +90,7 @@ def drift(url: str, folders: Sequence[Folder], *, listen: Listener = ignore) -> 
     migrations = formats.read(folders)
     with connected(url) as conn:
         standing = preflight.compare(migrations, folders, history.read(conn))
-        with replay.staged(listen) as stage:
+        with replay.staged(listen, conn) as stage:
             return compare(conn, url, migrations, standing, stage)
 
 
@@ -123,7 +123,7 @@ def compare(
         count(live.objects, wanted.objects, found),
         found,
         reconcile(live, wanted),
-        tuple(notes),
+        (*stage.lacks, *notes),
     )
 
 

@@ -1,11 +1,9 @@
 """Extensions that the embedded server lacks: stand-ins of the same names, so that a schema can be made.
 
 A stand-in has the extension's functions, types, tables and operators by name and signature, as the catalog
-of the target has them. Its types keep any text; its functions cannot be called, save the few below that
-defaults use.
+of the target has them. Its types keep any text; its functions cannot be called. Those of `standins` can.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,109 +13,104 @@ from psycopg import sql
 
 from tollbook.embedded import Server
 from tollbook.migrate.session import Connection
+from tollbook.migrate.standins import KNOWN
 
 FOLDER = "standins"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+VERSION = re.compile(r"[\w.+~-]+")
+CONTROL = "default_version = '{0}'\nrelocatable = true\ntrusted = true\n"
 # Relative to the server's own folder, which is closed to the user it runs as from above where we are root.
 OWN_FOLDER = Path("/proc/self/cwd")
-# What so many schemas name in defaults that it is known without asking the target.
-UUID_OSSP = """
-CREATE FUNCTION uuid_nil() RETURNS uuid IMMUTABLE LANGUAGE sql
-    AS $$ SELECT '00000000-0000-0000-0000-000000000000'::uuid $$;
-CREATE FUNCTION uuid_ns_dns() RETURNS uuid IMMUTABLE LANGUAGE sql
-    AS $$ SELECT '6ba7b810-9dad-11d1-80b4-00c04fd430c8'::uuid $$;
-CREATE FUNCTION uuid_ns_url() RETURNS uuid IMMUTABLE LANGUAGE sql
-    AS $$ SELECT '6ba7b811-9dad-11d1-80b4-00c04fd430c8'::uuid $$;
-CREATE FUNCTION uuid_ns_oid() RETURNS uuid IMMUTABLE LANGUAGE sql
-    AS $$ SELECT '6ba7b812-9dad-11d1-80b4-00c04fd430c8'::uuid $$;
-CREATE FUNCTION uuid_ns_x500() RETURNS uuid IMMUTABLE LANGUAGE sql
-    AS $$ SELECT '6ba7b814-9dad-11d1-80b4-00c04fd430c8'::uuid $$;
-CREATE FUNCTION uuid_generate_v1() RETURNS uuid VOLATILE STRICT LANGUAGE internal AS 'gen_random_uuid';
-CREATE FUNCTION uuid_generate_v1mc() RETURNS uuid VOLATILE STRICT LANGUAGE internal AS 'gen_random_uuid';
-CREATE FUNCTION uuid_generate_v4() RETURNS uuid VOLATILE STRICT LANGUAGE internal AS 'gen_random_uuid';
-CREATE FUNCTION uuid_generate_v3(namespace uuid, name text) RETURNS uuid IMMUTABLE STRICT LANGUAGE sql
-    AS $$ SELECT md5(namespace::text || name)::uuid $$;
-CREATE FUNCTION uuid_generate_v5(namespace uuid, name text) RETURNS uuid IMMUTABLE STRICT LANGUAGE sql
-    AS $$ SELECT md5(name || namespace::text)::uuid $$;
-"""
-PGCRYPTO = """
-CREATE FUNCTION gen_random_uuid() RETURNS uuid VOLATILE LANGUAGE internal AS 'gen_random_uuid';
-CREATE FUNCTION gen_random_bytes(integer) RETURNS bytea VOLATILE STRICT LANGUAGE sql AS $$
-    SELECT substring(string_agg(uuid_send(gen_random_uuid()), ''::bytea) FROM 1 FOR $1)
-    FROM generate_series(0, $1 / 16) $$;
-CREATE FUNCTION digest(bytea, text) RETURNS bytea IMMUTABLE STRICT LANGUAGE sql AS $$
-    SELECT CASE lower($2) WHEN 'md5' THEN decode(md5($1), 'hex') WHEN 'sha224' THEN sha224($1)
-        WHEN 'sha384' THEN sha384($1) WHEN 'sha512' THEN sha512($1) ELSE sha256($1) END $$;
-CREATE FUNCTION digest(text, text) RETURNS bytea IMMUTABLE STRICT LANGUAGE sql AS $$
-    SELECT CASE lower($2) WHEN 'md5' THEN decode(md5($1), 'hex') WHEN 'sha224' THEN sha224(b)
-        WHEN 'sha384' THEN sha384(b) WHEN 'sha512' THEN sha512(b) ELSE sha256(b) END
-    FROM convert_to($1, 'UTF8') AS b $$;
-CREATE FUNCTION gen_salt(text) RETURNS text VOLATILE STRICT LANGUAGE sql AS $$ SELECT md5(random()::text) $$;
-CREATE FUNCTION gen_salt(text, integer) RETURNS text VOLATILE STRICT LANGUAGE sql
-    AS $$ SELECT md5(random()::text) $$;
-CREATE FUNCTION crypt(text, text) RETURNS text IMMUTABLE STRICT LANGUAGE sql AS $$ SELECT md5($1 || $2) $$;
-"""
-# Called, they say that they cannot be.
-MUTE = (
-    "hmac(text, text, text) RETURNS bytea",
-    "hmac(bytea, bytea, text) RETURNS bytea",
-    "encrypt(bytea, bytea, text) RETURNS bytea",
-    "decrypt(bytea, bytea, text) RETURNS bytea",
-    "encrypt_iv(bytea, bytea, bytea, text) RETURNS bytea",
-    "decrypt_iv(bytea, bytea, bytea, text) RETURNS bytea",
-    "pgp_sym_encrypt(text, text) RETURNS bytea",
-    "pgp_sym_encrypt(text, text, text) RETURNS bytea",
-    "pgp_sym_encrypt_bytea(bytea, text) RETURNS bytea",
-    "pgp_sym_encrypt_bytea(bytea, text, text) RETURNS bytea",
-    "pgp_sym_decrypt(bytea, text) RETURNS text",
-    "pgp_sym_decrypt(bytea, text, text) RETURNS text",
-    "pgp_sym_decrypt_bytea(bytea, text) RETURNS bytea",
-    "pgp_sym_decrypt_bytea(bytea, text, text) RETURNS bytea",
-    "pgp_pub_encrypt(text, bytea) RETURNS bytea",
-    "pgp_pub_encrypt(text, bytea, text) RETURNS bytea",
-    "pgp_pub_decrypt(bytea, bytea) RETURNS text",
-    "pgp_pub_decrypt(bytea, bytea, text) RETURNS text",
-    "armor(bytea) RETURNS text",
-    "dearmor(text) RETURNS bytea",
-)
-BODY = "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'pgcrypto cannot do this on a shadow'; END $$;"
-KNOWN = {
-    "uuid-ossp": ("1.1", UUID_OSSP),
-    "pgcrypto": ("1.3", PGCRYPTO + "".join(f"CREATE FUNCTION {one} {BODY}\n" for one in MUTE)),
-}
+# What a stand-in raises: no fault of the file that calls it.
+CANNOT = "TB001"
 LACKED = "Extension {0} is a stand-in on the shadow: its functions cannot be called, its types keep any text."
+# Offered by the target, which has not got it: nothing there says what is in it.
+UNKNOWN = """DO $$ BEGIN RAISE EXCEPTION 'of {0} nothing is known here, as the database does not have it yet'
+    USING ERRCODE = 'TB001'; END $$;"""
+# With these a provider lets its customers make every extension that it offers.
+MASTERS = ("alloydbsuperuser", "azure_pg_admin", "cloudsqlsuperuser", "neon_superuser", "rds_superuser")
 
 
 def offer(server: Server, admin: Connection, conn: Connection | None = None) -> list[str]:
-    """Make stand-ins known to the server. Returns a sentence for each that the target has for real."""
-    there = {name for (name,) in admin.execute("SELECT name::text FROM pg_available_extensions")}
-    scripts = {name: known for name, known in KNOWN.items() if name not in there}
-    lacks: list[str] = []
-    installed = conn.execute("SELECT extname::text, extversion FROM pg_extension").fetchall() if conn else []
-    for name, version in installed:
-        if conn and name not in {*there, *KNOWN} and NAME.fullmatch(name):
-            scripts[name] = (version, _imitate(conn, name))
-            lacks.append(LACKED.format(name))
-        elif name in scripts:
-            scripts[name] = (version, scripts[name][1])
+    """Have the server offer what `conn`'s does, or all that is known: its own extensions, and stand-ins.
+
+    So a file that asks what is offered is answered as there. Returns a sentence for each that the database
+    has and that is a stand-in here.
+    """
     folder = server.data_dir / "postgresql" / FOLDER / "extension"
     folder.mkdir(parents=True, mode=0o755)
-    for name, (version, text) in scripts.items():
-        if NAME.fullmatch(name) and re.fullmatch(r"[\w.+~-]+", version):
-            _write(
-                folder / f"{name}.control",
-                f"default_version = '{version}'\nrelocatable = true\ntrusted = true\n",
-            )
-            _write(folder / f"{name}--{version}.sql", text)
+    own = {name for (name,) in admin.execute("SELECT name::text FROM pg_available_extensions")}
+    offered = _read_offered(conn) if conn else {name: (KNOWN[name][0], None) for name in KNOWN}
+    lacks: list[str] = []
+    for name, (version, installed) in offered.items():
+        if name in own or not NAME.fullmatch(name) or not VERSION.fullmatch(installed or version):
+            continue
+        _write(folder / f"{name}.control", CONTROL.format(installed or version))
+        text = (
+            KNOWN[name][1]
+            if name in KNOWN
+            else _imitate(conn, name)
+            if conn and installed
+            else UNKNOWN.format(name)
+        )
+        _write(folder / f"{name}--{installed or version}.sql", text)
+        lacks += [LACKED.format(name)] if installed and name not in KNOWN else []
+    if conn:
+        _lend(admin, folder, own & offered.keys(), trusted=_is_master(conn))
     seen = OWN_FOLDER / FOLDER if OWN_FOLDER.exists() else folder.parent
-    admin.execute(sql.SQL("ALTER SYSTEM SET extension_control_path = {}").format(f"$system:{seen}"))
+    path = str(seen) if conn else f"$system:{seen}"
+    admin.execute(sql.SQL("ALTER SYSTEM SET extension_control_path = {}").format(path))
     admin.execute("SELECT pg_reload_conf()")
     return lacks
 
 
+def _read_offered(conn: Connection) -> dict[str, tuple[str, str | None]]:
+    """Return the version that each extension would have, and that it has where it is made."""
+    rows = conn.execute(
+        """SELECT name::text, default_version, installed_version FROM pg_available_extensions
+        UNION ALL SELECT extname::text, extversion, extversion FROM pg_extension
+        WHERE NOT EXISTS (SELECT FROM pg_available_extensions WHERE name = extname)"""
+    )
+    return {name: (version, installed) for name, version, installed in rows}
+
+
+def list_imitated(conn: Connection) -> list[str]:
+    """Return the extensions of a database that are stand-ins: the real ones are written in C."""
+    rows = conn.execute(
+        """SELECT extname::text FROM pg_extension AS e WHERE extname = ANY(%(names)s) AND NOT EXISTS (
+            SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.objid JOIN pg_language l ON l.oid = prolang
+            WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+              AND d.classid = 'pg_proc'::regclass AND l.lanname = 'c')
+        ORDER BY 1""",
+        {"names": list(KNOWN)},
+    )
+    return [name for (name,) in rows]
+
+
+def _lend(admin: Connection, folder: Path, names: set[str], *, trusted: bool) -> None:
+    """Put the server's own extensions of these names into the folder."""
+    row = admin.execute("SELECT setting FROM pg_config WHERE name = 'SHAREDIR'").fetchone()
+    assert row is not None
+    source = Path(row[0]) / "extension"
+    for name in names:
+        text = (source / f"{name}.control").read_text(encoding="utf-8")
+        _write(folder / f"{name}.control", f"{text}\ntrusted = true\n" if trusted else text)
+        for script in source.glob(f"{name}--*"):
+            (folder / script.name).symlink_to(script)
+
+
+def _is_master(conn: Connection) -> bool:
+    row = conn.execute(
+        """SELECT coalesce(bool_or(pg_has_role(oid, 'member')), false) FROM pg_roles
+        WHERE rolname = ANY(%(names)s)""",
+        {"names": list(MASTERS)},
+    ).fetchone()
+    return bool(row and row[0])
+
+
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    os.chmod(path, 0o644)
+    path.chmod(0o644)
 
 
 def _imitate(conn: Connection, name: str) -> str:
@@ -182,7 +175,7 @@ ORDER BY c.oid
 """
 FUNCTIONS: LiteralString = """
 SELECT format('CREATE FUNCTION %%I.%%I(%%s) RETURNS %%s %%s%%s LANGUAGE plpgsql '
-    'AS $body$ BEGIN RAISE EXCEPTION %%L; END $body$;',
+    'AS $body$ BEGIN RAISE EXCEPTION %%L USING ERRCODE = ''TB001''; END $body$;',
     n.nspname, p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid),
     CASE p.provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE' ELSE 'VOLATILE' END,
     CASE WHEN p.proisstrict THEN ' STRICT' ELSE '' END,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import psycopg
 
-from tollbook.migrate import execution, formats, history, impact, objects, preflight
+from tollbook.migrate import execution, extensions, formats, history, impact, objects, preflight
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.application import LOCK_TIMEOUT_SECONDS, TRAFFIC, check, cut
 from tollbook.migrate.catalog import Change
@@ -282,4 +282,5 @@ def _shorten(error: MigrateError) -> str:
 def _is_shadows_fault(error: MigrateError, made: Shadow, *, lenient: bool, skipped: bool) -> bool:
     """Whether a statement may have failed only because the shadow lacks rows or definitions."""
     state = read_sqlstate(error) or ""
-    return bool(made.lacks) or skipped or (lenient and state.startswith(ABOUT_ROWS))
+    lacks = bool(made.lacks) or state == extensions.CANNOT
+    return lacks or skipped or (lenient and state.startswith(ABOUT_ROWS))

@@ -39,6 +39,7 @@ class Stage:
     admin_url: str
     listen: Listener
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    lacks: tuple[str, ...] = ()  # a sentence for each extension that is not the real one
 
     def make(
         self,
@@ -94,11 +95,11 @@ def _settle(url: str, name: str, settings: Mapping[str, str], schemas: Sequence[
 
 
 @contextmanager
-def staged(listen: Listener = ignore) -> Generator[Stage]:
-    """Start a throw-away server. Raises NotReplayable where none can be had."""
+def staged(listen: Listener = ignore, like: Connection | None = None) -> Generator[Stage]:
+    """Start a throw-away server that offers what `like` does. Raises NotReplayable where none can be had."""
     try:
-        with shadows.empty(listen) as shadow:
-            yield Stage(shadow.admin_url, listen)
+        with shadows.empty(listen, like) as shadow:
+            yield Stage(shadow.admin_url, listen, lacks=shadow.lacks)
     except (shadows.ShadowUnavailable, EmbeddedServerFailed) as error:
         raise NotReplayable(f"No throw-away server can be started here: {error}") from error
 

@@ -80,14 +80,17 @@ class Shadow:
 
 
 @contextmanager
-def empty(listen: Listener = ignore) -> Generator[Shadow]:
-    """Give a shadow without a target: an empty database. Raises ShadowUnavailable."""
+def empty(listen: Listener = ignore, like: Connection | None = None) -> Generator[Shadow]:
+    """Give a shadow without a target: an empty database. Raises ShadowUnavailable.
+
+    like: a session on a server whose extensions it is to offer.
+    """
     with _served(listen) as server:
         with _admin(server) as admin:
-            extensions.offer(server, admin)
+            lacks = extensions.offer(server, admin, like)
             admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
         url = server.url(DATABASE, user=ADMIN)
-        yield Shadow(url, url, "")
+        yield Shadow(url, url, "", lacks=tuple(lacks))
 
 
 @contextmanager
@@ -255,9 +258,10 @@ def _explain(said: str) -> list[str]:
 def _copy_settings(conn: Connection, admin: Connection, database: str, user: str) -> None:
     """Give the database and the role their own settings, such as a search_path."""
     rows = conn.execute(
-        """SELECT setdatabase <> 0, setrole <> 0, unnest(setconfig) FROM pg_db_role_setting
+        """SELECT setdatabase <> 0, setrole <> 0, setting FROM pg_db_role_setting, unnest(setconfig) setting
         WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-          AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"""
+          AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
+          AND NOT starts_with(setting, 'extension_control_path=')"""
     ).fetchall()
     for of_database, of_role, setting in rows:
         name, _, value = setting.partition("=")

@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import conninfo, sql
 
-from tollbook.migrate import application, beside, formats, history
+from tollbook.migrate import application, beside, extensions, formats, history
 from tollbook.migrate.files import Folder, parse_folder
 from tollbook.migrate.session import Connection, connected, read_url
 
@@ -96,11 +97,12 @@ def opened(folders: Sequence[Folder], url: str | None, project: str) -> Generato
         return
     from tollbook.embedded import throwaway
 
-    with (
-        throwaway(settings=SETTINGS, within=_find_memory()) as server,
-        _copying(server.url("postgres", user="postgres"), folders, project, "file_copy") as made,
-    ):
-        yield made
+    with throwaway(settings=SETTINGS, within=_find_memory()) as server:
+        own = server.url("postgres", user="postgres")
+        with connected(own) as admin:
+            extensions.offer(server, admin)
+        with _copying(own, folders, project, "file_copy") as made:
+            yield made
 
 
 @contextmanager
@@ -153,6 +155,7 @@ def _fill(conn: Connection, url: str, folders: Sequence[Folder], name: str, proj
     conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(begun)))
     try:
         application.apply(_address(url, begun), folders, backup=False)
+        _warn(_address(url, begun))
         conn.execute(
             sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(begun), sql.Literal(project))
         )
@@ -164,6 +167,18 @@ def _fill(conn: Connection, url: str, folders: Sequence[Folder], name: str, proj
         if not conn.closed:
             beside.drop(conn, begun)
         raise
+
+
+def _warn(url: str) -> None:
+    """Say which extensions are stand-ins, if any are."""
+    with connected(url) as conn:
+        names = ", ".join(extensions.list_imitated(conn))
+    if names:
+        warnings.warn(
+            f"A server of Tollbook's own has stand-ins of {names}: their hashes are right, passwords and "
+            "encryption keep nothing secret. --tollbook-database-url names a server that has the real ones.",
+            stacklevel=1,
+        )
 
 
 def _drop_old(conn: Connection, project: str) -> None:
