@@ -163,8 +163,14 @@ def test_the_first_that_fails_ends_the_run_and_those_before_it_stay(
 def test_what_is_told_is_on_disk(
     broken: int | None, write: Any, url: str, folder: Path, migrate_server: Server, ask: Any
 ) -> None:
-    """Where the process that writes the log by itself stands still, only a COMMIT brings it to disk."""
-    write_light(write, most=9, **{f"n{broken}": "CREATE TABLE a (i nothing);"})
+    """Where the process that writes the log by itself stands still, only a COMMIT brings it to disk.
+
+    The ninth, which is at the server while the eight before it are told, writes nothing until they are.
+    """
+    ask("CREATE TABLE held (); SELECT 1")
+    write_light(
+        write, most=9, n9="CREATE VIEW v AS SELECT FROM held", **{f"n{broken}": "CREATE TABLE a (i nothing);"}
+    )
     as_superuser(
         migrate_server, url, f'ALTER DATABASE "{conninfo_to_dict(url)["dbname"]}" SET synchronous_commit = on'
     )
@@ -173,13 +179,16 @@ def test_what_is_told_is_on_disk(
     def listen(event: Event) -> None:
         if event.kind == "applied":
             behind.append(ask("SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"))
+        if len(behind) == 8:
+            holder.commit()
 
     with psycopg.connect(migrate_server.url(user="postgres")) as connection:
         found = connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
         (writer,) = found.fetchone() or ()
     os.kill(writer, signal.SIGSTOP)
     try:
-        with suppress(StatementFailed):
+        with psycopg.connect(url) as holder, suppress(StatementFailed):
+            holder.execute("LOCK TABLE held")
             migrate.apply(url, [migrate.Folder("shop", folder)], backup=False, listen=listen)
     finally:
         os.kill(writer, signal.SIGCONT)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from tollbook.migrate import formats, history, objects, preflight, roles
 from tollbook.migrate.errors import Problem, WrongUsage
-from tollbook.migrate.events import Event, Listener, ignore
+from tollbook.migrate.events import Event, Listener, Teller, ignore
 from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.history import Applied, Interruption, Progress
 from tollbook.migrate.objects import Count, Promise
@@ -98,20 +98,21 @@ def apply(
         saved = save(conn, url, backup_dir, listen) if backup else None
         history.create(conn)
         run = history.start(conn, "apply", [one.migration.id for one in ready])
-        guard = Guard(url, pid, traffic, listen)
-        course = Course(conn, pid, run, lock_timeout_seconds, listen, guard)
+        teller = Teller(listen)
+        guard = Guard(url, pid, traffic, teller)
+        course = Course(conn, pid, run, lock_timeout_seconds, teller, guard)
         earlier = _Earlier(standing.applied)
         steps: list[Step] = []
-        with recorded(conn, run), guard:
-            at_once = AtOnce(course, ready, {*progress})
+        with recorded(conn, run), guard, teller:
+            at_once = AtOnce(course, ready, {*progress}, teller.tell)
             while len(steps) < len(ready):
                 parcel = at_once.take(len(steps))
                 guard.wait_for_replicas(conn)
                 for one in parcel.ones:
-                    listen(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
+                    teller.put(Event("applying", one.migration.id, {"file": str(one.migration.up.path)}))
                 for step in _apply_some(at_once, parcel, progress, earlier):
                     steps.append(step)
-                    listen(Event("applied", step.migration, {"step": step}))
+                    teller.put(Event("applied", step.migration, {"step": step}))
         return ApplyResult(database, tuple(steps), saved, tuple(interrupted))
 
 
@@ -162,7 +163,7 @@ def check_foreign(conn: Connection, pending: Sequence[Migration]) -> list[Proble
     from tollbook.migrate import foreign
 
     problems: list[Problem] = []
-    for keeper in foreign.find_all(conn):
+    for keeper in foreign.find_all(conn, pending):
         if applied := foreign.match(keeper, keeper.read(conn), pending)[0]:
             problems.append(
                 Problem(

@@ -62,13 +62,21 @@ class Done:
 class AtOnce:
     """Sends plain migrations whole. It knows the schema in which a session of this run begins.
 
-    begun: the (folder, version) of those that an earlier run has done in part, which go the long way.
+    begun: the (folder, version) of those that an earlier run has done in part, which go the long way. tell is
+    called while the server is at work, and before the long way.
     """
 
-    def __init__(self, course: Course, ready: Sequence[Prepared], begun: Set[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        course: Course,
+        ready: Sequence[Prepared],
+        begun: Set[tuple[str, str]],
+        tell: Callable[[], None],
+    ) -> None:
         self.course = course
         self.ready = ready
         self.begun = begun
+        self.tell = tell
         self.schema = self._read_schema()
         self._ahead: Parcel | None = None  # what goes next, written while the server is at work
         self._alone: int | None = None  # the place of one that has to go the long way
@@ -88,20 +96,22 @@ class AtOnce:
         InTheWay.
         """
         if not parcel.plains:
+            self.tell()
             return []
 
-        def write_ahead() -> None:
+        def meanwhile() -> None:
+            self.tell()
             following = parcel.at + len(parcel.ones)
             self._ahead = self._wrap(following) if following < len(self.ready) else None
 
         one = parcel.ones[0]
         done = (
-            self._send_together(parcel, write_ahead)
+            self._send_together(parcel, meanwhile)
             if len(parcel.ones) > 1
             else retrying(
                 self.course.conn,
                 one.migration.id,
-                lambda: self._send_one(parcel.plains[0], write_ahead),
+                lambda: self._send_one(parcel.plains[0], meanwhile),
                 self.course.listen,
                 self.course.guard,
                 one.migration.up.options.lock_timeout_seconds or self.course.lock_timeout_seconds,

@@ -1,5 +1,7 @@
 """What happens during a run, told while it happens: for progress lines, logs and tests."""
 
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,3 +23,33 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Listen to nothing."""
+
+
+class Teller:
+    """Tells events in their order; those that can wait are told while the server is at its next work."""
+
+    def __init__(self, listen: Listener) -> None:
+        self.listen = listen
+        self._waiting: deque[Event] = deque()
+        self._lock = threading.Lock()  # of two threads the one that guards locks tells too
+
+    def put(self, event: Event) -> None:
+        """Keep an event for the next who tells."""
+        self._waiting.append(event)
+
+    def tell(self) -> None:
+        """Tell what has waited."""
+        with self._lock:
+            while self._waiting:
+                self.listen(self._waiting.popleft())
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event now, after what has waited."""
+        self.put(event)
+        self.tell()
+
+    def __enter__(self) -> "Teller":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tell()
