@@ -7,6 +7,9 @@ from pathlib import Path
 
 import certifi
 import pytest
+from hypothesis import settings
+
+from fixtures.walks import WHOLE
 
 # Thousands of small files are made and deleted, which some file systems on disks take long for.
 MEMORY = Path("/dev/shm")
@@ -21,6 +24,10 @@ _authority.write(
 )
 _authority.flush()
 os.environ["SSL_CERT_FILE"] = _authority.name
+
+# No example may take too long by chance, and each run tries the same ones: others where all is asked for.
+settings.register_profile("whole", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("whole" if WHOLE else "ci")
 
 pytest_plugins = [
     "fixtures.backups",

@@ -10,6 +10,7 @@ import pytest
 
 from fixtures.backups import (
     WAIT_SECONDS_MAX,
+    ask,
     await_,
     execute,
     refused,
@@ -25,6 +26,7 @@ from tollbook.migrate.places import Folder
 from tollbook.migrate.restore import restore
 
 backups = sys.modules["tollbook.migrate.backup"]
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 class TestBackup:
@@ -135,9 +137,9 @@ from tollbook.migrate.backup import backup
 backup(sys.argv[1], Path(sys.argv[2]))
 """
         with psycopg.connect(books) as holder:
-            holder.execute("LOCK TABLE shop.buyers")  # pg_dump waits for it
+            holder.execute("LOCK TABLE shop.buyers")
             ran = start_python(code, books, tmp_path)
-            await_(lambda: list(tmp_path.iterdir()))
+            await_(lambda: ask(books, WAITING))  # pg_dump
             ran.send_signal(signal.SIGKILL)
             ran.communicate()
         (left,) = tmp_path.iterdir()
@@ -157,7 +159,7 @@ print(backup(sys.argv[1], Path(sys.argv[2])).path)
         with psycopg.connect(books) as holder:
             holder.execute("LOCK TABLE shop.buyers")
             ran = start_python(code, books, tmp_path)
-            await_(lambda: list(tmp_path.iterdir()))
+            await_(lambda: ask(books, WAITING))
             os.utime(next(tmp_path.iterdir()), (0, 0))
             Folder(tmp_path).sweep()
         said, _ = ran.communicate(timeout=WAIT_SECONDS_MAX)

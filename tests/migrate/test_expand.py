@@ -12,10 +12,13 @@ import psycopg
 import pytest
 from click.testing import Result
 
+from fixtures.backups import await_
+
 Apply = Callable[..., Result]
 
 ROWS = 3_000
 WRITERS = 3
+TURNS = 20  # that each program takes at least
 ORDERS = f"""CREATE TABLE customers (id int PRIMARY KEY); INSERT INTO customers VALUES (1), (2);
     CREATE TABLE orders (id int PRIMARY KEY, total int NOT NULL DEFAULT 7 CHECK (total > 0),
         customer int REFERENCES customers, note text);
@@ -39,13 +42,13 @@ class Program:
         self.url, self.number, self.column = url, number, column
         self.wrote: dict[int, int] = {}
         self.wrong: list[str] = []
+        self.turns = 0
 
     def work(self, ended: threading.Event) -> None:
         name = self.column
         with psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as connection:
-            turn = 0
             while not ended.is_set():
-                turn += 1
+                turn = self.turns + 1
                 row = (turn * WRITERS * 2 + self.number) % (ROWS + 600) + 1
                 if row % (WRITERS * 2) != self.number:
                     row += (self.number - row) % (WRITERS * 2)
@@ -59,6 +62,7 @@ class Program:
                 ).fetchone()
                 if found != (value,):
                     self.wrong.append(f"{name} of {row}: wrote {value}, read {found}")
+                self.turns = turn
                 time.sleep(0.005)  # six that never pause take the machine from the migration
 
 
@@ -70,7 +74,8 @@ def working(programs: list[Program]) -> Generator[None]:
         one.start()
     try:
         yield
-        time.sleep(0.5)
+        before = [one.turns for one in programs]
+        await_(lambda: all(now.turns > then + TURNS for now, then in zip(programs, before, strict=True)))
     finally:
         ended.set()
         for one in threads:
@@ -80,7 +85,7 @@ def working(programs: list[Program]) -> Generator[None]:
 def check(programs: list[Program], ask: Any, column: str) -> None:
     for one in programs:
         assert not one.wrong
-        assert len(one.wrote) > 10
+        assert len(one.wrote) >= TURNS
         for row, value in one.wrote.items():
             assert ask(f"SELECT {column} FROM orders WHERE id = {row}") == value
 

@@ -12,7 +12,7 @@ from psycopg import sql
 from tollbook.migrate.lint.examples import GIVEN
 from tollbook.migrate.lint.rule import Claim, Example
 
-WAIT_SECONDS_MAX = 20
+WAIT_SECONDS_MAX = 120
 # PostgreSQL's table of conflicts, as far as one lock is stronger than another.
 STRENGTH = (
     "AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock",
@@ -85,9 +85,10 @@ def watch_alone(connection: psycopg.Connection[Any], url: str, statement: str, t
         lock = None
         until = time.monotonic() + WAIT_SECONDS_MAX
         while runner.is_alive() and time.monotonic() < until:
+            waits = _is_waiting(looking, connection.info.backend_pid)  # and does until we have looked
             found = _read_lock(looking, table, connection.info.backend_pid)
             lock = max((lock, found), key=lambda one: STRENGTH.index(one) if one else -1)
-            if _is_waiting(looking, connection.info.backend_pid):
+            if waits:
                 break
         other.rollback()
         runner.join(WAIT_SECONDS_MAX)
