@@ -54,6 +54,19 @@ def test_placeholders_have_the_values_that_flyways_own_files_give_them(
     assert "DEFAULT 'you'" in read(folder)
 
 
+def test_what_is_repeated_runs_again_where_a_value_in_it_is_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sum_up() -> list[str]:
+        return [one.up.checksum for one in formats.read([Folder("shop", folder)])]
+
+    lay(folder, {"V1__a.sql": ASKS, "R__b.sql": ASKS, "R__c.sql": "SELECT 1"})
+    monkeypatch.setenv("FLYWAY_PLACEHOLDERS_WHO", "me")
+    before = sum_up()
+    monkeypatch.setenv("FLYWAY_PLACEHOLDERS_WHO", "you")
+    assert [one == other for one, other in zip(before, sum_up(), strict=True)] == [True, False, True]
+
+
 def test_what_a_setting_leaves_open_is_refused_and_no_other_setting_is_shown(
     folder: Path, apply: Run
 ) -> None:

@@ -115,6 +115,7 @@ def test_flyway_is_given_the_folder_of_its_database_among_others(folder: Path) -
         "org.postgresql.Driver/V1__a.sql": "CREATE SCHEMA ${flyway:defaultSchema}",
         "com.mysql.cj.jdbc.Driver/V1__a.sql": "`",
         "h2/V1__a.sql": "`",
+        "SQL_SERVER/V1__a.sql": "[",
         "org.postgresql.Driver/V3.sql": "SELECT 1",
     }
     found = read(folder, files)

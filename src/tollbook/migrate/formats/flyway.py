@@ -1,5 +1,6 @@
 """Flyway: V1_2__name.sql, its undo U1_2__name.sql, and R__name.sql, which runs whenever it has changed."""
 
+import hashlib
 import os
 import re
 import zlib
@@ -38,7 +39,7 @@ LANGUAGES = {
 # Folders in which projects keep the same migrations for several databases, and Flyway is given one of them.
 OURS = re.compile(r"(?i)postgres|pgsql|^pg$")
 OTHERS = re.compile(
-    r"(?i)(?:.*[._-])?(?:h2|hsql(?:db)?|derby|mysql|mariadb|oracle|mssql|sqlserver|sql-server|sqlite3?|db2|"
+    r"(?i)(?:.*[._-])?(?:h2|hsql(?:db)?|derby|mysql|mariadb|oracle|ms-?sql|sql[-_]?server|sqlite3?|db2|"
     r"cockroach(?:db)?|clickhouse|snowflake|redshift)(?:[._-].*)?"
 )
 CALLBACKS_SHOWN_MAX = 20
@@ -131,7 +132,10 @@ class _Reader:
                 label = path.stem
                 if other := next((one.up.path for one in again if one.label == label), None):
                     raise FolderRefused(f"{other} has the same name.", Place(str(path)))
-                again.append(Migration(self.folder.name, label, label, self._read(path), repeatable=True))
+                script = self._read(path)
+                # Another value in it makes it another: by ${flyway:timestamp} it runs every time.
+                script = replace(script, checksum=hashlib.sha256(script.text.encode()).hexdigest())
+                again.append(Migration(self.folder.name, label, label, script, repeatable=True))
                 continue
             key = (self.names.kinds[match["kind"]].upper(), parse_version(match["version"]))
             if key in scripts:
