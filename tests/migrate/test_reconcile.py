@@ -92,6 +92,27 @@ CREATE TEXT SEARCH CONFIGURATION shop.plain (PARSER = "default");
 ALTER TEXT SEARCH CONFIGURATION shop.plain ADD MAPPING FOR asciiword, word WITH shop.words, simple;
 CREATE PUBLICATION news FOR TABLE shop.orders (id, total) WHERE (total > 0), shop.people
     WITH (publish = 'insert'); ALTER PUBLICATION news OWNER TO tollbook;
+CREATE CONVERSION shop.latin FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+CREATE TRANSFORM FOR shop.pair LANGUAGE sql (FROM SQL WITH FUNCTION varchar_support(internal));
+CREATE TEXT SEARCH PARSER shop.reader
+    (START = prsd_start, GETTOKEN = prsd_nexttoken, END = prsd_end, LEXTYPES = prsd_lextype);
+CREATE TEXT SEARCH TEMPLATE shop.model (LEXIZE = dsimple_lexize);
+CREATE TYPE shop.span AS RANGE (SUBTYPE = text, COLLATION = "C", MULTIRANGE_TYPE_NAME = shop.spans);
+CREATE DOMAIN shop.word AS text COLLATE "C"; CREATE SEQUENCE shop.own;
+ALTER SEQUENCE shop.own OWNER TO tollbook;
+CREATE TYPE shop.form AS (a int);
+CREATE TABLE shop.typed OF shop.form; ALTER VIEW shop.totals ALTER total SET DEFAULT 7;
+COMMENT ON SERVER far IS 's'; COMMENT ON FOREIGN DATA WRAPPER beyond IS 'w';
+COMMENT ON PUBLICATION news IS 'p'; COMMENT ON RULE untouched ON shop.events IS 'r';
+COMMENT ON EVENT TRIGGER watched IS 'e';
+COMMENT ON CONSTRAINT above ON DOMAIN shop.positive IS 'd'; COMMENT ON STATISTICS shop.orders_both IS 's';
+COMMENT ON COLLATION shop.phone IS 'c'; COMMENT ON OPERATOR shop.~~~ (int, int) IS 'o';
+COMMENT ON CAST (shop.pair AS text) IS 'c'; COMMENT ON OPERATOR CLASS shop.same USING hash IS 'o';
+COMMENT ON OPERATOR FAMILY shop.same USING hash IS 'f'; COMMENT ON ACCESS METHOD heaped IS 'a';
+COMMENT ON TEXT SEARCH DICTIONARY shop.words IS 'd'; COMMENT ON TEXT SEARCH CONFIGURATION shop.plain IS 'c';
+COMMENT ON AGGREGATE shop.total(int) IS 'a'; COMMENT ON COLUMN shop.pair.a IS 'a';
+COMMENT ON CONVERSION shop.latin IS 'c'; COMMENT ON TRANSFORM FOR shop.pair LANGUAGE sql IS 't';
+COMMENT ON TEXT SEARCH PARSER shop.reader IS 'p';
 """
 # What hands do to a database at night. Where one of them takes away what another needs, that one fails.
 # On one line, between ;; stand some that have nothing to do with each other.
@@ -223,6 +244,29 @@ ALTER PUBLICATION news SET TABLES IN SCHEMA shop;;\
 CREATE PUBLICATION o FOR ALL TABLES
 ALTER TEXT SEARCH CONFIGURATION shop.plain ADD MAPPING FOR int WITH simple;;\
 ALTER PUBLICATION news SET (publish = 'delete', publish_generated_columns = stored)
+COMMENT ON SERVER far IS NULL;; COMMENT ON RULE untouched ON shop.events IS 'x';;\
+COMMENT ON DOMAIN shop.word IS 'x'
+COMMENT ON CONSTRAINT above ON DOMAIN shop.positive IS NULL;; COMMENT ON PUBLICATION news IS 'x';;\
+COMMENT ON ACCESS METHOD heaped IS 'x';; COMMENT ON CAST (shop.pair AS text) IS NULL;;\
+COMMENT ON STATISTICS shop.orders_both IS 'x';; COMMENT ON FOREIGN DATA WRAPPER beyond IS NULL
+COMMENT ON TRANSFORM FOR shop.pair LANGUAGE sql IS 'x';;\
+COMMENT ON OPERATOR CLASS shop.same USING hash IS 'x';;\
+COMMENT ON COLUMN shop.pair.a IS 'x';; COMMENT ON OPERATOR shop.~~~ (int, int) IS NULL;;\
+COMMENT ON TEXT SEARCH TEMPLATE shop.model IS 'x';; COMMENT ON EVENT TRIGGER watched IS 'x'
+DROP RULE untouched ON shop.events;; DROP EVENT TRIGGER watched;; DROP STATISTICS shop.orders_both
+ALTER DOMAIN shop.positive DROP CONSTRAINT above;\
+ALTER DOMAIN shop.positive ADD CONSTRAINT above CHECK (VALUE > 1)
+DROP CONVERSION shop.latin;; DROP TEXT SEARCH PARSER shop.reader;;\
+DROP TRANSFORM FOR shop.pair LANGUAGE sql;;\
+DROP TEXT SEARCH TEMPLATE shop.model;; DROP TYPE shop.span
+DROP CONVERSION shop.latin;\
+CREATE DEFAULT CONVERSION shop.latin FOR 'LATIN2' TO 'UTF8' FROM iso8859_to_utf8;;\
+CREATE ACCESS METHOD o TYPE INDEX HANDLER hashhandler
+DROP TABLE shop.tills; DROP ACCESS METHOD heaped
+ALTER TABLE shop.typed NOT OF;; ALTER SEQUENCE shop.own OWNER TO postgres
+DROP TABLE shop.typed;; ALTER VIEW shop.totals ALTER total DROP DEFAULT;;\
+ALTER EVENT TRIGGER watched OWNER TO postgres
+ALTER VIEW shop.rich ALTER person SET DEFAULT 1;; DROP DOMAIN shop.word
 """.strip().splitlines()
 NOTHING = Standing((), (), (), (), (), ())
 # Columns that were dropped come back as the last, and values of an enum or a type stay: SQL cannot mend it.

@@ -24,6 +24,8 @@ REPLACED = (  # dropped and made again where they differ: no data is in them
     "function",
     "operator",
     "cast",
+    "conversion",
+    "transform",
 )
 
 
@@ -122,6 +124,8 @@ def _change_table(have: Object, want: Object, work: Work) -> None:
     if old["replica"] != new["replica"] and new["replica"] != "i":
         words = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}
         work.altered.append(f"{table} REPLICA IDENTITY {words[new['replica']]};")
+    if old["of_type"] != new["of_type"]:
+        work.altered.append(f"{table} OF {new['of_type']};" if new["of_type"] else f"{table} NOT OF;")
     _change_options(old["options"], new["options"], table, work)
     if any(old[word] != new[word] for word in ("kind", "key", "bound", "parents", "server")):
         _leave_to_hands(have, want, work)
@@ -225,7 +229,10 @@ def _change_sequence(have: Object, want: Object, work: Work) -> None:
 
 
 def _change_place(have: Object, want: Object, work: Work) -> None:
-    work.made.add(want.key)
+    if want.parent:
+        work.made.add(want.key)
+    else:  # an access method itself
+        _leave_to_hands(have, want, work)
 
 
 def _change_type(have: Object, want: Object, work: Work) -> None:
@@ -273,6 +280,8 @@ CHANGES: Mapping[str, Callable[[Object, Object, Work], None]] = {
     "collation": _leave_to_hands,
     "operator class": _leave_to_hands,
     "language": _leave_to_hands,
+    "text search parser": _leave_to_hands,
+    "text search template": _leave_to_hands,
     "access method": _change_place,
     "tablespace": _change_place,
 }

@@ -92,6 +92,8 @@ def _make_table(one: Object, objects: Catalog) -> str:
     text += f" WITH ({', '.join(facts['options'])})" if facts["options"] else ""
     text += f" SERVER {facts['server']}{facts['given'] or ''}" if facts["server"] else ""
     lines = [f"{text};"]
+    if facts["of_type"]:
+        lines.append(f"ALTER TABLE {one.name} OF {facts['of_type']};")
     if facts["rows"]:
         lines.append(f"ALTER TABLE {one.name} ENABLE ROW LEVEL SECURITY;")
     if facts["forced"]:

@@ -2,7 +2,7 @@
 
 from typing import LiteralString
 
-from tollbook.migrate.surroundings import AGGREGATES, BESIDE, OUTSIDE, RIGHTS
+from tollbook.migrate.surroundings import AGGREGATES, BESIDE, COMMENTS, OUTSIDE, RIGHTS, VIEWS
 
 # What makes PostgreSQL print the same text for the same definition, wherever and by whomever it is asked.
 PLAIN: LiteralString = """SET LOCAL search_path = ''; SET LOCAL timezone = 'UTC'; SET LOCAL datestyle =
@@ -117,7 +117,8 @@ UNION ALL SELECT 'table', full_name,
         CASE WHEN relkind = 'p' THEN 'partitioned by ' || pg_get_partkeydef(oid) END,
         CASE WHEN relispartition THEN 'partition of ' || p.parents || ' ' || pg_get_expr(relpartbound, oid)
             WHEN p.parents IS NOT NULL THEN 'inherits ' || p.parents END,
-        CASE WHEN relrowsecurity THEN 'row security' END, CASE WHEN relforcerowsecurity THEN 'forced' END,
+        'of ' || nullif(reloftype, 0)::regtype, CASE WHEN relrowsecurity THEN 'row security' END,
+        CASE WHEN relforcerowsecurity THEN 'forced' END,
         CASE relreplident WHEN 'f' THEN 'replica identity full' WHEN 'n' THEN 'replica identity nothing'
             WHEN 'i' THEN 'replica identity ' || coalesce('by ' || x.columns, 'by an index that is gone') END,
         'with ' || array_to_string(reloptions, ', ')),
@@ -128,7 +129,7 @@ UNION ALL SELECT 'table', full_name,
         'key', pg_get_partkeydef(oid), 'bound', CASE WHEN relispartition THEN pg_get_expr(relpartbound,
             oid) END,
         'parents', p.parents, 'replica_by', x.columns, 'replica_index', x.name, 'replica_of', x.of,
-        'server', e.server, 'outside', e.options, 'given', e.given),
+        'server', e.server, 'outside', e.options, 'given', e.given, 'of_type', nullif(reloftype, 0)::regtype),
     relowner::regrole::text
 FROM relations LEFT JOIN outside e ON (e.of_class, e.of_oid) = ('pg_class', relations.oid)
 LEFT JOIN LATERAL (SELECT string_agg(inhparent::regclass::text, ', ' ORDER BY inhseqno) AS
@@ -200,7 +201,9 @@ UNION ALL SELECT 'sequence', r.full_name,
         format('ALTER SEQUENCE %s AS %s START %s INCREMENT %s MINVALUE %s MAXVALUE %s '
         'CACHE %s%s', r.full_name, q.seqtypid::regtype, q.seqstart, q.seqincrement, q.seqmin, q.seqmax,
         q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE ' NO CYCLE' END),
-        'owner', r.relowner::regrole::text, 'unlogged', p.unlogged), NULL
+        'owner', r.relowner::regrole::text, 'unlogged', p.unlogged), CASE WHEN NOT EXISTS (SELECT
+        FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'a')
+        THEN r.relowner::regrole::text END
 FROM relations r JOIN pg_sequence q ON q.seqrelid = r.oid, LATERAL (SELECT CASE r.relpersistence WHEN 'u' THEN
     'UNLOGGED ' ELSE '' END AS unlogged) p
 WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = r.oid AND d.classid = 'pg_class'::regclass
@@ -274,7 +277,8 @@ FROM types t, LATERAL (SELECT
     (SELECT jsonb_agg(enumlabel ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid) AS labels,
     (SELECT jsonb_agg(jsonb_build_array(c.name, c.type) ORDER BY c.attnum) FROM columns c
         WHERE c.attrelid = t.typrelid) AS fields,
-    format_type(t.typbasetype, t.typtypmod) AS base) y,
+    concat_ws(' ', format_type(t.typbasetype, t.typtypmod), 'COLLATE ' || (SELECT t.typcollation::regcollation
+        FROM pg_type b WHERE b.oid = t.typbasetype AND b.typcollation <> t.typcollation)) AS base) y,
 LATERAL (SELECT CASE t.typtype
     WHEN 'e' THEN 'ENUM (' || coalesce((SELECT string_agg(quote_literal(enumlabel), ', ' ORDER BY
         enumsortorder)
@@ -282,8 +286,15 @@ LATERAL (SELECT CASE t.typtype
     WHEN 'c' THEN '(' || coalesce((SELECT string_agg(c.name || ' ' || c.type, ', ' ORDER BY c.attnum)
         FROM columns c WHERE c.attrelid = t.typrelid), '') || ')'
     WHEN 'd' THEN concat_ws(' ', base, 'DEFAULT ' || t.typdefault, CASE WHEN t.typnotnull THEN 'NOT NULL' END)
-    WHEN 'r' THEN (SELECT format('RANGE (SUBTYPE = %s%s)', rngsubtype::regtype,
-        ', SUBTYPE_DIFF = ' || nullif(rngsubdiff, 0)::regproc) FROM pg_range WHERE rngtypid = t.oid)
+    WHEN 'r' THEN (SELECT format('RANGE (%s)', concat_ws(', ', 'SUBTYPE = ' || rngsubtype::regtype,
+        'SUBTYPE_OPCLASS = ' || (SELECT format('%s.%I', opcnamespace::regnamespace, opcname) FROM pg_opclass o
+            WHERE o.oid = rngsubopc AND NOT opcdefault),
+        'COLLATION = ' || (SELECT rngcollation::regcollation FROM pg_type b
+            WHERE b.oid = rngsubtype AND b.typcollation <> rngcollation),
+        'CANONICAL = ' || nullif(rngcanonical, 0)::regproc,
+        'SUBTYPE_DIFF = ' || nullif(rngsubdiff, 0)::regproc, 'MULTIRANGE_TYPE_NAME = ' || (SELECT format(
+            '%s.%I', m.typnamespace::regnamespace, m.typname) FROM pg_type m WHERE m.oid = rngmultitypid)))
+        FROM pg_range WHERE rngtypid = t.oid)
     END AS body) x
 UNION ALL SELECT 'domain constraint', t.full_name || '.' || quote_ident(k.conname),
     pg_get_constraintdef(k.oid),
@@ -322,11 +333,13 @@ UNION ALL SELECT 'event trigger', quote_ident(evtname), concat_ws(' ', evtevent,
     ' WHEN TAG IN (' || (SELECT string_agg(quote_literal(x), ', ') FROM unnest(evttags) x) || ')',
     evtfoid::regproc) || coalesce(format(E';\\nALTER EVENT TRIGGER %I ', evtname) || CASE evtenabled
     WHEN 'D' THEN 'DISABLE' WHEN 'A' THEN 'ENABLE ALWAYS' WHEN 'R' THEN 'ENABLE REPLICA' END, ''),
-    format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL, NULL
+    format('DROP EVENT TRIGGER %I', evtname), NULL, 'pg_event_trigger', oid, 0, NULL,
+    evtowner::regrole::text
 FROM pg_event_trigger e WHERE NOT EXISTS (SELECT FROM foreigners f
     WHERE f.classid = 'pg_event_trigger'::regclass AND f.objid = e.oid)
 """
     + BESIDE
+    + VIEWS
     + """
 UNION ALL SELECT 'parameters', 'index ' || r.full_name, o.given, format('ALTER INDEX %s SET (%s)',
     r.full_name, o.given), format('ALTER INDEX %s RESET (%s)', r.full_name, o.names), t.full_name,
@@ -421,28 +434,9 @@ UNION ALL SELECT 'default privileges', format('%s withheld from PUBLIC', d.scope
 FROM defaults d, aclexplode(d.usual) u
 WHERE u.grantee = 0 AND NOT EXISTS (SELECT FROM aclexplode(d.defaclacl) a
     WHERE a.grantee = 0 AND a.privilege_type = u.privilege_type)
-UNION ALL SELECT 'comment', w.word || ' ' || i.identity, d.description,
-    format('COMMENT ON %s %s IS %L', w.word, i.identity, d.description),
-    format('COMMENT ON %s %s IS NULL', w.word, i.identity),
-    coalesce(r.full_name, k.full_name, t.full_name, u.full_name, n.name), 'comment', d.objoid, d.objsubid,
-    jsonb_build_object('of', k.full_name || '.' || quote_ident(k.name)), NULL
-FROM pg_description d
-LEFT JOIN relations r ON d.classoid = 'pg_class'::regclass AND r.oid = d.objoid
-LEFT JOIN LATERAL (SELECT x.full_name, p.name FROM (
-        SELECT conrelid, conname FROM pg_constraint WHERE d.classoid = 'pg_constraint'::regclass
-            AND oid = d.objoid
-        UNION ALL SELECT tgrelid, tgname FROM pg_trigger WHERE d.classoid = 'pg_trigger'::regclass
-            AND oid = d.objoid
-        UNION ALL SELECT polrelid, polname FROM pg_policy WHERE d.classoid = 'pg_policy'::regclass
-            AND oid = d.objoid) p (oid, name)
-    JOIN relations x ON x.oid = p.oid) k ON true
-LEFT JOIN spaces n ON d.classoid = 'pg_namespace'::regclass AND n.oid = d.objoid AND n.name <> 'public'
-LEFT JOIN types t ON d.classoid = 'pg_type'::regclass AND t.oid = d.objoid
-LEFT JOIN routines u ON d.classoid = 'pg_proc'::regclass AND u.oid = d.objoid,
-LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i,
-LATERAL (SELECT upper(CASE WHEN i.type LIKE '% column' THEN 'column'
-    WHEN i.type IN ('table constraint', 'domain constraint') THEN 'constraint' ELSE i.type END) AS word) w
-WHERE coalesce(r.oid, t.oid, u.oid, n.oid) IS NOT NULL OR k.full_name IS NOT NULL
+"""
+    + COMMENTS
+    + """
 ) AS objects
 """
 )

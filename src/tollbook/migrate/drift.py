@@ -39,6 +39,17 @@ OWNED = {
     "server": "SERVER",
     "publication": "PUBLICATION",
 }
+    "sequence": "SEQUENCE",
+    "event trigger": "EVENT TRIGGER",
+    "collation": "COLLATION",
+    "conversion": "CONVERSION",
+    "operator": "OPERATOR",
+    "operator class": "OPERATOR CLASS",
+    "operator family": "OPERATOR FAMILY",
+    "foreign-data wrapper": "FOREIGN DATA WRAPPER",
+    "language": "LANGUAGE",
+    "text search dictionary": "TEXT SEARCH DICTIONARY",
+    "text search configuration": "TEXT SEARCH CONFIGURATION",
 
 
 @dataclass(frozen=True, slots=True)

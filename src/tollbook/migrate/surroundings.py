@@ -80,7 +80,9 @@ FROM pg_operator o, LATERAL (SELECT concat_ws(', ', 'FUNCTION = ' || o.oprcode::
 WHERE o.oprcode <> 0
 UNION ALL SELECT 'pg_cast'::regclass, c.oid, x.text, format('CREATE CAST (%s AS %s) %s',
     format_type(c.castsource, NULL), format_type(c.casttarget, NULL), x.text), NULL, NULL, NULL
-FROM pg_cast c, LATERAL (SELECT concat_ws(' ', CASE c.castmethod WHEN 'f' THEN 'WITH FUNCTION '
+FROM (SELECT * FROM pg_cast c WHERE NOT EXISTS (SELECT FROM pg_depend d -- a range's own
+    WHERE d.classid = 'pg_cast'::regclass AND d.objid = c.oid AND d.deptype = 'i')) c, LATERAL (SELECT
+    concat_ws(' ', CASE c.castmethod WHEN 'f' THEN 'WITH FUNCTION '
         || c.castfunc::regprocedure WHEN 'i' THEN 'WITH INOUT' ELSE 'WITHOUT FUNCTION' END,
     CASE c.castcontext WHEN 'i' THEN 'AS IMPLICIT' WHEN 'a' THEN 'AS ASSIGNMENT' END) AS text) x
 UNION ALL SELECT 'pg_opclass'::regclass, c.oid, x.text, format('CREATE OPERATOR CLASS %s.%I %s',
@@ -147,6 +149,29 @@ UNION ALL SELECT 'pg_language'::regclass, l.oid, x.text, format('CREATE %sLANGUA
 FROM pg_language l, LATERAL (SELECT concat_ws(' ', 'HANDLER ' || nullif(l.lanplcallfoid, 0)::regproc,
     'INLINE ' || nullif(l.laninline, 0)::regproc,
     'VALIDATOR ' || nullif(l.lanvalidator, 0)::regproc) AS text) x
+UNION ALL SELECT 'pg_conversion'::regclass, c.oid, x.text, format('CREATE %sCONVERSION %s.%I %s', CASE WHEN
+    c.condefault THEN 'DEFAULT ' END, c.connamespace::regnamespace, c.conname, x.text), NULL, NULL, c.conowner
+FROM pg_conversion c, LATERAL (SELECT format('FOR %L TO %L FROM %s', pg_encoding_to_char(c.conforencoding),
+    pg_encoding_to_char(c.contoencoding), c.conproc::regproc) AS text) x
+UNION ALL SELECT 'pg_transform'::regclass, t.oid, x.text, format('CREATE TRANSFORM %s (%s)', x.name, x.text),
+    'DROP TRANSFORM ' || x.name, NULL, NULL
+FROM pg_transform t, LATERAL (SELECT format('FOR %s LANGUAGE %I', format_type(t.trftype, NULL), (SELECT
+        lanname FROM pg_language WHERE oid = t.trflang)) AS name, concat_ws(', ',
+    'FROM SQL WITH FUNCTION ' || nullif(t.trffromsql, 0)::regprocedure,
+    'TO SQL WITH FUNCTION ' || nullif(t.trftosql, 0)::regprocedure) AS text) x
+UNION ALL SELECT 'pg_ts_parser'::regclass, p.oid, x.text, format('CREATE TEXT SEARCH PARSER %s.%I (%s)',
+    p.prsnamespace::regnamespace, p.prsname, x.text), NULL, NULL, NULL
+FROM pg_ts_parser p, LATERAL (SELECT concat_ws(', ', 'START = ' || p.prsstart, 'GETTOKEN = ' || p.prstoken,
+    'END = ' || p.prsend, 'LEXTYPES = ' || p.prslextype, 'HEADLINE = ' || nullif(p.prsheadline, 0)::regproc)
+    AS text) x
+UNION ALL SELECT 'pg_ts_template'::regclass, t.oid, x.text, format('CREATE TEXT SEARCH TEMPLATE %s.%I (%s)',
+    t.tmplnamespace::regnamespace, t.tmplname, x.text), NULL, NULL, NULL
+FROM pg_ts_template t, LATERAL (SELECT concat_ws(', ', 'INIT = ' || nullif(t.tmplinit, 0)::regproc,
+    'LEXIZE = ' || t.tmpllexize) AS text) x
+UNION ALL SELECT 'pg_am'::regclass, m.oid, x.text, format('CREATE ACCESS METHOD %I %s', m.amname, x.text),
+    NULL, NULL, NULL
+FROM pg_am m, LATERAL (SELECT format('TYPE %s HANDLER %s', CASE m.amtype WHEN 't' THEN 'TABLE' ELSE 'INDEX'
+    END, m.amhandler) AS text) x
 UNION ALL SELECT 'pg_publication'::regclass, p.oid, concat_ws(' ', x.objects, x.options),
     concat_ws(' ', format('CREATE PUBLICATION %I', p.pubname), 'FOR ' || x.objects,
         format('WITH (%s)', x.options)), NULL,
@@ -169,4 +194,51 @@ FROM pg_publication p, LATERAL (SELECT concat_ws(', ',
 ) o, LATERAL pg_identify_object(o.class, o.oid, 0) i
 WHERE o.oid >= 16384
   AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = o.class AND f.objid = o.oid)
+"""
+
+VIEWS: LiteralString = """
+UNION ALL SELECT 'parameters', format('default of %s.%I', r.full_name, a.attname), x.text,
+    format('ALTER VIEW %s ALTER %I SET DEFAULT %s', r.full_name, a.attname, x.text),
+    format('ALTER VIEW %s ALTER %I DROP DEFAULT', r.full_name, a.attname), r.full_name, 'pg_attrdef', d.oid,
+    0, NULL, NULL
+FROM relations r JOIN pg_attrdef d ON d.adrelid = r.oid
+JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum = d.adnum,
+LATERAL (SELECT pg_get_expr(d.adbin, d.adrelid) AS text) x
+WHERE r.relkind = 'v'
+"""
+# What an extension says of itself is another in each of its versions.
+COMMENTS: LiteralString = """
+UNION ALL SELECT 'comment', w.word || ' ' || w.name, d.description,
+    format('COMMENT ON %s %s IS %L', w.word, w.name, d.description),
+    format('COMMENT ON %s %s IS NULL', w.word, w.name),
+    coalesce(r.full_name, k.full_name, u.full_name, i.identity), 'comment', d.objoid, d.objsubid,
+    jsonb_build_object('of', k.full_name || '.' || k.name), NULL
+FROM pg_description d
+LEFT JOIN relations r ON d.classoid = 'pg_class'::regclass AND r.oid = d.objoid
+LEFT JOIN LATERAL (SELECT coalesce(x.full_name, y.full_name) AS full_name, quote_ident(p.name) AS name FROM (
+        SELECT conrelid, contypid, conname FROM pg_constraint WHERE d.classoid = 'pg_constraint'::regclass
+            AND oid = d.objoid
+        UNION ALL SELECT tgrelid, 0, tgname FROM pg_trigger WHERE d.classoid = 'pg_trigger'::regclass
+            AND oid = d.objoid
+        UNION ALL SELECT ev_class, 0, rulename FROM pg_rewrite WHERE d.classoid = 'pg_rewrite'::regclass
+            AND oid = d.objoid
+        UNION ALL SELECT polrelid, 0, polname FROM pg_policy WHERE d.classoid = 'pg_policy'::regclass
+            AND oid = d.objoid) p (oid, type, name)
+    LEFT JOIN relations x ON x.oid = p.oid LEFT JOIN types y ON y.oid = p.type) k ON true
+LEFT JOIN routines u ON d.classoid = 'pg_proc'::regclass AND u.oid = d.objoid,
+LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i,
+LATERAL (SELECT upper(CASE WHEN i.type LIKE '% column' THEN 'column' WHEN i.type LIKE '% constraint' THEN
+        'constraint' WHEN i.type = 'statistics object' THEN 'statistics' ELSE replace(i.type, '-', ' ') END)
+        AS word,
+    CASE i.type WHEN 'domain constraint' THEN format('%s ON DOMAIN %s', k.name, k.full_name)
+        WHEN 'transform' THEN replace(i.identity, ' on language ', ' LANGUAGE ') ELSE i.identity END
+        AS name) w
+WHERE d.objoid >= 16384 AND d.classoid NOT IN ('pg_extension'::regclass, 'pg_largeobject'::regclass,
+        'pg_subscription'::regclass)
+    AND NOT EXISTS (SELECT FROM foreigners f WHERE f.classid = d.classoid AND f.objid = d.objoid)
+    AND CASE WHEN d.classoid = 'pg_class'::regclass THEN r.oid IS NOT NULL
+        WHEN d.classoid IN ('pg_constraint'::regclass, 'pg_trigger'::regclass, 'pg_rewrite'::regclass,
+            'pg_policy'::regclass) THEN k.full_name IS NOT NULL
+        WHEN d.classoid = 'pg_namespace'::regclass THEN i.identity IN (SELECT name FROM spaces)
+        ELSE i.schema IS NULL OR i.schema IN (SELECT name FROM spaces) END
 """
