@@ -325,3 +325,35 @@ async def test_a_change_while_the_lock_is_waited_for_is_counted_too(
         assert blocked, "the meter must wait for the row that is being changed"
     await waiting
     assert await read_quota(database, grant.token.payment_id) == ("verified", 5)
+
+
+async def test_an_answer_that_two_make_again_at_the_same_time_is_one_row(
+    database: Database, meter: Meter
+) -> None:
+    """Each of them saw that the request, which was taken once, had no row."""
+    grant = await buy(database, requests_allocated=1)
+    payment_id = grant.token.payment_id
+    again = Admission(payment_id, 0, grant.token.expires_at)
+
+    def record() -> asyncio.Task[None]:
+        return asyncio.create_task(
+            meter.record(again, endpoint=ENDPOINT, status_code=200, response_time_ms=3)
+        )
+
+    await meter.admit(hash_secret(grant.secret), ENDPOINT)
+    async with await psycopg.AsyncConnection.connect(database.url) as first:
+        await first.execute(
+            "SELECT FROM payments.x402_payments WHERE payment_id = %s FOR NO KEY UPDATE", (payment_id,)
+        )
+        await first.execute(
+            "INSERT INTO payments.x402_usage (payment_id, response_time_ms, endpoint_id, status_code) "
+            "VALUES (%s, 3, 1, 200)",
+            (payment_id,),
+        )
+        second = record()
+        await asyncio.wait([second], timeout=0.2)  # it would be through by then, and is not
+        await first.commit()
+        await second
+        await record()
+        rows = await (await first.execute("SELECT count(*) FROM payments.x402_usage")).fetchone()
+    assert rows == (1,)

@@ -361,10 +361,15 @@ async def _write_missing(
 ) -> None:
     """Write down an answer that was made again, unless every request that was taken has its row.
 
-    Apart from the others: it reads all rows of the payment. Raises NotRecorded.
+    Apart from the others: it reads all rows of the payment, and has the payment's lock, so that of two who
+    made it again at the same time the second one sees the first one's. Raises NotRecorded.
     """
     try:
-        async with database.statement() as tx:
+        async with database.write() as tx:
+            await tx.value(
+                "SELECT 1 FROM payments.x402_payments WHERE payment_id = %(payment_id)s FOR NO KEY UPDATE",
+                {"payment_id": payment_id},
+            )
             await tx.execute(
                 """
                 INSERT INTO payments.x402_usage (payment_id, response_time_ms, endpoint_id, status_code)
