@@ -38,7 +38,6 @@ OWNED = {
     "function": "ROUTINE",
     "server": "SERVER",
     "publication": "PUBLICATION",
-}
     "sequence": "SEQUENCE",
     "event trigger": "EVENT TRIGGER",
     "collation": "COLLATION",
@@ -50,6 +49,7 @@ OWNED = {
     "language": "LANGUAGE",
     "text search dictionary": "TEXT SEARCH DICTIONARY",
     "text search configuration": "TEXT SEARCH CONFIGURATION",
+}
 
 
 @dataclass(frozen=True, slots=True)
