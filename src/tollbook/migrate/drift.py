@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import sql as psql
 
-from tollbook.migrate import catalog, foreign, formats, history, preflight, replay
+from tollbook.migrate import catalog, formats, history, preflight, replay, whereabouts
 from tollbook.migrate.catalog import Catalog, Object
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.files import Folder, Migration
@@ -17,6 +17,7 @@ from tollbook.migrate.preflight import Standing
 from tollbook.migrate.reconcile import Side, reconcile
 from tollbook.migrate.replay import NotReplayable, Stage
 from tollbook.migrate.session import Connection, connected, name_target, read_url
+from tollbook.migrate.whereabouts import USUAL, Histories
 
 # To print a view PostgreSQL takes a reader's lock, and waits for it: nobody is to queue behind us long.
 # For one transaction: what is set for longer would stay behind in a session that a pooler lends to others.
@@ -126,7 +127,7 @@ def compare(
     conn.execute("COMMIT")
     with connected(target) as there:
         wanted = Side(catalog.read(there, like=conn.info.server_version), catalog.read_needs(there))
-        live, wanted, notes = level(live, wanted, standing, there)
+        live, wanted, notes = level(live, wanted, standing, there, whereabouts.list_all(applied))
     found = tuple(find(live.objects, wanted.objects))
     return Drift(
         name_target(read_url(url)),
@@ -187,10 +188,12 @@ def _read_tablespaces(conn: Connection) -> tuple[str, str]:
     return row[0], row[1]
 
 
-def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tuple[Side, Side, list[str]]:
+def level(
+    live: Side, wanted: Side, standing: Standing, there: Connection, histories: Histories = USUAL
+) -> tuple[Side, Side, list[str]]:
     """Take out what differs honestly: generated names, new partitions, others' objects, another printing."""
     have, want = dict(live.objects), dict(wanted.objects)
-    notes = _drop_others(have, want, standing.elsewhere)
+    notes = _drop_others(have, want, standing.elsewhere, histories)
     notes += _drop_partitions(have, want)
     _match_names(have, want)
     _reprint(have, want, there)
@@ -201,10 +204,10 @@ def level(live: Side, wanted: Side, standing: Standing, there: Connection) -> tu
     return Side(have, live.needs), Side(want, wanted.needs), notes
 
 
-def _drop_others(have: Catalog, want: Catalog, elsewhere: Sequence[Applied]) -> list[str]:
+def _drop_others(
+    have: Catalog, want: Catalog, elsewhere: Sequence[Applied], histories: Histories
+) -> list[str]:
     """Leave out the tables in which tools keep their histories, and what other folders' migrations made."""
-    tools = {keeper.table for keeper in foreign.KEEPERS}
-    schemas = {table.partition(".")[0] for table in tools if "." in table}
     others = {_strip(_name(promise)) for one in elsewhere for promise in one.promised}
     names = {
         one.name
@@ -212,8 +215,8 @@ def _drop_others(have: Catalog, want: Catalog, elsewhere: Sequence[Applied]) -> 
         if key not in want
         and (
             _strip(one.name) in others
-            or one.name.partition(".")[2] in tools
-            or one.name.partition(".")[0] in schemas
+            or {one.name, one.name.partition(".")[2]} & histories.tables
+            or one.name.partition(".")[0] in histories.schemas
         )
     }
     owned = [one for one in have.values() if one.kind == "sequence owner"]

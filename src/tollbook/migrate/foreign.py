@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from tollbook.migrate import whereabouts
 from tollbook.migrate.errors import MigrateError
 from tollbook.migrate.files import Migration
 from tollbook.migrate.formats import flyway
@@ -12,10 +13,12 @@ Rows = dict[str, Kept]
 Files = Mapping[str, Migration]
 
 
-def find_all(conn: Connection) -> list[Keeper]:
-    """Return the keepers whose tables are in this database."""
+def find_all(conn: Connection, migrations: Sequence[Migration]) -> list[Keeper]:
+    """Return the keepers whose tables are in this database, where the settings of these files have them."""
     found: list[Keeper] = []
-    for keeper in KEEPERS:  # two have tables of one name, the more particular one comes first
+    for keeper in (
+        whereabouts.locate(one, migrations) for one in KEEPERS
+    ):  # two have tables of one name, the more particular one comes first
         if keeper.table not in {one.table for one in found} and _has(conn, keeper):
             found.append(keeper)
     return found
@@ -26,7 +29,7 @@ def find(conn: Connection, migrations: Sequence[Migration]) -> Keeper | None:
 
     Raises MigrateError where there are several and not one alone knows the files.
     """
-    found = find_all(conn)
+    found = find_all(conn, migrations)
     if len(found) > 1:
         knowing = [one for one in found if match(one, one.read(conn), migrations)[0]]
         found = knowing if len(knowing) == 1 else found

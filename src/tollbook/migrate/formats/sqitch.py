@@ -36,8 +36,10 @@ class _Project:
     settings: Mapping[str, str]  # section.key, in lower case but for a name between them
 
     def find(self, key: str) -> str | None:
-        """Return a setting of the engine's, or of all."""
-        return self.settings.get(f"engine.pg.{key}") or self.settings.get(f"core.{key}")
+        """Return a setting of the target that is deployed to by default, of the engine's, or of all."""
+        target = self.settings.get("engine.pg.target") or self.settings.get("core.target")
+        sections_ = (f"target.{target}", "engine.pg", "core")
+        return next((said for one in sections_ if (said := self.settings.get(f"{one}.{key}"))), None)
 
     @property
     def top(self) -> Path:
@@ -144,6 +146,13 @@ def _list_names(plan: list[str]) -> list[list[str]]:
         tags = [one for one in after[: after.index(name)] if one[0] == "@"] if name in after else []
         found.append([name + tag for tag in tags] or [name])
     return found
+
+
+def find_registry(script: Path) -> str | None:
+    """Return the schema of Sqitch's own tables, as the settings above a script say; None for the usual."""
+    above = (one for one in list(script.parents)[:FOLDERS_ABOVE_MAX] if (one / SETTINGS).is_file())
+    project = next(map(_open, above), None)
+    return project.find("registry") if project else None
 
 
 def find_project(script: Path) -> str:
