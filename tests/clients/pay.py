@@ -30,7 +30,7 @@ def make_x402_client(account: LocalAccount, asset: str) -> x402Client:
 
 def paying_client(account: LocalAccount, asset: str, **httpx_options: Any) -> httpx.AsyncClient:
     """The SDK's httpx client: it answers a 402 by paying and asking again. Close it after use."""
-    return x402HttpxClient(make_x402_client(account, asset), **httpx_options)
+    return x402HttpxClient(make_x402_client(account, asset), **({"timeout": 60} | httpx_options))
 
 
 def require(asset: str, pay_to: str, amount: int = 10_000, **changes: Any) -> PaymentRequirements:

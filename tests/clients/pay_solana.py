@@ -23,7 +23,7 @@ def make_x402_client(account: Keypair, rpc_url: str, mint: str = MINT) -> x402Cl
 
 def paying_client(account: Keypair, rpc_url: str, **httpx_options: Any) -> httpx.AsyncClient:
     """The SDK's httpx client: it answers a 402 by paying and asking again. Close it after use."""
-    return x402HttpxClient(make_x402_client(account, rpc_url), **httpx_options)
+    return x402HttpxClient(make_x402_client(account, rpc_url), **({"timeout": 60} | httpx_options))
 
 
 def require(pay_to: object, fee_payer: object, amount: int = 10_000, **changes: Any) -> PaymentRequirements:

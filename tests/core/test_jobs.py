@@ -11,7 +11,7 @@ from tollbook.core import jobs
 from tollbook.core.database import Database
 from tollbook.core.jobs import Job
 
-WAIT_SECONDS_MAX = 30
+WAIT_SECONDS_MAX = 60
 
 
 async def _until(condition: asyncio.Event, database: Database, known: list[Job]) -> None:

@@ -9,7 +9,7 @@ from tollbook.core import services
 from tollbook.core.database import Database
 from tollbook.core.services import Service
 
-WAIT_SECONDS_MAX = 10
+WAIT_SECONDS_MAX = 60
 
 
 async def test_a_service_that_breaks_off_is_started_again_and_stops_no_other(

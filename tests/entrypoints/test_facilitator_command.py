@@ -36,7 +36,7 @@ class Served:
     url: str
 
     def ask(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10)
+        return httpx.get(self.url + path, timeout=60)
 
 
 @pytest.fixture(params=["JSON array", "base 58"])

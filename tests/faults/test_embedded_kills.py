@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tollbook import embedded
 from tollbook.embedded import account, cluster
 
-WAIT_SECONDS_MAX = 20
+WAIT_SECONDS_MAX = 120
 OWNER = """if True:
     import sys
     from pathlib import Path
@@ -36,10 +36,10 @@ OWNER = """if True:
 
 
 @contextmanager
-def run_owner(data: Path) -> Iterator[subprocess.Popen[str]]:
+def run_owner(data: Path, program: str = OWNER) -> Iterator[subprocess.Popen[str]]:
     """Another process that starts the server, in a session of its own as a terminal's would be."""
     process = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(data)],
+        [sys.executable, "-c", program, str(data)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -190,7 +190,8 @@ def test_a_pid_that_another_program_has_by_now_proves_nothing(data: Path) -> Non
 
 
 def test_a_killed_making_is_made_again(data: Path) -> None:
-    with run_owner(data):
+    never = f"import os, time; os.rename = lambda *_: time.sleep(600)\n{OWNER}"
+    with run_owner(data, never):
         await_true(lambda: any(data.glob(f"{cluster.NEW}*/PG_VERSION")))
     assert not (data / "postgresql").exists()
     with embedded.start(data) as server:

@@ -148,7 +148,7 @@ def run_commands(scene: Scene, folder: Any) -> None:
         "facilitator", "--rpc", rpc, "--key-file", key, "--port", port, TOLLBOOK_STORAGE="memory"
     ) as served:
         served.wait_for("serving")
-        httpx.post(f"http://127.0.0.1:{port}/settle", json={"x402Version": 2}, timeout=10)
+        httpx.post(f"http://127.0.0.1:{port}/settle", json={"x402Version": 2}, timeout=60)
         assert served.end(15) == 0
         scene.planted.hear("the facilitator", json.dumps(served.told) + served.read_complaints())
     for arguments in (

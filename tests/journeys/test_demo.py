@@ -17,7 +17,7 @@ from fixtures.running import find_port, running
 from tollbook.core.local_chain import LocalChainMissing, find_anvil
 
 SECONDS_MAX = 60
-POLLS_MAX = 200
+POLLS_MAX = 600
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,7 +48,7 @@ def send_the_page_s_command(port: int, folder: Path) -> str:
     """What docs/settlement.md says to send; how it ends."""
     body = re.findall(r"-d '(\{.*?\})'", (ROOT / "docs" / "settlement.md").read_text())[0]
     headers = {"Authorization": f"Bearer {(folder / 'admin.key').read_text().strip()}"}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
         sent = client.post("/commands/ingest", content=body, headers={"Content-Type": "application/json"})
         assert sent.status_code == 202
         path = f"/commands/{sent.json()['command_id']}"

@@ -157,7 +157,7 @@ async def test_no_payment_is_taken_for_an_answer_without_a_body(
     shop: Shop, chain: LocalChain, payer: LocalAccount
 ) -> None:
     header = await sign_for(shop, "/weather/rome", payer)
-    async with httpx.AsyncClient(base_url=shop.url) as client:
+    async with httpx.AsyncClient(base_url=shop.url, timeout=60) as client:
         refused = await client.head("/weather/rome", headers={"PAYMENT-SIGNATURE": header})
     assert refused.status_code == 402
     assert shop.runs == []

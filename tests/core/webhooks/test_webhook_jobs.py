@@ -19,7 +19,7 @@ from tollbook.core.settings import Settings
 from tollbook.core.webhooks import jobs
 from tollbook.core.webhooks.sending import Post
 
-SECONDS_MAX = 30
+SECONDS_MAX = 60
 
 
 @pytest.fixture(autouse=True)

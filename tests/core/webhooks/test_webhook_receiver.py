@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,18 +9,13 @@ from pathlib import Path
 
 import httpx
 
+from fixtures.running import find_port
 from fixtures.webhooks import LOCAL, Tollkeeper, fact
 from tollbook.core import clock, ids
 from tollbook.core.webhooks import deliveries, desk
 from tollbook.core.webhooks.sending import Post
 
 FOLDER = Path(__file__).parents[3] / "examples" / "webhook_receiver"
-
-
-def find_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @asynccontextmanager
@@ -32,7 +26,8 @@ async def receiving(port: int, secret: str) -> AsyncIterator[httpx.AsyncClient]:
         stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(60):
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client, asyncio.timeout(120):
             while True:
                 try:
                     await client.get("/")

@@ -47,7 +47,7 @@ async def test_an_unreachable_chain_is_no_verdict_on_the_payment(
                 await one.verify(payload, requirements)
             with pytest.raises(FacilitatorUnreachable):
                 await one.settle(payload, requirements)
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             body = facilitator_remote._make_body(payload, requirements)
             answer = await client.post(url + "/settle", json=body)
         await remote.aclose()

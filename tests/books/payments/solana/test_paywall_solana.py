@@ -48,7 +48,7 @@ class Shop:
     runs: list[str] = field(default_factory=list[str])
 
     async def ask(self, path: str, **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             return await client.get(self.url + path, headers=headers)
 
     async def present(self, path: str, header: str) -> httpx.Response:
