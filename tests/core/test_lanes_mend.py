@@ -108,10 +108,10 @@ async def test_who_reserved_under_one_key_does_not_sign_for_the_next_one(databas
     async with database.write() as tx:
         for sender in (slow, quick):
             await nonces.jump(tx, NETWORK, sender, 0, 0)
-    [taken] = await nonces.take_nonces(database, NETWORK, [slow], [call], only_gaps=False)
+    [taken] = await nonces.take_nonces(database, NETWORK, [slow], [call])
     async with database.write() as tx:
         await nonces.free_abandoned(tx, NETWORK, timedelta())
-    [again] = await nonces.take_nonces(database, NETWORK, [quick], [call], only_gaps=False)
+    [again] = await nonces.take_nonces(database, NETWORK, [quick], [call])
     assert (taken.nonce, again.nonce, again.taken) == (0, 0, True)
     signed = Signed(
         taken.transaction_id, call.purpose, slow, 0, "0x" + "ab" * 32, b"", b"", call.gas, Fees(1, 1)
@@ -125,7 +125,7 @@ async def test_a_key_with_more_than_a_sweep_takes_does_not_hide_another_ones(dat
         async with database.write() as tx:
             await nonces.jump(tx, NETWORK, sender, 0, 0)
         calls = [make_call() for _ in range(count)]
-        taken = await nonces.take_nonces(database, NETWORK, [sender], calls, only_gaps=False)
+        taken = await nonces.take_nonces(database, NETWORK, [sender], calls)
         await transactions.record_signed(
             database,
             [
@@ -280,6 +280,39 @@ async def test_what_a_stranger_sent_and_no_block_takes_is_said_once_with_what_to
     assert "nonce 0" in told
 
 
+async def test_a_nonce_that_the_node_lets_nobody_have_costs_one_row_and_not_one_a_sweep(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    """What it said it refused waits under it for everybody to see, and it wants more for a replacement."""
+    own_chain.call("evm_setAutomine", False)
+    proxy.false_refusals = {SEND: ["txpool is full"]}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        with pytest.raises(NodeRefusedTransaction):
+            await lanes.submit(make_call(purpose="command:0:c-1"))
+        assert (await lanes.submit(make_call())).nonce == 1
+        for _ in range(3):
+            await lanes.mend()
+        async with database.read() as tx:
+            purposes = await tx.dicts("SELECT purpose FROM core.transactions ORDER BY purpose")
+    assert len(purposes) == 3, purposes
+
+
+async def test_of_several_free_nonces_the_one_that_is_to_be_used_up_is(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
+) -> None:
+    proxy.refusals = {SEND: ["txpool is full"] * 2}
+    calls = [make_call(purpose=f"command:0:c-{number}") for number in range(2)]
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        await asyncio.gather(*map(lanes.submit, calls), return_exceptions=True)
+        refused = await find(lanes, calls[1].purpose)
+        assert refused.nonce == 1
+        for _ in range(2):  # once more is no harm
+            await lanes.displace(refused)
+        await lanes.mend()  # what it waits for now
+    assert count_used(own_chain, operator) == 2
+    assert [count_paid(own_chain, call) for call in calls] == [0, 0]
+
+
 async def test_what_a_node_took_and_hides_is_never_paid_beside_what_is_sent_for_it_again(
     database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount
 ) -> None:
@@ -394,7 +427,7 @@ async def test_a_late_refusal_frees_nothing_that_was_issued_anew(database: Datab
         await nonces.jump(tx, NETWORK, key, 0, 0)
 
     async def sign() -> Signed:
-        [taken] = await nonces.take_nonces(database, NETWORK, [key], [call], only_gaps=False)
+        [taken] = await nonces.take_nonces(database, NETWORK, [key], [call])
         assert taken.nonce is not None
         hash_ = "0x" + secrets.token_hex(32)
         signed = Signed(

@@ -31,7 +31,7 @@ async def test_signing_asking_again_and_sweeping_the_same_ones_wait_for_each_oth
 
     for _ in range(ROUNDS):
         calls = [make_call() for _ in range(CALLS)]
-        taken = await nonces.take_nonces(database, NETWORK, [SENDER], calls, only_gaps=False)
+        taken = await nonces.take_nonces(database, NETWORK, [SENDER], calls)
         signed = [
             Signed(
                 transaction_id=one.transaction_id,
@@ -48,7 +48,7 @@ async def test_signing_asking_again_and_sweeping_the_same_ones_wait_for_each_oth
         ]
         outcomes = await asyncio.gather(
             transactions.record_signed(database, signed),
-            nonces.take_nonces(database, NETWORK, [SENDER], calls, only_gaps=False),
+            nonces.take_nonces(database, NETWORK, [SENDER], calls),
             sweep(),
             sweep(),
             return_exceptions=True,
@@ -69,3 +69,24 @@ async def test_processes_with_the_same_keys_in_another_order_sweep_at_the_same_t
 
         monkeypatch.setattr(nonces, "jump", jump_slowly)
         await asyncio.gather(one.mend(), other.mend())
+
+
+async def test_a_nonce_that_is_given_back_while_gaps_are_closed_is_not_lost(database: Database) -> None:
+    """It was given back before, was lost and came back, and a node refuses it just now."""
+    async with database.write() as tx:
+        await nonces.jump(tx, NETWORK, SENDER, 0, 0)
+    [taken] = await nonces.take_nonces(database, NETWORK, [SENDER], [make_call()])
+    hash_ = "0x" + secrets.token_hex(32)
+    signed = Signed(taken.transaction_id, taken.purpose, SENDER, 0, hash_, b"", b"", 30_000, Fees(1, 1))
+    await transactions.record_signed(database, [signed])
+    async with database.write() as tx:
+        await tx.execute(
+            "INSERT INTO core.lane_gaps (network, sender, nonce) VALUES (%(network)s, %(sender)s, 0)",
+            {"network": NETWORK, "sender": SENDER},
+        )
+    async with database.write() as giving:
+        assert await nonces.free(giving, {taken.transaction_id: hash_})
+        async with database.write() as closing:
+            await nonces.close_held(closing, NETWORK)
+    async with database.read() as tx:
+        assert await tx.value("SELECT count(*) FROM core.lane_gaps") == 1

@@ -383,12 +383,6 @@ class Chain(JsonRpc):
         """Return what an account has to pay for gas, in wei."""
         return self._read_int("eth_getBalance", await self.ask("eth_getBalance", address, "latest"))
 
-    async def count_transactions(self, address: str) -> tuple[int, int]:
-        """Return how many of an account's transactions are in blocks, and with those that wait."""
-        method = "eth_getTransactionCount"
-        said = [await self.ask(method, address, tag) for tag in ("latest", "pending")]
-        return self._read_int(method, said[0]), self._read_int(method, said[1])
-
     async def get_block(self, number: int | None = None) -> Block | None:
         """Return a block's head, the newest one's by default; None where there is no such block."""
         tag = "latest" if number is None else hex(number)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,6 +25,8 @@ from tollbook.core import local_chain
 from tollbook.core.chains import Chain, ChainRefused, ChainUnreachable, hide_credentials, is_solana
 from tollbook.core.commands import answer, check_connection, open_database
 from tollbook.core.errors import Refusal
+from tollbook.core.lanes.counts import LATEST, PENDING, count
+from tollbook.core.lanes.node import Node
 from tollbook.core.local_chain import LocalChainMissing
 from tollbook.core.operator_keys import (
     OperatorKeyUnusable,
@@ -293,7 +295,8 @@ async def _ask_evm(network: str, url: str, keys: Sequence[str]) -> list[Finding]
             return [Finding(name, "wrong", says, "Give the right node.")]
         addresses = [Account.from_key(key).address for key in keys]  # pyright: ignore[reportUnknownMemberType]
         purses = [(each, await chain.get_balance(each)) for each in addresses]
-        counts = [(each, *await chain.count_transactions(each)) for each in addresses]
+    async with aclosing(Node(network, url)) as node:
+        used, pending = [await count(node, addresses, block) for block in (LATEST, PENDING)]
     skew = 0.0 if block is None else (block.time - datetime.now(UTC)).total_seconds()
     if skew > SKEW_SECONDS_MAX:
         says = f"its newest block is {skew:.0f} s ahead of this machine's clock"
@@ -303,7 +306,11 @@ async def _ask_evm(network: str, url: str, keys: Sequence[str]) -> list[Finding]
     return [
         Finding(name, "good", says),
         *(_judge_purse(network, address, wei, COIN_DIGITS, "coin", 1) for address, wei in purses),
-        *(_tell_waiting(network, *each) for each in counts if each[1] < each[2]),
+        *(
+            _tell_waiting(network, each, used[each] or 0, pending[each] or 0)
+            for each in addresses
+            if (used[each] or 0) < (pending[each] or 0)
+        ),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 import pytest
 
 from fixtures.settling import DEAF, FICKLE, SILENT, Payroll, later, make_payroll, order_odd
-from tollbook.books.settlement import commands, due, execution, limits, validation
+from tollbook.books.settlement import commands, due, endings, execution, limits, validation
 from tollbook.books.settlement.errors import CommandNotInState
 from tollbook.books.settlement.settings import Limits
 from tollbook.core import clock
@@ -162,7 +162,7 @@ async def test_what_cannot_be_paid_now_waits_can_be_cancelled_and_heals_when_fun
         assert {(one.status, one.attempts) for one in waiting} == {("validated", 1)}
         assert operator.lower() in str(waiting[0].error)
         async with payroll.database.write() as tx:
-            await commands.cancel(tx, ids[1], None, now=clock.now())
+            await endings.cancel(tx, ids[1], None, now=clock.now())
         if missing == "gas":
             chain.set_gas_money(operator, GAS_MONEY_WEI)
         else:
@@ -190,7 +190,7 @@ async def test_cancelling_and_beginning_exclude_each_other(payroll: Payroll) -> 
     async def cancel(command_id: str) -> bool:
         try:
             async with payroll.database.write() as tx:
-                await commands.cancel(tx, command_id, "changed our minds", now=clock.now())
+                await endings.cancel(tx, command_id, "changed our minds", now=clock.now())
         except CommandNotInState:
             return False
         return True
@@ -262,7 +262,7 @@ async def test_what_ends_without_paying_is_given_back_and_a_retry_takes_it_again
         async with payroll.database.write() as tx:
             await limits.retry(tx, first, now=now)
     async with payroll.database.write() as tx:
-        await commands.cancel(tx, third, None, now=now)
+        await endings.cancel(tx, third, None, now=now)
     async with payroll.database.write() as tx:
         assert (await limits.retry(tx, first, now=now)).status == "validated"
     assert (await order("1"))[1] == "refused"
@@ -275,7 +275,7 @@ async def test_what_was_validated_before_there_was_a_limit_gives_nothing_of_it_b
     await payroll.validate(settlement_limits=LIMITS)
     async with payroll.database.write() as tx:
         for command_id in before:
-            await commands.cancel(tx, command_id, None, now=clock.now())
+            await endings.cancel(tx, command_id, None, now=clock.now())
     ids.append(await payroll.order("50"))
     await payroll.validate(settlement_limits=LIMITS)
     assert [(await payroll.get(one)).status for one in ids] == ["validated", "validated", "refused"]

@@ -11,7 +11,7 @@ import pytest
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.settling import OPEN, Payroll, make_payroll, take_turn
 from fixtures.walks import WHOLE
-from tollbook.books.settlement import commands, limits
+from tollbook.books.settlement import endings, limits
 from tollbook.books.settlement.execution import Desk
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -90,7 +90,7 @@ class Walk:
         with suppress(Refusal):
             async with self.payroll.database.write() as tx:
                 if self.ids:
-                    await commands.cancel(tx, self.chance.choice(self.ids), None, now=clock.now())
+                    await endings.cancel(tx, self.chance.choice(self.ids), None, now=clock.now())
 
     async def retry(self) -> None:
         with suppress(Refusal):

@@ -166,7 +166,7 @@ async def test_the_database_itself_refuses_what_nobody_may_do(database: Database
     with psycopg.connect(database_url, autocommit=True) as connection:
         for change in (
             "amount_numeric = 999", "payee = NULL", "command_id = 'd'", "status = 'received'",
-            "expires_at = now()", "status = 'cancelled'", "amount_minor = 5", "asset = NULL",
+            "expires_at = now()", "status = 'expired'", "amount_minor = 5", "asset = NULL",
         ):  # fmt: skip
             with pytest.raises(RestrictViolation):
                 connection.execute(

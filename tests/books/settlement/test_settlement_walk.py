@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from psycopg.errors import RestrictViolation
 
-from tollbook.books.settlement import commands, intake
+from tollbook.books.settlement import commands, endings, intake
 from tollbook.books.settlement.errors import CommandReused
 from tollbook.books.settlement.requests import CommandRequest, read
 from tollbook.core import clock
@@ -29,7 +29,7 @@ STATUSES = st.sampled_from([
 LEGAL = {
     "received": {"validated", "refused", "cancelled", "expired"},
     "validated": {"executed", "refused", "cancelled", "expired"},
-    "executed": {"settled", "failed"},
+    "executed": {"settled", "failed", "cancelled"},
     "failed": {"validated"},
     "settled": {"executed"},
 }
@@ -43,6 +43,7 @@ class Model:
     amount: str
     status: str = "received"
     round: int = 0
+    asked_back: bool = False
     passed: list[str] = field(default_factory=lambda: ["received"])
 
     def move(self, status: str) -> None:
@@ -150,9 +151,19 @@ class Walk(RuleBasedStateMachine):
 
     @rule(choice=CHOICE)
     def cancel(self, choice: int) -> None:
+        """Of the rounds before a worker has to see that nothing of them can come."""
         name, model = self.choose(choice)
-        done = not isinstance(self.write(commands.cancel, name, None), Refusal)
-        self.expect(done, model, {"received", "validated"}, "cancelled")
+        answer = self.write(endings.cancel, name, None)
+        model.asked_back |= model.status == "executed"
+        done = not isinstance(answer, Refusal) and answer.status == "cancelled"
+        allowed = {"received", "validated"} | ({"executed"} if model.round == 0 else set[str]())
+        self.expect(done, model, allowed, "cancelled")
+
+    @rule(choice=CHOICE)
+    def take_back(self, choice: int) -> None:
+        name, model = self.choose(choice)
+        done = self.write(commands.take_back, name)
+        self.expect(done, model, {"executed"}, "cancelled", unless=not model.asked_back)
 
     @rule(choice=CHOICE)
     def retry(self, choice: int) -> None:
@@ -160,6 +171,7 @@ class Walk(RuleBasedStateMachine):
         done = not isinstance(self.write(commands.retry, name), Refusal)
         self.expect(done, model, {"failed"}, "validated", unless=model.over)
         model.round += done
+        model.asked_back &= not done
 
     @rule(choice=CHOICE, wanted=STATUSES)
     def step_by_hand(self, choice: int, wanted: str) -> None:

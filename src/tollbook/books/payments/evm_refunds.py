@@ -15,7 +15,7 @@ from tollbook.books.payments.truth import count_confirmations
 from tollbook.core.chain_logs import find_events, pad
 from tollbook.core.chains import TRANSFER_TOPIC, Chain, ChainRefused, decode_transfer
 from tollbook.core.database import WriteTx
-from tollbook.core.lanes import Call, Lanes, Transaction, transactions
+from tollbook.core.lanes import Call, Lanes, Transaction, endings
 
 PURPOSE = "refund:"  # one of the lanes' LOOK_FIRST
 GAS_MAX = 200_000  # a transfer of USDC through its proxy takes less than a third of it
@@ -95,7 +95,7 @@ class EvmPurse:
 
     async def bar(self, tx: WriteTx, refund: Refund) -> bool:
         """See Purse."""
-        return await transactions.bar(tx, refund.network, _purpose(refund))
+        return await endings.bar(tx, refund.network, _purpose(refund)) == []
 
     async def find_sender(self, refund: Refund, mark: bytes) -> str:
         """See Purse."""

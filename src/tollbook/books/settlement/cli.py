@@ -154,14 +154,28 @@ def retry_command(command_id: str, *, settings: Settings, as_json: bool) -> None
 @settlement_group.command("cancel")
 @click.argument("command_id")
 @click.option("--reason", metavar="TEXT", help="Why, for the history.")
+@click.option(
+    "--although-it-may-come",
+    is_flag=True,
+    help="At once, at your risk: a node may yet bring out what it said it refused.",
+)
 @storage_options
 @json_option
-def cancel_command(command_id: str, *, settings: Settings, reason: str | None, as_json: bool) -> None:
-    """Take a command back, as long as nothing of it was handed to the chain."""
+def cancel_command(
+    command_id: str, *, settings: Settings, reason: str | None, although_it_may_come: bool, as_json: bool
+) -> None:
+    """Take a command back, as long as no transaction of it is under way.
+
+    One that a node refused stays executed until that can come no more, and is not sent any more.
+    """
+
+    from tollbook.books.settlement import endings
 
     async def cancel(database: Database) -> Command:
         async with database.write() as tx:
-            return await commands.cancel(tx, command_id, reason, now=clock.now())
+            return await endings.cancel(
+                tx, command_id, reason, although_it_may_come=although_it_may_come, now=clock.now()
+            )
 
     answer(ask(settings, cancel), as_json=as_json)
 

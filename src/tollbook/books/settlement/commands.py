@@ -10,6 +10,7 @@ What may follow what; a trigger in the database holds it too, and writes each st
     validated            -> executed     begin: the lanes may have it from now on, nothing can be taken back
     executed             -> settled      settle: the chain shows it, deep enough
     executed             -> failed       fail: surely not paid, and never will be by this round
+    executed             -> cancelled    take_back: likewise, and somebody wished so (endings.py)
     failed               -> validated    retry: a new round
     settled              -> executed     reopen: a deep reorganisation took it back
 
@@ -286,8 +287,8 @@ async def reopen(tx: WriteTx, command_id: str, reason: str, *, tx_hash: str, now
     return changed == 1
 
 
-async def cancel(tx: WriteTx, command_id: str, reason: str | None, *, now: datetime) -> Command:
-    """Take it back before the lanes have it. Raises CommandNotInState where they may, CommandUnknown."""
+async def cancel(tx: WriteTx, command_id: str, reason: str | None, *, now: datetime) -> bool:
+    """Take it back before the lanes have it; whether that was so. What was begun: see endings.py."""
     changed = await tx.execute(
         """
         UPDATE settlement.settlement_commands
@@ -301,7 +302,37 @@ async def cancel(tx: WriteTx, command_id: str, reason: str | None, *, now: datet
             "now": now,
         },
     )
-    return await _get_moved(tx, command_id, changed, "cancelled")
+    return changed == 1
+
+
+async def ask_back(tx: WriteTx, command_id: str, reason: str, *, now: datetime) -> bool:
+    """Enter that it is to be cancelled as soon as nothing of it can come; whether it was executed."""
+    changed = await tx.execute(
+        """
+        UPDATE settlement.settlement_commands
+        SET cancelling = coalesce(nullif(%(reason)s, ''), cancelling, ''), last_updated = %(now)s
+        WHERE command_id = %(command_id)s AND status = 'executed'
+        """,
+        {"command_id": command_id, "reason": reason[:REASON_LETTERS_MAX], "now": now},
+    )
+    return changed == 1
+
+
+async def take_back(tx: WriteTx, command_id: str, *, now: datetime) -> bool:
+    """Cancel one that was begun, as it was asked; whether it was executed.
+
+    Only where nothing of it was sent, or can come any more: what is merely unknown stays executed.
+    """
+    changed = await tx.execute(
+        """
+        UPDATE settlement.settlement_commands
+        SET status = 'cancelled', error = nullif(cancelling, ''), executed_at = NULL, transaction_id = NULL,
+            tx_hash = NULL, ended_at = %(now)s, last_updated = %(now)s, next_attempt_at = NULL
+        WHERE command_id = %(command_id)s AND status = 'executed' AND cancelling IS NOT NULL
+        """,
+        {"command_id": command_id, "now": now},
+    )
+    return changed == 1
 
 
 async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
@@ -314,13 +345,16 @@ async def retry(tx: WriteTx, command_id: str, *, now: datetime) -> Command:
         UPDATE settlement.settlement_commands
         SET status = 'validated', validated_at = %(now)s, round = round + 1, attempts = 0, reverts = 0,
             error = NULL, executed_at = NULL, tx_hash = NULL, transaction_id = NULL, ended_at = NULL,
-            counted = false, last_updated = %(now)s, next_attempt_at = %(now)s
+            cancelling = NULL, counted = false, last_updated = %(now)s, next_attempt_at = %(now)s
         WHERE command_id = %(command_id)s AND status = 'failed'
           AND (expires_at IS NULL OR expires_at > %(now)s)
         """,
         {"command_id": command_id, "now": now},
     )
-    return await _get_moved(tx, command_id, changed, "tried again")
+    command = await get(tx, command_id)
+    if changed != 1:
+        raise CommandNotInState(command_id, command.status, "tried again")
+    return command
 
 
 async def note_counted(tx: WriteTx, command_id: str) -> None:
@@ -416,10 +450,3 @@ async def list_moves(tx: ReadTx, command_id: str) -> list[Move]:
         {"command_id": command_id, "limit": MOVES_MAX},
         into=Move,
     )
-
-
-async def _get_moved(tx: WriteTx, command_id: str, changed: int, wanted: str) -> Command:
-    command = await get(tx, command_id)
-    if changed != 1:
-        raise CommandNotInState(command_id, command.status, wanted)
-    return command

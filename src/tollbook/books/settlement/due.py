@@ -30,6 +30,7 @@ class Due:
     amount_minor: Decimal | None
     received_at: datetime
     expires_at: datetime | None
+    cancelling: str | None
     transaction_id: int | None
     tx_hash: str | None
 
@@ -72,7 +73,7 @@ async def find_received(tx: WriteTx, now: datetime, limit: int) -> list[Due]:
         """
         SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
                trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
-               expires_at, transaction_id, tx_hash
+               expires_at, cancelling, transaction_id, tx_hash
         FROM settlement.settlement_commands
         WHERE status = 'received' AND next_attempt_at <= %(now)s
         ORDER BY network, next_attempt_at  -- no network yet: the index's order, or all of them are sorted
@@ -89,7 +90,7 @@ async def find(tx: ReadTx, status: str, network: str, now: datetime, limit: int)
         """
         SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
                trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
-               expires_at, transaction_id, tx_hash
+               expires_at, cancelling, transaction_id, tx_hash
         FROM settlement.settlement_commands
         WHERE status = %(status)s AND network = %(network)s AND next_attempt_at <= %(now)s
         ORDER BY next_attempt_at LIMIT %(limit)s
@@ -118,7 +119,7 @@ async def find_confirmed(tx: ReadTx, network: str, limit: int) -> list[Confirmed
         """
         SELECT c.command_id, c.status, c.round, c.attempts, c.reverts, c.payee, c.asset_symbol,
                trim_scale(c.amount_numeric) AS amount, c.chain_id, c.network, c.asset, c.amount_minor,
-               c.received_at, c.expires_at, c.transaction_id, c.tx_hash,
+               c.received_at, c.expires_at, c.cancelling, c.transaction_id, c.tx_hash,
                t.sender, t.hash, t.block_hash
         FROM settlement.settlement_commands c
         JOIN core.transactions t ON t.transaction_id = c.transaction_id
@@ -212,7 +213,7 @@ async def find_bound(
         LEFT JOIN core.transactions t ON t.purpose = %(prefix)s::text || c.round || ':' || c.command_id
         JOIN unnest(%(senders)s::text[]) AS s (sender) ON s.sender = coalesce(t.sender, s.sender)
         WHERE c.status = 'executed' AND c.network = %(network)s AND c.next_attempt_at IS NOT NULL
-          AND (t.status IS NULL OR t.status <> 'mined')
+          AND c.cancelling IS NULL AND (t.status IS NULL OR t.status <> 'mined')
           AND c.command_id <> ALL (%(besides)s::varchar[])
         GROUP BY s.sender, c.asset
         """,
@@ -252,7 +253,7 @@ async def get(tx: WriteTx, command_id: str) -> Due:
         """
         SELECT command_id, status, round, attempts, reverts, payee, asset_symbol,
                trim_scale(amount_numeric) AS amount, chain_id, network, asset, amount_minor, received_at,
-               expires_at, transaction_id, tx_hash
+               expires_at, cancelling, transaction_id, tx_hash
         FROM settlement.settlement_commands WHERE command_id = %(command_id)s FOR UPDATE
         """,
         {"command_id": command_id},

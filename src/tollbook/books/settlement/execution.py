@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from tollbook.books.settlement import commands, due
-from tollbook.books.settlement.due import Confirmed, Due, TakenBack
+from tollbook.books.settlement import commands, due, endings
+from tollbook.books.settlement.due import Confirmed, Due
 from tollbook.books.settlement.looks import CLOCKS_APART_MAX, Lookout, Sight, StrangerWaits, read_receipts
 from tollbook.books.settlement.purse import Choice, Purse, PurseEmpty, TransferReverts
 from tollbook.core import clock
@@ -25,7 +25,6 @@ from tollbook.core.chains import Chain, Receipt, find_network
 from tollbook.core.database import Database, WriteTx
 from tollbook.core.errors import DatabaseUnreachable, Refusal
 from tollbook.core.lanes import (
-    Call,
     FeesAboveCap,
     Lanes,
     NoGasMoney,
@@ -34,11 +33,9 @@ from tollbook.core.lanes import (
     SubmissionOpen,
     Transaction,
     nonces,
-    transactions,
 )
-from tollbook.core.lanes.mend import FILLER
+from tollbook.core.lanes import endings as lane_endings
 from tollbook.core.lanes.node import Node
-from tollbook.core.lanes.transactions import GAS_MIN
 from tollbook.core.services import repeat
 
 SENT_AT_ONCE_MAX = 100
@@ -207,11 +204,14 @@ class Desk:
             tx,
             one.command_id,
             refusal.sentence,
-            next_attempt_at=now + min(self.pace.pause_min * 2 ** min(one.attempts, PAUSES_MAX), PAUSE_MAX),
+            next_attempt_at=now + self._pause(one),
             counted=not waits or one.attempts < PAUSES_MAX,
             reverted=isinstance(refusal, TransferReverts),
             now=now,
         )
+
+    def _pause(self, one: Due) -> timedelta:
+        return min(self.pace.pause_min * 2 ** min(one.attempts, PAUSES_MAX), PAUSE_MAX)
 
     def _watch(self, transaction_id: int) -> None:
         """Have the lanes ask for its block, and be told; many are asked for together. Bounded: see `mend`."""
@@ -267,16 +267,15 @@ class Desk:
             await self._displace(transaction)
         self.news.set()
 
-    async def _displace(self, lost: Transaction) -> None:
+    async def _displace(self, hidden: Transaction) -> None:
         """Give the nonce of one that was taken back, or refused, to a transaction that does nothing.
 
         Whoever saw it may send it again: only when its nonce is another's for good may it be paid anew.
         """
-        call = Call(self.network, f"{FILLER}of {lost.hash}", lost.sender, b"", GAS_MIN, sender=lost.sender)
         try:
-            await self.lanes.submit(call)
+            await self.lanes.displace(hidden)
         except Refusal as refusal:
-            logger.warning("nonce %s of %s: %s", lost.nonce, lost.sender, refusal.sentence)
+            logger.warning("nonce %s of %s: %s", hidden.nonce, hidden.sender, refusal.sentence)
 
     async def _send_again(
         self, dues: Sequence[Due], known: Mapping[str, Sequence[Transaction]], began_at: float, now: datetime
@@ -284,13 +283,6 @@ class Desk:
         """They have none that lives. Nothing is sent anew before the chain was looked at."""
         if not dues:
             return
-        # By who died, or is about to sign it: the lanes know which, and wait for him.
-        reserved = {
-            one.command_id
-            for one in dues
-            for each in known.get(one.command_id, ())
-            if each.purpose == one.transfer.purpose and each.status == "reserved"
-        }
         try:
             sights = await self.lookout.look(dues, known)
         except StrangerWaits as refusal:
@@ -298,13 +290,10 @@ class Desk:
             return
         left: list[Due] = []
         for one in dues:
-            if one.command_id in sights:
-                await self._note_sight(one, sights[one.command_id], known.get(one.command_id, ()), now)
-            elif one.command_id in reserved:
-                left.append(one)
-            elif one.attempts >= ATTEMPTS_MAX or one.is_over(now - CLOCKS_APART_MAX):
-                await self._give_up(one)
-            elif not one.is_over(now):  # else whoever began it in time may be about to send it
+            of_all_rounds = {each.purpose: each for each in known.get(one.command_id, ())}
+            if await self._may_be_sent(
+                one, sights.get(one.command_id), of_all_rounds.get(one.transfer.purpose), now
+            ):
                 left.append(one)
         async with self.database.read() as tx:
             own = await nonces.find_accounts(tx, [one.transfer.purpose for one in left])
@@ -312,43 +301,66 @@ class Desk:
         await self._note_refused(choices, now)
         await self._submit([one for one in choices if one.refusal is None], began_at)
 
+    async def _may_be_sent(
+        self, one: Due, sight: Sight | None, own: Transaction | None, now: datetime
+    ) -> bool:
+        """Whether it may be handed to the lanes now; else it is ended, or what it waits for written down.
+
+        `own` is this round's transaction: dropped, or reserved by who died, or is about to sign it, which
+        the lanes know.
+        """
+        is_given_up = (
+            one.cancelling is not None or one.attempts >= ATTEMPTS_MAX or one.is_over(now - CLOCKS_APART_MAX)
+        )
+        if sight is not None and sight.hash is not None:
+            await self._note_paid(one, sight, own, now)
+        elif sight is not None and (own is None or sight.hidden is not own):
+            await self._await_hidden(one, sight.hidden, now)
+        elif own is not None and own.status == "reserved":
+            return True
+        elif (
+            sight is not None and own is not None and (is_given_up or own.sender not in self.lanes.addresses)
+        ):
+            await self._await_hidden(one, own, now)
+        elif is_given_up:
+            await self._give_up(one, own)
+        else:
+            if sight is None and own is not None and own.nonce is not None:
+                async with self.database.write() as tx:
+                    await lane_endings.release(tx, own)
+            return not one.is_over(now)  # else whoever began it in time may be about to send it
+        return False
+
     async def _note_refused(self, choices: Sequence[Choice], now: datetime) -> None:
         async with self.database.write() as tx:
             for choice in choices:
                 if choice.refusal is not None:
                     await self._note(tx, choice, choice.refusal, now)
 
-    async def _note_sight(self, one: Due, sight: Sight, known: Sequence[Transaction], now: datetime) -> None:
-        """A transaction pays it that the lanes do not know: these books were restored, or a node lied.
-
-        Or one of a former round may come yet, until its nonce is another's.
-        """
-        if sight.hash is None:
-            former = [each for each in known if each.purpose != one.transfer.purpose]
-            may_come = [each for each in former if each.status in ("lost", "dropped") and each.hash]
-            for each in [each for each in may_come if each.nonce is not None]:
-                await self._displace(each)
-            return
+    async def _note_paid(self, one: Due, sight: Sight, own: Transaction | None, now: datetime) -> None:
+        """A transaction pays it that the lanes do not know: these books were restored, or a node lied."""
         logger.warning("%s is paid by %s, which was not sent for sure", one.command_id, sight.hash)
-        if sight.is_final:
+        if sight.is_final and sight.hash is not None:
             async with self.database.write() as tx:
-                if await self._bar(tx, one):
+                if await endings.bar(tx, one, own):
                     await commands.settle(tx, one.command_id, tx_hash=sight.hash, now=now)
 
-    async def _bar(self, tx: WriteTx, one: Due) -> bool:
-        """Whether it is ours to end, and no worker that stood still meanwhile can send it any more."""
-        return bool(await due.lock(tx, [one])) and await transactions.bar(
-            tx, self.network, one.transfer.purpose
-        )
+    async def _await_hidden(self, one: Due, hidden: Transaction | None, now: datetime) -> None:
+        """It may come yet, until its nonce is another's; one that is shown has its block some day."""
+        if hidden is None:
+            return
+        if hidden.sender in self.lanes.addresses:
+            await self._displace(hidden)
+        says, later = endings.describe(one, hidden, self.lanes.addresses), now + self._pause(one)
+        async with self.database.write() as tx:
+            if await due.lock(tx, [one]):
+                await endings.wait(tx, one, says, until=later, now=now)
 
-    async def _give_up(self, one: Due) -> None:
-        """Nothing of it was sent, and nothing will be."""
+    async def _give_up(self, one: Due, own: Transaction | None) -> None:
         why = "its time was over" if one.attempts < ATTEMPTS_MAX else f"it was tried {one.attempts} times"
         async with self.database.write() as tx:
-            if await self._bar(tx, one):
-                last = await due.get_error(tx, one.command_id)
-                error = f"Nothing was sent, and {why}. The last time: {last or 'nothing was said'}"
-                await commands.fail(tx, one.command_id, error, now=clock.now())
+            if await endings.bar(tx, one, own):
+                await endings.give_up(tx, one, why, now=clock.now())
 
     # Judging -----------------------------------------------------------------------------------------------
 
@@ -396,7 +408,7 @@ class Desk:
         async with self.database.read() as tx:
             lost = await due.find_taken_back(tx, self.network, REOPENED_AT_ONCE_MAX)
         for one in lost:
-            await reopen_one(self.database, one, now)
+            await endings.reopen(self.database, one, now)
         return len(lost)
 
     async def mend(self) -> int:
@@ -442,14 +454,6 @@ def _say_dry(choice: Choice | None) -> str:
     if choice.refusal is not None:
         return f"Dry run: {choice.refusal.sentence}"
     return f"Dry run: it would be sent from {choice.sender}."
-
-
-async def reopen_one(database: Database, one: TakenBack, now: datetime) -> None:
-    """Open a settled command again, unless another transaction has settled it by now."""
-    async with database.write() as tx:
-        why = f"{one.tx_hash} was final, and a reorganisation took it back: it is paid again."
-        if await commands.reopen(tx, one.command_id, why, tx_hash=one.tx_hash, now=now):
-            logger.error("%s: %s", one.command_id, why)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 
-from tollbook.books.settlement import due, execution, limits, validation
+from tollbook.books.settlement import due, endings, limits, validation
 from tollbook.books.settlement.dry_run import list_nodes, read_keys
 from tollbook.books.settlement.execution import IDLE_SECONDS, Pace, open_desk
 from tollbook.books.settlement.settings import SettlementSettings
@@ -79,7 +79,7 @@ async def reopen_forgone(database: Database) -> int:
     async with database.read() as tx:
         forgone = await due.find_forgone(tx, FORGONE_MAX)
     for one in forgone:
-        await execution.reopen_one(database, one, clock.now())
+        await endings.reopen(database, one, clock.now())
     return len(forgone)
 
 

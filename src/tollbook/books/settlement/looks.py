@@ -8,7 +8,7 @@ what is new. The network's own coin carries no mark: of that, only the lanes kno
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, cast
 
@@ -21,13 +21,14 @@ from tollbook.core.chains import TRANSFER_TOPIC, Chain, Receipt, read_receipt
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
 from tollbook.core.lanes import Lanes, Transaction
+from tollbook.core.lanes.counts import count
 from tollbook.core.lanes.node import Ask, Node
 
 CLOCKS_APART_MAX = timedelta(minutes=15)  # between ours and the chain's
 FOUND_MAX = 100_000
 BLOCKS_KEPT = 2_000  # after so many, what was read is kept, though the node give up on the rest
 LOOK_BACK_MAX = timedelta(days=7)  # for transactions that these books do not know
-COUNT = "eth_getTransactionCount"
+STATES_KEPT = 100  # blocks: most nodes know the counts of the newest 128
 LIVE = ("reserved", "signed", "sent", "lost")  # the lanes' own may have a block yet
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ class Trace:
 class Sight:
     """What a look showed of a command: the transaction that paid it, and whether no block may change that.
 
-    `hash` is None where one waits that may yet pay it.
+    `hash` is None where one waits that may yet pay it; `hidden` is one that may, and that nobody shows.
     """
 
     hash: str | None
     is_final: bool
+    hidden: Transaction | None = None
 
 
 async def read_receipts(node: Node, hashes: Sequence[str]) -> list[Receipt | None]:
@@ -118,8 +120,9 @@ class Lookout:
         """By command, what paid it or may yet: nothing of those that are not in the answer is under way.
 
         `own` are the lanes' transactions of former rounds, and this round's where it was dropped, or reserved
-        since: a node may have taken what it said it refused. Raises ChainUnreachable, ChainRefused,
-        StrangerWaits, DatabaseUnreachable.
+        since: a node may have taken what it said it refused, which is `hidden` until its nonce is used, and
+        may be sent again under that. Raises ChainUnreachable, ChainRefused, StrangerWaits,
+        DatabaseUnreachable.
         """
         async with self._lock:  # who reads everything anew takes nothing away from another one's look
             return await self._look(dues, own)
@@ -127,48 +130,43 @@ class Lookout:
     async def _look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         await self._check_pending()  # what waits now could have its block after the blocks were read
         await self._read_news(dues)
+        hidden = await self._find_hidden(own)  # before receipts: what used a nonce by now has one then
         traces = {due.command_id: self._trace(due, own.get(due.command_id, ())) for due in dues}
         hashes = list({trace.hash for one in traces.values() for trace in one})
         receipts = dict(zip(hashes, await read_receipts(self.node, hashes), strict=True))
         waiting = await self._find_waiting([one for one, receipt in receipts.items() if receipt is None])
-        hidden = await self._find_hidden(dues, own)
         sights: dict[str, Sight] = {}
+        waits = Sight(None, is_final=False)
         for due in dues:
-            former = own.get(due.command_id, ())
-            if any(_may_come(due, one) or one.transaction_id in hidden for one in former):
-                sights[due.command_id] = Sight(None, is_final=False)
+            # Of this round last: it may be sent again, where none of another may come.
+            for one in sorted(
+                own.get(due.command_id, ()), key=lambda one: one.purpose == due.transfer.purpose
+            ):
+                if _may_come(due, one) or one.transaction_id in hidden:
+                    may_be_displaced = one.status in ("dropped", "lost")
+                    sights.setdefault(
+                        due.command_id, replace(waits, hidden=one) if may_be_displaced else waits
+                    )
             for trace in traces[due.command_id]:
                 receipt = receipts[trace.hash]
                 if receipt is not None and due.transfer.is_shown(receipt, trace.sender):
                     is_final = self.newest - receipt.block_number + 1 >= self.depth
                     sights[due.command_id] = Sight(trace.hash, is_final)
-                elif trace.hash in waiting:
-                    sights.setdefault(due.command_id, Sight(None, is_final=False))
+                elif trace.hash in waiting and not sights.get(due.command_id, waits).hash:
+                    sights[due.command_id] = waits
         return sights
 
-    async def _find_hidden(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> set[int]:
-        """Those of former rounds whose nonces are not used yet: a node may have taken them, and show none.
-
-        What this round had is sent again under its own nonce, so that only one of the two can be mined.
-        """
+    async def _find_hidden(self, own: Mapping[str, Sequence[Transaction]]) -> set[int]:
+        """Those that a node said it refused, and may have taken: their nonces are not used for good."""
         refused = [
             one
-            for due in dues
-            for one in own.get(due.command_id, ())
-            if (one.status, one.purpose != due.transfer.purpose) == ("dropped", True)
-            and (one.hashes or one.former_hashes)
+            for of_command in own.values()
+            for one in of_command
+            if one.status == "dropped" and one.nonce is not None and (one.hashes or one.former_hashes)
         ]
-        senders = list({one.sender for one in refused})
-        used = dict(zip(senders, await self._count_used(senders), strict=True))
-        return {
-            one.transaction_id
-            for one in refused
-            if one.nonce is not None and one.nonce >= used[one.sender]  # else it is another's, or shown
-        }
-
-    async def _count_used(self, senders: Sequence[str]) -> list[int]:
-        said = await self.node.ask_all([Ask(COUNT, (one, "latest")) for one in senders])
-        return [self.node.read_int(COUNT, answer.result) for answer in said]
+        final = max(self.newest - min(self.depth, STATES_KEPT) + 1, 0)
+        used = await count(self.node, list({one.sender for one in refused}), final)
+        return {one.transaction_id for one in refused if cast(int, one.nonce) >= (used[one.sender] or 0)}
 
     def _trace(self, due: Due, own: Sequence[Transaction]) -> list[Trace]:
         traces = [
@@ -227,11 +225,10 @@ class Lookout:
 
         Restored books have forgotten commands too: one that is sent again was received, by them, just now.
         """
-        used = await self._count_used(self.senders)
+        told = await count(self.node, self.senders)
+        used = {sender: number for sender, number in told.items() if number is not None}
         async with self.database.read() as tx:
-            since = await books.find_forgotten(
-                tx, self.node.network, dict(zip(self.senders, used, strict=True))
-            )
+            since = await books.find_forgotten(tx, self.node.network, used)
         now = clock.now()
         return max(since or now, now - LOOK_BACK_MAX)
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from tollbook.books.settlement import bulk, commands, dry_run, limits, requests
+from tollbook.books.settlement import bulk, commands, dry_run, endings, limits, requests
 from tollbook.books.settlement.commands import Command, Move, Status
 from tollbook.books.settlement.dry_run import Forecast
 from tollbook.books.settlement.intake import Gate
@@ -81,11 +81,12 @@ class CommandHistory:
 
 
 class Cancellation(BaseModel):
-    """Why a command is taken back."""
+    """Why a command is taken back; and whether at once, though a node may yet bring it out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     reason: str | None = Field(default=None, max_length=commands.REASON_LETTERS_MAX)
+    although_it_may_come: bool = False
 
 
 def _get_gate(http_request: Request, database: Base) -> Gate:
@@ -169,10 +170,19 @@ async def get_command(database: Base, command_id: CommandPath) -> CommandHistory
 async def cancel_command(
     database: Base, command_id: CommandPath, wanted: Cancellation | None = None
 ) -> Command:
-    """Take a command back, as long as nothing of it was handed to the chain; after that: 409."""
+    """Take a command back, as long as no transaction of it is under way; after that: 409.
+
+    One that was refused by a node stays `executed` until that can come no more, and is not sent any more.
+    """
+    wanted = wanted or Cancellation()
     async with database.write() as tx:
-        reason = None if wanted is None else wanted.reason
-        return await commands.cancel(tx, command_id, reason, now=clock.now())
+        return await endings.cancel(
+            tx,
+            command_id,
+            wanted.reason,
+            although_it_may_come=wanted.although_it_may_come,
+            now=clock.now(),
+        )
 
 
 @router.post("/{command_id}/retry", dependencies=[require(WRITE)])

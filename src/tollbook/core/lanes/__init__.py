@@ -163,10 +163,8 @@ class Lanes:
         """
         call = call.check()
         queue = self._get_queue(call.network)
-        if call.sender is not None and call.sender not in self._keys:
-            raise SigningKeyUnusable(
-                f"There is no key of {call.sender} here. Send with one of {self.addresses}."
-            )
+        if call.sender is not None:
+            self._check_key(call.sender)
         pending = self._pending.get(call.purpose)
         if pending is None:
             pending = _Pending(call, asyncio.get_running_loop().create_future())
@@ -205,6 +203,16 @@ class Lanes:
         async with self._database.read() as tx:
             return (await nonces.find_accounts(tx, [purpose])).get(purpose)
 
+    async def displace(self, refused: Transaction) -> None:
+        """Have the nonce of one that is not sent any more used up, so that it cannot come any more either.
+
+        To be asked again until the chain says that it is used. Raises SigningKeyUnusable, ChainUnreachable,
+        FeesAboveCap, UnknownNetwork, DatabaseUnreachable.
+        """
+        self._check_key(refused.sender)
+        if refused.nonce is not None:
+            await self._get_queue(refused.network).lanes.fill(refused.sender, [refused.nonce])
+
     async def find_strangers(self, network: str) -> list[Strangers]:
         """The accounts of which transactions wait there that these books do not know.
 
@@ -238,6 +246,10 @@ class Lanes:
         if not rows:
             raise UnknownTransaction(f"There is no transaction {transaction_id}.")
         return rows[0]
+
+    def _check_key(self, sender: str) -> None:
+        if sender not in self._keys:
+            raise SigningKeyUnusable(f"There is no key of {sender} here. Send with one of {self.addresses}.")
 
     def _get_queue(self, network: str) -> _Queue:
         queue = self._queues.get(network)

@@ -2,9 +2,8 @@
 
 import logging
 import math
-import secrets
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -15,15 +14,14 @@ from tollbook.core.chains import ChainUnreachable
 from tollbook.core.lanes import losses, nonces, transactions
 from tollbook.core.lanes.fees import FeesAboveCap
 from tollbook.core.lanes.keys import Fees
-from tollbook.core.lanes.network import NetworkLanes
+from tollbook.core.lanes.network import FILLER, NetworkLanes
 from tollbook.core.lanes.node import Ask
 from tollbook.core.lanes.outcomes import Outcome, find_block, find_call, find_holder, find_known, find_mined
 from tollbook.core.lanes.strangers import Counts, find_waiting
-from tollbook.core.lanes.transactions import GAS_MIN, LOOK_FIRST, Call, Mined, Transaction, Unfinished
+from tollbook.core.lanes.transactions import LOOK_FIRST, Mined, Transaction, Unfinished
 
 SWEEP_MAX = 500  # transactions looked after in one sweep; the rest in the next ones
 FILL_MAX = 100  # gaps closed in one sweep
-FILLER = "lanes: close a gap "
 BEHIND_SECONDS = 600.0  # for so long a chain must know less than is final here, before it is believed
 SILENCES_MAX = 3  # answers to resending that are lost: then the node is left alone until the next sweep
 REHEARSAL = local_chain.NETWORK  # a shorter chain is one that was rolled back here, and not a node that lags
@@ -392,15 +390,6 @@ class _Sweep:
         """Nonces that nobody has hold up all later ones: give them to transactions that do nothing."""
         async with self._lanes.database.write() as tx:
             gaps = await nonces.find_gaps(tx, self._node.network, sender, first, FILL_MAX)
-        if gaps == 0:
-            return
-        fillers = [
-            Call(self._node.network, FILLER + secrets.token_hex(16), sender, b"", GAS_MIN, sender=sender)
-            for _ in range(min(gaps, FILL_MAX))
-        ]
-        issued = await self._lanes.issue(fillers, only_gaps=True)
-        self.mended.filled += _count_sent(issued.values())
-
-
-def _count_sent(answers: Iterable[Transaction | Exception]) -> int:
-    return sum(isinstance(answer, Transaction) and answer.status != "dropped" for answer in answers)
+        if gaps:
+            with self._patience():
+                self.mended.filled += await self._lanes.fill(sender, gaps)

@@ -14,7 +14,7 @@ from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import losses, nonces, transactions
+from tollbook.core.lanes import counts, losses, nonces, transactions
 from tollbook.core.lanes.fees import FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Draft, Fees, Key
 from tollbook.core.lanes.node import AnswerLost, Ask, Node, NodeUnreachable, Said
@@ -31,6 +31,7 @@ from tollbook.core.lanes.outcomes import (
 )
 from tollbook.core.lanes.strangers import Strangers, find_waiting
 from tollbook.core.lanes.transactions import (
+    GAS_MIN,
     LOOK_FIRST,
     Call,
     PurposeBarred,
@@ -46,6 +47,7 @@ RESERVED_SECONDS_MAX = 10.0  # then who reserved a nonce and did not sign is tak
 LOOKS_MAX = 8  # transactions of a batch that are looked into at once
 LEAP_MAX = 10_000  # a count that is so far above ours is believed when it is told again
 LEAP_SECONDS = 5.0  # after so long
+FILLER = "lanes: close a gap "
 KEPT = {Outcome.TAKEN: "sent", Outcome.UNCLEAR: "signed"}  # the status of what is left as it is
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ class NetworkLanes:
         self._empty_until: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def issue(self, calls: Sequence[Call], *, only_gaps: bool = False) -> Issued:
+    async def issue(self, calls: Sequence[Call]) -> Issued:
         """Send each call once; by purpose, its transaction or why there is none.
 
         Calls that pin a sender all pin the same one.
@@ -105,17 +107,17 @@ class NetworkLanes:
         issued: Issued = {}
         waiting = list(calls)
         for _ in range(ISSUE_ATTEMPTS_MAX):
-            answers = await self._issue_or_name(waiting, only_gaps=only_gaps)
+            answers = await self._issue_or_name(waiting)
             issued |= {key: one.refusal if isinstance(one, _Again) else one for key, one in answers.items()}
             waiting = [call for call in waiting if isinstance(answers[call.purpose], _Again)]
             if not waiting:
                 break
         return issued
 
-    async def _issue_or_name(self, calls: Sequence[Call], *, only_gaps: bool) -> _Answers:
+    async def _issue_or_name(self, calls: Sequence[Call]) -> _Answers:
         try:
             try:
-                return await self._issue_once(calls, only_gaps=only_gaps)
+                return await self._issue_once(calls)
             except (ChainUnreachable, FeesAboveCap) as refusal:
                 # Nothing new was sent. But a purpose that was sent before must not look as if it never was.
                 refused: _Answers = {call.purpose: refusal for call in calls}
@@ -129,37 +131,36 @@ class NetworkLanes:
 
         Raises ChainUnreachable; also where the node is of another chain, or counts at random.
         """
-        counts = await self._count()
-        if await self._find_leaps(counts):
+        told = await self._count()
+        if await self._find_leaps(told):
             await asyncio.sleep(LEAP_SECONDS)
-            before, counts = counts, await self._count()
-            for sender in await self._find_leaps(counts):
-                if abs(max(counts[sender]) - max(before[sender])) > LEAP_MAX:
-                    raise self.node.complain(f"it counts {before[sender]}, then {counts[sender]} of {sender}")
+            before, told = told, await self._count()
+            for sender in await self._find_leaps(told):
+                if abs(max(told[sender]) - max(before[sender])) > LEAP_MAX:
+                    raise self.node.complain(f"it counts {before[sender]}, then {told[sender]} of {sender}")
         async with self.database.write() as tx:
-            for sender, (used, pending) in sorted(counts.items()):  # others may have them in another order
+            for sender, (used, pending) in sorted(told.items()):  # others may have them in another order
                 await nonces.jump(tx, self.node.network, sender, used, pending)
             await nonces.close_held(tx, self.node.network)
-        return counts
+        return told
 
     async def find_strangers(self) -> list[Strangers]:
         """Of which keys transactions wait that these books do not know. Raises ChainUnreachable."""
         return await find_waiting(self.database, self.node, await self._count())
 
     async def _count(self) -> dict[str, tuple[int, int]]:
-        tags = ("latest", "pending")
-        counts = [Ask("eth_getTransactionCount", (key, tag)) for key in self.keys for tag in tags]
+        asks = counts.ask(list(self.keys), counts.LATEST, counts.PENDING)
         genesis = Ask("eth_getBlockByNumber", ("0x0", False))
-        chain, first, *said = await self.node.ask_all([Ask("eth_chainId"), genesis, *counts])
+        chain, first, *said = await self.node.ask_all([Ask("eth_chainId"), genesis, *asks])
         if self.node.read_int("eth_chainId", chain.result) != self.chain_id:
             raise self.node.complain("it is the node of another chain")
         await self._note_chain(first.result)
-        numbers = [self.node.read_int("eth_getTransactionCount", one.result) for one in said]
+        numbers = [self.node.read_int(counts.METHOD, one.result) for one in said]
         return dict(zip(self.keys, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
-    async def _find_leaps(self, counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    async def _find_leaps(self, told: Mapping[str, tuple[int, int]]) -> list[str]:
         async with self.database.read() as tx:
-            highest = {sender: max(both) for sender, both in counts.items()}
+            highest = {sender: max(both) for sender, both in told.items()}
             return await nonces.find_leaps(tx, self.node.network, highest, LEAP_MAX)
 
     async def _note_chain(self, genesis: object) -> None:
@@ -180,19 +181,35 @@ class NetworkLanes:
                 former,
             )
 
-    async def _issue_once(self, calls: Sequence[Call], *, only_gaps: bool) -> _Answers:
+    async def _issue_once(self, calls: Sequence[Call]) -> _Answers:
         fees = await self.fees.choose()
         async with self._opening:
             if not self._open:
                 await self.look()
                 self._open = True
         senders = [calls[0].sender] if calls[0].sender else self._list_solvent()
-        rows = await nonces.take_nonces(self.database, self.node.network, senders, calls, only_gaps=only_gaps)
+        rows = await nonces.take_nonces(self.database, self.node.network, senders, calls)
         by_purpose = {call.purpose: call for call in calls}
         answers: _Answers = {}
         if new := [self._sign(by_purpose[row.purpose], row, fees) for row in rows if row.taken]:
             answers |= await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce))
         return answers | await self._adopt([by_purpose[row.purpose] for row in rows if not row.taken])
+
+    async def fill(self, sender: str, gaps: Sequence[int]) -> int:
+        """Use free nonces up by transactions that do nothing; how many a node may have.
+
+        Each has one row however often it is tried. Raises ChainUnreachable, FeesAboveCap.
+        """
+        fees, network = await self.fees.choose(), self.node.network
+        fillers = {
+            nonce: Call(network, f"{FILLER}{network} {sender} {nonce}", sender, b"", GAS_MIN, sender=sender)
+            for nonce in gaps
+        }
+        taken = await nonces.take_gaps(self.database, network, sender, fillers)
+        by_purpose = {call.purpose: call for call in fillers.values()}
+        new = [self._sign(by_purpose[row.purpose], row, fees) for row in taken]
+        answers = await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce)) if new else {}
+        return sum(isinstance(answer, Transaction) for answer in answers.values())
 
     def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
         assert row.sender is not None

@@ -28,12 +28,12 @@ class Taken:
 
 
 async def take_nonces(
-    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
+    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call]
 ) -> list[Taken]:
     """Reserve a nonce for each call whose purpose is new or was dropped; a row for every purpose."""
     for attempt in range(1, TAKE_ATTEMPTS_MAX + 1):
         try:
-            return await _take(database, network, senders, calls, only_gaps=only_gaps)
+            return await _take(database, network, senders, calls)
         except UniqueViolation as error:
             broken = error.diag.constraint_name
             if broken not in (ID_CONSTRAINT, NONCE_CONSTRAINT) or attempt == TAKE_ATTEMPTS_MAX:
@@ -44,7 +44,7 @@ async def take_nonces(
 
 
 async def _take(
-    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call], *, only_gaps: bool
+    database: Database, network: str, senders: Sequence[str], calls: Sequence[Call]
 ) -> list[Taken]:
     calls = sorted(calls, key=lambda call: call.purpose)
     # One statement that is its own transaction: the lane's row is locked for no round trip to this process.
@@ -54,7 +54,7 @@ async def _take(
             SELECT purpose, transaction_id, sender, nonce, taken
             FROM core.take_nonces(
                 %(network)s, %(senders)s::text[], %(ids)s::bigint[], %(purposes)s::text[],
-                %(fingerprints)s::bytea[], %(now)s, %(only_gaps)s
+                %(fingerprints)s::bytea[], %(now)s, false
             )
             """,
             {
@@ -64,7 +64,46 @@ async def _take(
                 "purposes": [call.purpose for call in calls],
                 "fingerprints": [call.fingerprint for call in calls],
                 "now": clock.now(),
-                "only_gaps": only_gaps,
+            },
+            into=Taken,
+        )
+
+
+async def take_gaps(database: Database, network: str, sender: str, gaps: Mapping[int, Call]) -> list[Taken]:
+    """Reserve for each of these calls the free nonce that it is to use up; none where that is free no more.
+
+    A call that came to nothing under it before is tried again.
+    """
+    async with database.statement() as tx:
+        return await tx.all(
+            """
+            WITH gone AS (
+                DELETE FROM core.lane_gaps g
+                WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce = ANY (%(nonces)s)
+                RETURNING g.sender, g.nonce
+            )
+            INSERT INTO core.transactions AS t
+                (transaction_id, purpose, fingerprint, network, sender, nonce, status, created_at)
+            SELECT w.id, w.purpose, w.fingerprint, %(network)s, gone.sender, gone.nonce, 'reserved', %(now)s
+            FROM unnest(%(ids)s::bigint[], %(purposes)s::text[], %(fingerprints)s::bytea[],
+                        %(nonces)s::bigint[]) AS w (id, purpose, fingerprint, nonce)
+            JOIN gone ON gone.nonce = w.nonce
+            ORDER BY w.purpose COLLATE "C"
+            ON CONFLICT (purpose) DO UPDATE
+                SET status = 'reserved', sender = excluded.sender, nonce = excluded.nonce, hash = NULL,
+                    hashes = '{}', sends = 0, sealed_call = NULL, created_at = excluded.created_at,
+                    sent_at = NULL
+                WHERE t.status IN ('dropped', 'lost')
+            RETURNING purpose, transaction_id, sender, nonce, true AS taken
+            """,
+            {
+                "network": network,
+                "sender": sender,
+                "nonces": list(gaps),
+                "ids": [ids.make() for _ in gaps],
+                "purposes": [call.purpose for call in gaps.values()],
+                "fingerprints": [call.fingerprint for call in gaps.values()],
+                "now": clock.now(),
             },
             into=Taken,
         )
@@ -174,11 +213,14 @@ async def close_held(tx: WriteTx, network: str) -> None:
     """A nonce that somebody holds is no gap: one that was lost has come back to it."""
     await tx.execute(
         """
-        DELETE FROM core.lane_gaps g WHERE g.network = %(network)s AND EXISTS (
-            SELECT FROM core.transactions h
-            WHERE h.network = g.network AND h.sender = g.sender AND h.nonce = g.nonce
-              AND h.status NOT IN ('lost', 'dropped')
+        WITH held AS MATERIALIZED (
+            SELECT h.sender, h.nonce FROM core.lane_gaps s
+            JOIN core.transactions h ON h.network = s.network AND h.sender = s.sender AND h.nonce = s.nonce
+            WHERE s.network = %(network)s AND h.status NOT IN ('lost', 'dropped')
+            FOR SHARE OF h SKIP LOCKED  -- who has one of these may be giving its nonce back
         )
+        DELETE FROM core.lane_gaps g USING held
+        WHERE g.network = %(network)s AND g.sender = held.sender AND g.nonce = held.nonce
         """,
         {"network": network},
     )
@@ -223,8 +265,8 @@ async def find_leaps(tx: ReadTx, network: str, counts: Mapping[str, int], leap_m
     return [row["sender"] for row in rows]
 
 
-async def find_gaps(tx: WriteTx, network: str, sender: str, first: int, limit: int) -> int:
-    """Free the nonces from `first` on that were handed out and nobody holds; how many hold up later ones."""
+async def find_gaps(tx: WriteTx, network: str, sender: str, first: int, limit: int) -> list[int]:
+    """Free the nonces from `first` on that nobody holds; those of them that hold up later ones."""
     params = {"network": network, "sender": sender, "first": first, "limit": limit, "span": GAP_SPAN_MAX}
     await tx.value(  # no nonce is taken meanwhile
         """
@@ -251,13 +293,15 @@ async def find_gaps(tx: WriteTx, network: str, sender: str, first: int, limit: i
         """,
         params,
     )
-    return await tx.value(
+    rows = await tx.dicts(
         """
-        SELECT count(*) FROM core.lane_gaps g
-        WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce < (
+        SELECT g.nonce FROM core.lane_gaps g
+        WHERE g.network = %(network)s AND g.sender = %(sender)s AND g.nonce >= %(first)s AND g.nonce < (
             SELECT max(t.nonce) FROM core.transactions t
             WHERE t.network = %(network)s AND t.sender = %(sender)s AND t.status IN ('signed', 'sent')
         )
+        ORDER BY g.nonce LIMIT %(limit)s
         """,
         params,
     )
+    return [row["nonce"] for row in rows]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 from tollbook.core.chains import MalformedAddress, MalformedHash, read_receipt
 from tollbook.core.errors import Refusal
+from tollbook.core.lanes import counts
 from tollbook.core.lanes.node import Ask, Node, Said
 from tollbook.core.lanes.transactions import Mined, read_mined
 
@@ -144,8 +145,7 @@ async def find_call(node: Node, transaction_hash: str) -> tuple[str, int, bytes]
 async def _count(node: Node, sender: str, block: int) -> int | None:
     if block < 0:
         return 0
-    said = (await node.ask_all([Ask("eth_getTransactionCount", (sender, hex(block)))]))[0]
-    return None if said.result is None else node.read_int("eth_getTransactionCount", said.result)
+    return (await counts.count(node, [sender], block))[sender]
 
 
 async def _find_in_block(node: Node, number: int, sender: str, nonce: int) -> tuple[str, int] | None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tollbook.core import clock, ids
+from tollbook.core import clock
 from tollbook.core.chains import Receipt, normalize_address
 from tollbook.core.database import Database, ReadTx, WriteTx
 from tollbook.core.errors import Refusal
@@ -22,7 +22,6 @@ PURPOSE_CHARS_MAX = 200
 DATA_BYTES_MAX = 128 * 1024  # what nodes take in a transaction
 VALUE_MAX = 2**256 - 1
 GAS_MIN = 21_000
-NO_CALL = bytes(32)  # the fingerprint of what was barred before anybody sent it
 # Such calls could pay twice: one that lost its nonce is for its owner to send again. See core.take_nonces.
 LOOK_FIRST = ("refund:", "command:")
 
@@ -280,30 +279,6 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
               AND status IN ('signed', 'sent', 'lost') AND sends = %(sends)s
             """,
             {"transaction_id": transaction_id, "hash": hash_, "sends": sends},
-        )
-    )
-
-
-async def bar(tx: WriteTx, network: str, purpose: str) -> bool:
-    """See that a purpose is never sent, or never again; False where somebody has it in hand, or it was mined.
-
-    From the commit on whoever comes late is refused: its owner may tell others that it came to nothing.
-    """
-    return bool(
-        await tx.execute(
-            """
-            INSERT INTO core.transactions AS t
-                (transaction_id, purpose, fingerprint, network, status, barred, created_at)
-            VALUES (%(id)s, %(purpose)s, %(fingerprint)s, %(network)s, 'dropped', true, %(now)s)
-            ON CONFLICT (purpose) DO UPDATE SET barred = true WHERE t.status = 'dropped'
-            """,
-            {
-                "id": ids.make(),
-                "purpose": purpose,
-                "fingerprint": NO_CALL,
-                "network": network,
-                "now": clock.now(),
-            },
         )
     )
 
