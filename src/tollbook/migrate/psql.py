@@ -18,6 +18,7 @@ from tollbook.migrate.files import Script
 MARK = r"--|/\*|\"|'|\\|;|(?P<word>[A-Za-z_\x80-\uffff][\w$]*)|(?P<tag>\$(?:[A-Za-z_\x80-\uffff]\w*)?\$)"
 COMMENT = re.compile(r"/\*|\*/")
 COMMAND = re.compile(r"\\(?:[A-Za-z_]+|\S)?")
+FILE = re.compile(r"\s*(?:'(?P<quoted>[^']+)'|(?P<plain>\S+))")
 END_OF_ROWS = re.compile(r"(?m)^\\\.[ \t]*$")
 # Commands that show, or steer psql's own output; and those of pg_dump that guard a script against others.
 HARMLESS = frozenset(
@@ -70,19 +71,30 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Inclusion:
+    """A command that puts a file in its place, between two indexes of the text. relative: to its own file."""
+
+    start: int
+    end: int
+    file: str
+    relative: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """A script without psql: text of the same length, what was psql's blanked out; rows; what is refused."""
 
     text: str
     rows: tuple[Rows, ...]
     problems: tuple[Problem, ...]
+    inclusions: tuple[Inclusion, ...] = ()
 
 
 def strip(script: Script) -> Plain:
     """Take out of a script what only psql reads, leaving every other character at its index."""
     reader = _Reader(script)
     reader.read()
-    return Plain("".join(reader.kept), tuple(reader.rows), tuple(reader.problems))
+    return Plain("".join(reader.kept), tuple(reader.rows), tuple(reader.problems), tuple(reader.inclusions))
 
 
 class _Reader:
@@ -94,6 +106,7 @@ class _Reader:
         self.kept: list[str] = []
         self.rows: list[Rows] = []
         self.problems: list[Problem] = []
+        self.inclusions: list[Inclusion] = []
         self.copied = 0  # up to here the text is in `kept`
         self.begun = 0  # where the statement begins that is being read
 
@@ -150,6 +163,9 @@ class _Reader:
         match = COMMAND.match(line)
         command = match[0] if match else "\\"
         name, argument = command[1:], line[len(command) :].split()
+        if SAME.get(name, name) == "i" and (said := FILE.match(line, len(command))):
+            relative = name in ("ir", "include_relative")
+            self.inclusions.append(Inclusion(index, line_end, said["quoted"] or said["plain"], relative))
         if not _is_harmless(name, argument[0] if argument else ""):
             self.problems.append(
                 Problem(

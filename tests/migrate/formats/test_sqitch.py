@@ -78,3 +78,46 @@ def test_a_variable_without_a_value_is_named_with_where_it_belongs(folder: Path,
     assert (
         'f@v2.sql:2:20: :"schema" has no value. Set schema in sqitch.conf, under [deploy "variables"]' in said
     )
+
+
+def test_files_that_a_script_includes_are_part_of_it_from_where_psql_would_look(
+    folder: Path, run: Run, apply: Run, ask: Any
+) -> None:
+    files = FLIPR | {
+        "sqitch.conf": '[core]\n\tengine = pg\n\ttop_dir = db\n[deploy "variables"]\n\twho = me\n',
+        "db/sqitch.plan": f"{HEAD}f [other:change !x] {WHO}\ng {WHO}\n",
+        "db/deploy/f.sql": "BEGIN;\n\\i db/made/types.sql\n\\ir '../made/a b.sql' x\nSELECT 1;\nCOMMIT;\n",
+        "db/deploy/g.sql": "SELECT '\n\\i no.sql', $$\n\\i no $$;\n/*\n\\i no\n*/\n\\ir ../made/wrong.sql",
+        "db/made/types.sql": "CREATE TABLE t (a text DEFAULT :'who')",
+        "db/made/a b.sql": "\\ir types2.sql\nINSERT INTO t DEFAULT VALUES;\n",
+        "db/made/types2.sql": "CREATE TABLE u ();\n",
+        "db/made/wrong.sql": "SELECT 1;\nSELECT nothing;\n",
+    }
+    lay(folder, files)
+    assert "wrong.sql:2:8" in apply().output
+    assert ask("SELECT a FROM t") == "me"
+    assert ask("SELECT to_regclass('u') IS NOT NULL")
+    lay(folder, {"db/made/types2.sql": "CREATE TABLE v ();\n"})
+    assert "edited   shop/f" in run("status").output
+    lay(folder, {"db/deploy/g.sql": "SELECT 1;\n\\i not_there.sql\n"})
+    assert "g.sql:2:1: \\i is a command of psql" in apply().output
+
+
+def test_a_numbered_file_has_what_lies_beside_it_included_and_not_itself(
+    folder: Path, apply: Run, ask: Any
+) -> None:
+    lay(
+        folder,
+        {
+            "1_a.up.sql": "\\ir parts/t.sql\n\\include_relative parts/v.sql",
+            "1_a.down.sql": "\\ir parts/no.sql",
+        },
+    )
+    lay(
+        folder,
+        {"parts/t.sql": "CREATE TABLE t ();", "parts/v.sql": "CREATE VIEW v AS TABLE t;", "parts/no.sql": ""},
+    )
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('v') IS NOT NULL")
+    lay(folder, {"2_b.up.sql": "\\ir 2_b.up.sql"})
+    assert "\\ir is a command of psql" in apply().output

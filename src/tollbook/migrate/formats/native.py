@@ -279,7 +279,9 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
         raise FolderRefused(
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
-    scripts = {part: read_script(path) for part, path in files.items()}
+    scripts = {
+        part: sections.include(read_script(path), path.parent, read_script) for part, path in files.items()
+    }
     if strangers.LIQUIBASE.match(scripts["up"].text):
         refusal = Problem(
             "This is a changelog of Liquibase's: its remarks say what runs where, and what again.",

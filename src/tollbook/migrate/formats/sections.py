@@ -10,6 +10,8 @@ from tollbook.migrate.errors import Problem
 from tollbook.migrate.files import Migration, Piece, Script
 from tollbook.migrate.headers import Options
 
+INCLUDES = re.compile(r"\\i(?:r|nclude|nclude_relative)?\s")
+INCLUSIONS_DEEP_MAX = 8
 LOOK_CHARACTERS_MAX = 2**20
 
 
@@ -85,6 +87,39 @@ def surround(script: Script, before: Sequence[Script], after: Sequence[Script] =
         text += f"{one.text}\n;\n"
     refusal = next((one.refusal for one in (*before, *after) if one.refusal), None)
     return replace(script, text=text, pieces=tuple(pieces), refusal=refusal)
+
+
+def include(script: Script, base: Path, load: Callable[[Path], Script], depth: int = 0) -> Script:
+    r"""Return a script with the files in it that psql would include there, by \i from `base`, and by \ir.
+
+    They count in its checksum. What is not there stays as it is, to be refused where it stands.
+    """
+    if depth == INCLUSIONS_DEEP_MAX or not INCLUDES.search(script.text):
+        return script
+    from tollbook.migrate import psql  # with the grammar, which is slow to load
+
+    text, done, refusal = "", 0, script.refusal
+    pieces: list[Piece] = []
+    checksums = [script.checksum]
+    for one in psql.strip(script).inclusions:
+        path = (script.path.parent if one.relative else base) / one.file
+        if not path.is_file():
+            continue
+        inner = include(load(path), base, load, depth + 1)
+        pieces.append(Piece(len(text), script.path, script.text, done))
+        text += script.text[done : one.start]
+        own = inner.pieces or (Piece(0, path, inner.text),)
+        pieces += [replace(piece, start=piece.start + len(text)) for piece in own]
+        text += f"{inner.text}\n;"
+        checksums.append(inner.checksum)
+        refusal = refusal or inner.refusal
+        done = one.end
+    if not done:
+        return script
+    pieces.append(Piece(len(text), script.path, script.text, done))
+    checksum = hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+    text += script.text[done:]
+    return replace(script, text=text, checksum=checksum, pieces=tuple(pieces), refusal=refusal)
 
 
 def make_last(folder: str, label: str, script: Script, before: str) -> Migration:

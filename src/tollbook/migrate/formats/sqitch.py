@@ -175,9 +175,9 @@ def _pair(folder: Folder, project: _Project, names: list[str]) -> Migration:
         folder.name,
         label,
         label,
-        _fill(read_script(deploy), project.list_variables("deploy")),
-        _fill(read_script(revert), project.list_variables("revert")) if revert.is_file() else None,
-        _read_check(check, project.list_variables("verify")) if verify and check.is_file() else None,
+        _read(deploy, project, "deploy"),
+        _read(revert, project, "revert") if revert.is_file() else None,
+        _read_check(check, project) if verify and check.is_file() else None,
     )
 
 
@@ -200,9 +200,18 @@ def _advise(place: re.Match[str]) -> str:
     return f'Set {place["name"]} in {SETTINGS}, under [deploy "variables"].'
 
 
-def _read_check(path: Path, variables: Mapping[str, str]) -> Script:
+def _read(path: Path, project: _Project, part: str) -> Script:
+    variables = project.list_variables(part)
+
+    def load(path: Path) -> Script:
+        return _fill(read_script(path), variables)
+
+    return sections.include(load(path), project.path, load)
+
+
+def _read_check(path: Path, project: _Project) -> Script:
     """Read a verify script: it begins and rolls back itself, and fails by an error only."""
-    script = _fill(read_script(path), variables)
+    script = _read(path, project, "verify")
     spans, done = list[tuple[int, int]](), 0
     for match in ENDING.finditer(script.text):
         spans.append((done, match.start()))
