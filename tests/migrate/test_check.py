@@ -136,7 +136,8 @@ def test_the_schema_file_is_written_compared_and_loads(
 ) -> None:
     out = tmp_path / "schema.sql"
     write("0001_a", up=SHOP)
-    write("0002_b", up="CREATE FUNCTION f(p people) RETURNS text LANGUAGE sql AS 'SELECT p.name'")
+    function = "CREATE FUNCTION f(p people) RETURNS text LANGUAGE sql AS 'SELECT p.name'"
+    write("0002_b", up=f"{function}; COMMENT ON TABLE people IS 'Größe'; CREATE VIEW v AS SELECT 'ß'")
     assert run("schema", "--out", str(out)).exit_code == 0
     text = out.read_text()
     assert "restrict" not in text
@@ -164,3 +165,16 @@ def test_a_down_may_leave_what_others_may_use(write: Any, run: Run) -> None:
     )
     result = run("check")
     assert result.exit_code == 0, result.output
+
+
+def test_what_is_another_servers_or_the_servers_own_is_no_failure(write: Any, run: Run) -> None:
+    link = """CREATE EXTENSION postgres_fdw; CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;
+        CREATE FOREIGN TABLE there (i int) SERVER far;"""
+    write("0001_a", up=link, down="DROP EXTENSION postgres_fdw CASCADE")
+    role = "CREATE ROLE check_reader; CREATE TABLE a (i int); GRANT SELECT ON a TO check_reader"
+    write("0002_b", up=role, down="DROP TABLE a; DROP ROLE check_reader")
+    write("0003_c", up="CREATE TABLE c (r daterange PRIMARY KEY, m int4multirange)", down="DROP TABLE c")
+    result = run("check")
+    assert result.exit_code == 0, result.output
+    assert "0002_b  up, down, up: not tried, as it makes or drops roles" in result.output
+    assert "No rows" not in result.output

@@ -95,7 +95,6 @@ def clean(text: str, user: str) -> str:
     """
     # Only psql reads these two; the key in them is another each time.
     text = re.sub(r"^\\(un)?restrict .*$", "", text, flags=re.MULTILINE)
-    raw = text.encode()
     kept: list[str] = []
     functions = False
     parsed = grammar.parse(text)
@@ -107,8 +106,8 @@ def clean(text: str, user: str) -> str:
             continue
         functions = functions or isinstance(tree, ast.CreateFunctionStmt)
         start = one.stmt_location or 0
-        end = start + one.stmt_len if one.stmt_len else len(raw)
-        statement = _strip(raw[start:end].decode())
+        end = start + one.stmt_len if one.stmt_len else len(text)
+        statement = _strip(text[start:end])
         if isinstance(tree, ast.AlterDefaultPrivilegesStmt):
             statement = statement.replace(f" FOR ROLE {user}", "", 1)
         kept.append(statement)
