@@ -98,7 +98,7 @@ def test_a_killed_parent_takes_the_chain_with_it(chain: LocalChain) -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    for _ in range(100):
+    for _ in range(1_200):
         if not is_running(child):
             break
         time.sleep(0.05)

@@ -5,12 +5,14 @@ in docs/losses.md is to be written anew.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 from eth_account.signers.local import LocalAccount
 from x402.http import FacilitatorConfig, HTTPFacilitatorClient
 from x402.http.utils import decode_payment_response_header
+from x402.mechanisms.evm.signers import FacilitatorWeb3Signer
 from x402.schemas import PaymentRequirements
 
 from clients.pay import paying_client, sign
@@ -36,9 +38,6 @@ async def ledgered(
     async with open_bare_shop(client, token, seller.address) as shop:
         yield shop
     await client.aclose()
-
-
-RACES_MAX = 10
 
 
 def count_sent(chain: LocalChain, operator: LocalAccount) -> int:
@@ -155,23 +154,32 @@ async def test_row_d_one_failed_send_stalls_the_bare_sdk_until_its_restart(
 
 
 async def test_row_e_two_workers_of_the_bare_sdk_with_one_key_refuse_a_valid_payment(
-    chain: LocalChain, operator: LocalAccount, payer: LocalAccount, requirements: PaymentRequirements
+    chain: LocalChain,
+    operator: LocalAccount,
+    payer: LocalAccount,
+    requirements: PaymentRequirements,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for _ in range(RACES_MAX):  # each looks its nonce up, then sends: both must do so at once
-        workers = [BareFacilitator(chain, operator, receipt_seconds_max=1) for _ in range(2)]
-        payloads = [await sign(payer, requirements) for _ in workers]
-        before = count_sent(chain, operator)
-        chain.call("evm_setAutomine", False)
-        try:
-            await asyncio.gather(
-                *(each.settle(payload, requirements) for each, payload in zip(workers, payloads, strict=True))
-            )
-        finally:
-            chain.call("evm_setAutomine", True)
-            chain.call("evm_mine")
-        if count_sent(chain, operator) == before + 1:
-            return
-    pytest.fail("two workers with one key settled both payments every time")
+    reserve, both = FacilitatorWeb3Signer._reserve_nonce, threading.Barrier(2)
+
+    def reserve_at_once(signer: FacilitatorWeb3Signer) -> int:
+        """Each looks its nonce up, then sends."""
+        nonce = reserve(signer)
+        both.wait(60)
+        return nonce
+
+    monkeypatch.setattr(FacilitatorWeb3Signer, "_reserve_nonce", reserve_at_once)
+    workers = [BareFacilitator(chain, operator, receipt_seconds_max=1) for _ in range(2)]
+    payloads = [await sign(payer, requirements) for _ in workers]
+    chain.call("evm_setAutomine", False)
+    try:
+        await asyncio.gather(
+            *(each.settle(payload, requirements) for each, payload in zip(workers, payloads, strict=True))
+        )
+    finally:
+        chain.call("evm_setAutomine", True)
+        chain.call("evm_mine")
+    assert count_sent(chain, operator) == 1
 
 
 async def test_row_g_the_bare_sdk_forgets_with_its_process_that_a_payment_is_on_its_way(

@@ -1,6 +1,7 @@
 """The paywall with what is behind it elsewhere, or down."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -85,12 +86,13 @@ async def test_requests_that_wait_for_the_books_together_are_refused_together(
     token: str, seller: LocalAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after another, each would wait as long as the database is waited for."""
-    opened = 0
+    opened = arrived = 0
+    all_there = asyncio.Event()
 
     async def open_books(_: Paywall) -> None:
         nonlocal opened
         opened += 1
-        await asyncio.sleep(0.2)
+        await all_there.wait()
         raise DatabaseUnreachable("it is down")
 
     monkeypatch.setattr(Paywall, "_open_books", open_books)
@@ -101,7 +103,15 @@ async def test_requests_that_wait_for_the_books_together_are_refused_together(
         facilitator="http://127.0.0.1:9",
         database_url="postgresql://127.0.0.1:9/nowhere",
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(paywall), base_url="http://shop") as client:
+
+    async def arrive(*request: Any) -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 5:
+            asyncio.get_running_loop().call_later(0.05, all_there.set)
+        await paywall(*request)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(arrive), base_url="http://shop") as client:
         together = await asyncio.gather(*(client.get("/weather/rome") for _ in range(5)))
         later = await client.get("/weather/rome")
     assert {answer.status_code for answer in (*together, later)} == {503}

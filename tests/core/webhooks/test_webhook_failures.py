@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import ssl
 import subprocess
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -206,10 +205,14 @@ async def drip(_: Told, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
+flooded: list[int] = []
+
+
 async def flood(_: Told, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
     piece = b"x" * 65536
     for _nth in range(1_000_000_000 // len(piece)):
+        flooded.append(len(piece))
         writer.write(piece)
         await writer.drain()
 
@@ -240,7 +243,7 @@ async def test_what_is_no_answer_is_a_failure_and_is_tried_again(
     await keeper.subscribe("payments.*")
     keeper.endpoint.answers["/hooks"] = bad  # pyright: ignore[reportArgumentType]
     await keeper.happen(fact("a"))
-    async with Post(LOCAL, seconds_max=0.3) as post:
+    async with Post(LOCAL, seconds_max=0.3 if error == "no answer within" else 60) as post:
         keeper.post = post
         await keeper.tell(keeper.make_sender())
     [(_, _, said, _)] = await read_attempts(keeper)
@@ -259,9 +262,8 @@ async def test_an_answer_of_a_gigabyte_is_cut_off_and_counts_by_its_status(keepe
     await keeper.subscribe("payments.*")
     keeper.endpoint.answers["/hooks"] = flood
     await keeper.happen(fact("a"))
-    began = time.monotonic()
     await keeper.tell()
-    assert time.monotonic() - began < 10
+    assert sum(flooded) < 10**9
     [(_, status, error, said)] = await read_attempts(keeper)
     assert (status, error, said) == (200, None, "x" * 1024)
     assert ANSWER_BYTES_MAX < 10**6
@@ -316,11 +318,12 @@ async def test_who_is_slow_or_dead_delays_nobody_else(
     while await keeper.dispatch():
         pass
     stop = asyncio.Event()
-    running = asyncio.create_task(keeper.sender.run(stop, poll_seconds=0.01))
-    async with asyncio.timeout(10):  # less than one of the dead takes
+    async with Post(LOCAL, seconds_max=600) as keeper.post, asyncio.timeout(300):
+        running = asyncio.create_task(keeper.make_sender().run(stop, poll_seconds=0.01))
         await until(lambda: len(keeper.endpoint.subjects("/alive")) == 100)
-    stop.set()
-    await running
+        await until(lambda: len({told.path for told in keeper.endpoint.told}) == 9)
+        stop.set()
+        await running
     dead = [told for told in keeper.endpoint.told if told.path != "/alive"]
     assert 8 <= len(dead) <= 8 * 4
 

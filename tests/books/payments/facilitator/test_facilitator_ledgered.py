@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from eth_account import Account
 from x402.schemas import PaymentPayload, SettleResponse, SupportedResponse, VerifyResponse
 
 from clients.pay import require, sign
-from tollbook.books.payments import ledger
 from tollbook.books.payments.facilitator import ledgered as facilitator_ledgered
 from tollbook.books.payments.facilitator.in_process import FacilitatorUnreachable, SettlementUnknown
 from tollbook.books.payments.facilitator.ledgered import (
@@ -102,6 +101,11 @@ async def read(database: Database) -> list[dict[str, Any]]:
         )
 
 
+async def read_held_until(database: Database) -> datetime:
+    async with database.read() as tx:
+        return await tx.value("SELECT held_until FROM payments.x402_settlements")
+
+
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facilitator_ledgered, "ASK_WAIT_SECONDS_MAX", 0.01)
@@ -133,7 +137,7 @@ async def test_ten_copies_at_once_ask_once(database: Database) -> None:
     actor.gate.clear()
     ledgers = [LedgeredFacilitator(database, {"a": actor}) for _ in range(10)]
     running = [asyncio.create_task(each.settle(*payment)) for each in ledgers]
-    done, _ = await asyncio.wait(running, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(running, timeout=60, return_when=asyncio.FIRST_COMPLETED)
     assert done
     while sum(task.done() for task in running) < 9:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -369,15 +373,21 @@ async def test_what_was_supported_outlives_a_restart_and_an_outage(database: Dat
 async def test_a_settlement_that_takes_long_is_held_as_long(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "HOLD", timedelta(seconds=0.5))
-    monkeypatch.setattr(facilitator_ledgered, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(facilitator_ledgered, "RENEW_SECONDS", 0.02)
     actor, payment = Actor([settled]), await make_payment()
     actor.gate.clear()
     ledgered = LedgeredFacilitator(database, {"a": actor})
     running = asyncio.create_task(ledgered.settle(*payment))
-    await asyncio.sleep(1)
-    with pytest.raises(SettlementInProgress):
-        await ledgered.settle(*payment)
+    while not actor.asked:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    began = clock.now()
+    for passed in (HOLD * 0.75, HOLD * 1.5):
+        now = began + passed
+        monkeypatch.setattr(clock, "now", lambda now=now: now)
+        while not await read_held_until(database) > now + HOLD * 0.9:
+            assert not running.done()
+        with pytest.raises(SettlementInProgress):
+            await ledgered.settle(*payment)
     actor.gate.set()
     assert (await running).success
     assert actor.asked == 1
