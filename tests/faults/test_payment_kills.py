@@ -11,7 +11,6 @@ from faults.walker import (
     AFTER,
     BEFORE,
     PERMIT2,
-    TRIES_MAX,
     UPTO,
     WAYS,
     Boundary,
@@ -19,6 +18,8 @@ from faults.walker import (
     Case,
     Way,
     ask_patiently,
+    choose_two,
+    die_at_each,
     find_boundaries,
     leave_some,
     list_boundaries,
@@ -27,7 +28,7 @@ from faults.walker import (
 )
 from fixtures.chain import PURSE
 from fixtures.lanes import key_of
-from fixtures.paid_shop import ORDER_SECONDS_MAX, Shop, open_shop
+from fixtures.paid_shop import Shop, open_shop
 from fixtures.schemes import put_contracts
 from fixtures.walks import WHOLE
 from tollbook.books.payments.reconciler.movements import ChainWatcher
@@ -74,7 +75,7 @@ def test_who_goes_on_after_a_kill_may_be_killed_as_well(paid_shop: Shop, schemes
     died = 0
     for _ in range(DEATHS_TWICE):
         way = chance.choice(WAYS)
-        first, second = chance.choice(boundaries[way]), chance.randint(1, len(boundaries[way]))
+        first, second = choose_two(boundaries[way], chance)
         Case(paid_shop, way, first, dies_again_at=second).run()
         died += sum(told["event"] == "killed" for told in paid_shop.told)
     assert died > DEATHS_TWICE + DEATHS_TWICE // 4, "most never died again"
@@ -173,7 +174,8 @@ def spend_and_die(shop: Shop, boundary: Boundary, victims: tuple[str, ...]) -> b
     answers = [shop.ask(path, **bearer)]
     if "process" in victims:
         shop.live(late=1)
-    assert shop.database_up.wait(ORDER_SECONDS_MAX)
+    else:
+        shop.disarm()
     answers += [ask_patiently(shop, path, **bearer) for _ in range(REQUESTS)]
     answered = 1 + sum(answer is not None and answer.status_code == 200 for answer in answers)
     [(used, rows)] = shop.query(
@@ -194,15 +196,17 @@ def spend_and_die(shop: Shop, boundary: Boundary, victims: tuple[str, ...]) -> b
 def test_a_kill_at_any_boundary_of_a_request_on_a_token_sells_none_too_many(
     paid_shop: Shop, victims: tuple[str, ...]
 ) -> None:
-    shop, buyer = paid_shop, Buyer(paid_shop, AFTER)
-    shop.told.clear()
-    shop.live()
-    answer = shop.ask(buyer.path, **buy(shop, buyer))
-    assert answer is not None
-    assert answer.status_code == 200
-    shop.end()
-    # What the purchase lets go of after its answer has left is walked with the purchase.
-    boundaries = [each for each in list_boundaries(shop) if "x402_answers" not in each[0]]
-    assert any("INSERT payments.x402_usage" in what for what, _ in boundaries)
-    for boundary in sample(boundaries):
-        assert any(spend_and_die(shop, boundary, victims) for _ in range(TRIES_MAX)), boundary
+    def find() -> list[Boundary]:
+        buyer = Buyer(paid_shop, AFTER)
+        paid_shop.told.clear()
+        paid_shop.live()
+        answer = paid_shop.ask(buyer.path, **buy(paid_shop, buyer))
+        assert answer is not None
+        assert answer.status_code == 200
+        paid_shop.end()
+        # What the purchase lets go of after its answer has left is walked with the purchase.
+        boundaries = [each for each in list_boundaries(paid_shop) if "x402_answers" not in each[0]]
+        assert any("INSERT payments.x402_usage" in what for what, _ in boundaries)
+        return boundaries
+
+    die_at_each(sample(find()), lambda at: spend_and_die(paid_shop, at, victims), again=find)
