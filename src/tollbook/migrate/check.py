@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from pglast import ast
 
 from tollbook.migrate import catalog, drift, formats, promises, replay, rows, schema_file, statements
@@ -27,6 +28,7 @@ NEUTRAL = (
     ast.AlterDefaultPrivilegesStmt,
     ast.AlterOwnerStmt,
 )
+SERVERS_OWN = "not tried, as it makes or drops roles, which other databases of the server have too."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +92,17 @@ class _Walk:
         self.listen(Event("checking", one.id))
         replay.play(self.url, [one], self.listen)
         after = _read(self.url)
-        differences, wrong = self._return(one, after)
+        differences, wrong, untried = self._return(one, after)
         again, twice = self._run_again(one, after)
         notes = self._keep(one, after, wrong) if not (wrong or twice) else self._start_anew()
         self.before = after
-        trip = "failed" if differences or wrong else "proved" if one.down else "no down file"
+        trip = "failed" if differences or wrong else untried or "proved"
         return Trip(one.id, trip, again, (*wrong, *twice), tuple(notes), tuple(differences))
 
-    def _return(self, one: Migration, after: Catalog) -> tuple[list[Difference], list[str]]:
-        """Go down and up; what is not as it was, and a sentence for each part of the way."""
+    def _return(self, one: Migration, after: Catalog) -> tuple[list[Difference], list[str], str]:
+        """Go down and up; what is not as it was, a sentence for each part of the way, or why nobody went."""
         if one.down is None:
-            return [], []
+            return [], [], "no down file"
         copy = self.stage.make(template=self.url)
         found: list[Difference] = []
         wrong: list[str] = []
@@ -112,7 +114,11 @@ class _Walk:
             try:
                 run()
             except NotReplayable as error:
-                return found, [*wrong, str(error)]
+                return (
+                    (found, wrong, SERVERS_OWN)
+                    if _is_about_roles(error)
+                    else (found, [*wrong, str(error)], "")
+                )
             differ = drift.find(_read(copy), expected)
             left = _list_shared(one) if way == "down" else set[tuple[str, str]]()
             differ = [
@@ -123,7 +129,7 @@ class _Walk:
             ]
             wrong += [f"{one.id}: after {way}, {_say(other)}." for other in differ]
             found += differ
-        return found, wrong
+        return found, wrong, ""
 
     def _run_again(self, one: Migration, after: Catalog) -> tuple[str, list[str]]:
         if not claims(one):
@@ -152,7 +158,8 @@ class _Walk:
                 second = rows.digest(conn, lasting)
             self._fill()
         except NotReplayable as error:
-            return [f"With made-up rows it does not run: {error.sentence}", *self._start_anew()]
+            why = SERVERS_OWN if _is_about_roles(error) else error.sentence
+            return [f"With made-up rows it does not run: {why}", *self._start_anew()]
         wrong += [
             f"{one.id}: down and up again, the rows of {table} are not what they were "
             f"({first[table][0]} before, {second[table][0]} after)."
@@ -169,6 +176,13 @@ class _Walk:
     def _fill(self) -> None:
         with connected(self.full) as conn:
             self.unfilled = rows.fill(conn)
+
+
+def _is_about_roles(error: BaseException | None) -> bool:
+    """Whether a role was there already, or is still needed: in another database of the throw-away server."""
+    while error is not None and not isinstance(error, psycopg.Error):
+        error = error.__cause__
+    return error is not None and error.diag.source_function in ("CreateRole", "DropRole")
 
 
 def _list_shared(one: Migration) -> set[tuple[str, str]]:

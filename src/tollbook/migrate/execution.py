@@ -71,7 +71,8 @@ def run(conn: Connection, sql: Sql) -> list[PGresult]:
     results = send(conn, sql.text, (one.rows for one in sql.statements if one.rows is not None))
     last = results[-1]
     if last.status not in GOOD:
-        raise explain(conn, sql, psycopg.errors.error_from_result(last), len(results) - 1)
+        error = psycopg.errors.error_from_result(last)
+        raise explain(conn, sql, error, len(results) - 1) from error
     return results
 
 

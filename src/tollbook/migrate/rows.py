@@ -42,6 +42,9 @@ NAMED = {
     "jsonb": ("'{{}}'", "'[]'"),
     "bytea": ("decode(md5('{g}'), 'hex')", "sha256('{g}')"),
     "xml": ("'<a/>'",),
+    **{f"{name}range": ("'[{g},{g}]'",) for name in ("int4", "int8", "num")},
+    **{f"{name}range": ("'[2020-01-0{g},2020-01-0{g}]'",) for name in ("date", "ts", "tstz")},
+    **{f"{name}multirange": ("'{{}}'",) for name in ("int4", "int8", "num", "date", "ts", "tstz")},
 }
 
 
@@ -78,9 +81,15 @@ def fill(conn: Connection) -> list[str]:
 
 
 def digest(conn: Connection, columns: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, str]]:
-    """Return, by table, how many rows it has, and a sum of what stands in these of its columns."""
+    """Return, by table, how many rows it has, and a sum of what stands in these of its columns.
+
+    Those of a foreign table are another server's.
+    """
     found: dict[str, tuple[int, str]] = {}
+    foreign = {name for (name,) in conn.execute(FOREIGN)}
     for table, names in columns.items():
+        if table in foreign:
+            continue
         listed = ", ".join(names) or "NULL"
         row = conn.execute(
             f"""SELECT count(*), coalesce(md5(string_agg(line, ',' ORDER BY line)), '')
@@ -186,6 +195,10 @@ def _write(table: _Table, number: int) -> str:
     return f"INSERT INTO {table.name} ({', '.join(values)}) SELECT {', '.join(values.values())}"
 
 
+FOREIGN: LiteralString = """
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f'
+"""
 # Partitions are filled through their table. What has a default, or is generated, is left to it.
 COLUMNS: LiteralString = """
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), quote_ident(a.attname),

@@ -155,7 +155,7 @@ def _compare(url: str, other: str, *, with_rows: bool) -> None:
         if not found and with_rows:
             columns = _list_columns(want)
             sums = rows.digest(conn, columns), rows.digest(there, columns)
-            found = [f"the rows of {name} differ" for name in columns if sums[0][name] != sums[1][name]]
+            found = [f"the rows of {name} differ" for name in sums[0] if sums[0][name] != sums[1][name]]
     if found:
         raise SquashRefused(f"The new road does not lead to the same: {'; '.join(found[:SHOWN_MAX])}.")
 
