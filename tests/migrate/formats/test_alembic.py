@@ -263,3 +263,55 @@ def test_alembics_operations_are_those_of_one_database_at_a_time(
     assert result.exit_code == 0, result.output
     assert ask("SELECT array_agg(s) FROM a.t") == ["a"] * 3
     assert ask("SELECT array_agg(s) FROM b.t") == ["b"] * 3
+
+
+ENGINES = (
+    "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = 'r1', None\n"
+    "def upgrade(engine_name):\n    globals()[f'upgrade_{engine_name}']()\n"
+    "def upgrade_shop():\n    op.execute('CREATE TABLE shop_t ()')\n"
+    "def upgrade_users():\n    op.execute('CREATE TABLE users_t ()')\n"
+)
+
+
+def test_of_several_databases_in_one_folder_that_is_meant_which_is_named(
+    folder: Path, apply: Apply, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(folder)
+    (folder / "db/versions/r1_x.py").write_text(ENGINES)
+    refused = " ".join(apply().output.split())
+    assert "for each of several databases (shop, users)" in refused
+    assert "TOLLBOOK_ALEMBIC_DATABASE=shop" in refused
+    monkeypatch.setenv("TOLLBOOK_ALEMBIC_DATABASE", "users")
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('users_t') IS NOT NULL AND to_regclass('shop_t') IS NULL")
+
+
+def test_a_history_of_branches_is_taken_over_with_what_their_labels_stand_for(
+    folder: Path, run: Apply, apply: Apply, ask: Any
+) -> None:
+    lay(folder, versions="db/versions")
+    places = {
+        "root0000": "None",
+        "left0000": "'root0000'\nbranch_labels = 'left'",
+        "right000": "'root0000'\ndepends_on = 'left'",
+        "other000": "None\nbranch_labels = ('other',)",
+        "later000": "'other@head'.replace('@head', '000')",
+    }
+    for name, place in places.items():
+        text = f"{IMPORTS}revision = '{name}'\ndown_revision = {place}\n"
+        text += f"def upgrade():\n    op.execute('CREATE TABLE {name} ()')\n"
+        (folder / f"db/versions/{name}_x.py").write_text(text)
+    ask(
+        "CREATE TABLE root0000 (); CREATE TABLE left0000 (); CREATE TABLE right000 ();"
+        "CREATE TABLE other000 ();"
+        "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);"
+        "INSERT INTO alembic_version VALUES ('right000'), ('other000'); SELECT 1"
+    )
+    taken = run("baseline", "--auto")
+    assert "4 taken over from Alembic" in taken.output, taken.output
+    assert apply().exit_code == 0
+    assert run("baseline", "--back", "--auto").exit_code == 0
+    assert ask("SELECT array_agg(version_num ORDER BY version_num) FROM alembic_version") == [
+        "later000",
+        "right000",
+    ]

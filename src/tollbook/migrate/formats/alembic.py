@@ -162,8 +162,6 @@ def _place(config: "Config", location: Path, versions: list[Path]) -> "Config":
 def _make(folder: Folder, environment: "Environment", revision: "Revision") -> Migration:
     from tollbook.migrate.formats import revisions
 
-    after = revision.down_revision or ()
-    needs = revision.dependencies or ()
     up, down = revisions.defer(environment, revision)
     return Migration(
         folder.name,
@@ -171,6 +169,6 @@ def _make(folder: Folder, environment: "Environment", revision: "Revision") -> M
         up.path.stem,
         up,
         down,
-        after=tuple([after] if isinstance(after, str) else after)
-        + tuple([needs] if isinstance(needs, str) else needs),
+        # What it depends on may be said by a branch's label.
+        after=tuple(revision._all_down_revisions),  # pyright: ignore[reportPrivateUsage]
     )

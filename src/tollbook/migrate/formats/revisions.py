@@ -7,10 +7,12 @@ Neither happens before a revision's text is asked for: most are applied long sin
 
 import ast
 import contextlib
+import inspect
 import io
 import itertools
 import logging
 import logging.config
+import os
 import re
 import sys
 import threading
@@ -29,6 +31,7 @@ from tollbook.migrate.files import Script, read_script
 COMMIT = re.compile(r"\s*(?:COMMIT|END)\b", re.IGNORECASE)
 STAYS = "What it committed itself before stays: undo that by hand, or have it begin with IF NOT EXISTS."
 ENV = "env.py"
+DATABASE = "TOLLBOOK_ALEMBIC_DATABASE"  # of a folder for several: whose operations are run
 GIVEN = ("target_metadata", "version_table_schema")  # the latter is asked for by revisions as their own
 SINGLE_PERCENT = re.compile(r"(?<!%)(?:%%)*%(?!%)")
 # What a revision says of its place, by the names that Alembic asks its module for.
@@ -213,7 +216,7 @@ def defer(environment: Environment, revision: "Revision") -> tuple[Script, Scrip
 
 
 def _render(environment: Environment, revision: "Revision", name: str, source: str, one: Direction) -> None:
-    function: Callable[[], None] = getattr(_load(environment, revision), name, _nothing)
+    function = _choose(_load(environment, revision), name)
     text = None if "as_sql" in source else _write(environment, function, one)
     if text is not None and name == "upgrade" and _may_be_there(environment, one):
         text = None
@@ -221,6 +224,26 @@ def _render(environment: Environment, revision: "Revision", name: str, source: s
         one.settle("", lambda conn, committing: _run(environment, conn, function, committing=committing))
     else:
         one.settle(text, None)
+
+
+def _choose(module: ModuleType, name: str) -> Callable[[], None]:
+    """Return a direction's function; of one that is told a database's name, for the database that is meant.
+
+    Raises FolderRefused where nothing says which that is.
+    """
+    function: Callable[..., None] = getattr(module, name, _nothing)
+    given = inspect.signature(function).parameters.values()
+    if not any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in given):
+        return function
+    names = [one.removeprefix(f"{name}_") for one in vars(module) if one.startswith(f"{name}_")]
+    said = os.environ.get(DATABASE)
+    if said not in names:
+        raise FolderRefused(
+            f"This revision is for each of several databases ({', '.join(names)}). Say which this is: "
+            f"{DATABASE}={names[0] if names else 'NAME'}.",
+            Place(str(module.__file__)),
+        )
+    return partial(function, said)
 
 
 def _load(environment: Environment, revision: "Revision") -> ModuleType:
