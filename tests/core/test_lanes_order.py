@@ -6,8 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from eth_account.signers.local import LocalAccount
 
-from fixtures.lanes import key_of, make_call
+from fixtures.lanes import key_of, make_call, send_elsewhere
+from fixtures.rpc_proxy import Proxy
 from tollbook.core.database import Database
 from tollbook.core.lanes import Lanes, nonces, transactions
 from tollbook.core.lanes.keys import Fees
@@ -17,6 +19,7 @@ from tollbook.core.local_chain import NETWORK, LocalChain
 SENDER = "0x" + "11" * 20
 CALLS = 500
 ROUNDS = 8
+LOOKS_MAX = 1_000
 
 
 async def test_signing_asking_again_and_sweeping_the_same_ones_wait_for_each_other(
@@ -69,6 +72,45 @@ async def test_processes_with_the_same_keys_in_another_order_sweep_at_the_same_t
 
         monkeypatch.setattr(nonces, "jump", jump_slowly)
         await asyncio.gather(one.mend(), other.mend())
+
+
+async def test_who_asks_again_for_what_gets_another_nonce_just_now_waits_for_it(
+    database: Database,
+    own_chain: LocalChain,
+    proxy: Proxy,
+    operator: LocalAccount,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who asks has the rows and then the lane: in the other order each would wait for the other one."""
+    displaced, sender, take_one = make_call(), operator.address.lower(), nonces.take_one
+    asking: list[asyncio.Task[Any]] = []
+
+    async def take_while_asked(*arguments: Any) -> int:
+        nonce = await take_one(*arguments)
+        calls = [displaced, make_call()]
+        asking.append(asyncio.create_task(nonces.take_nonces(database, NETWORK, [sender], calls)))
+        await wait_until_one_is_locked_out(database)
+        return nonce
+
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], lost_seconds=0.0) as lanes:
+        proxy.refusals = {"eth_sendRawTransaction": ["the node is confused"]}
+        await lanes.submit(displaced)
+        send_elsewhere(own_chain, operator, 0)
+        monkeypatch.setattr(nonces, "take_one", take_while_asked)
+        assert (await lanes.mend()).reissued == 1
+        await asyncio.gather(*asking)
+
+
+async def wait_until_one_is_locked_out(database: Database) -> None:
+    async with database.read() as tx:
+        for _ in range(LOOKS_MAX):
+            if await tx.value(
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            ):
+                return
+            await asyncio.sleep(0.02)
+    raise AssertionError("nobody waits for a lock")
 
 
 async def test_a_nonce_that_is_given_back_while_gaps_are_closed_is_not_lost(database: Database) -> None:

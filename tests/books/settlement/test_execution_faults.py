@@ -239,6 +239,28 @@ async def test_what_a_deep_reorganisation_takes_back_is_opened_and_paid_again_on
     assert await payroll.list_steps(command_id) == steps
 
 
+async def test_what_a_deep_reorganisation_moves_to_another_block_before_it_is_judged_is_settled(
+    database: Database, own_chain: LocalChain
+) -> None:
+    """The lanes called it final in a block that the chain does not have any more."""
+    own_chain.ensure_token()
+    payroll = make_payroll(database, own_chain)
+    command_id = await payroll.order()
+    await payroll.validate()
+    before = own_chain.call("evm_snapshot")
+    async with payroll.open_desk() as desk:
+        await desk.send()
+        await desk.mend()
+        sent = await payroll.get(command_id)
+        raw = own_chain.call("eth_getRawTransactionByHash", sent.tx_hash)
+        own_chain.call("evm_revert", before)
+        own_chain.call("anvil_mine", "0x2")
+        own_chain.call(SEND, raw)
+        [settled] = await payroll.settle(desk, command_id)
+    assert (settled.status, settled.tx_hash) == ("settled", sent.tx_hash)
+    assert len(payroll.list_transfers()) == 1
+
+
 @pytest.mark.usefixtures("at_once")
 async def test_what_was_taken_back_while_nobody_looked_is_found_when_a_worker_starts(
     database: Database, own_chain: LocalChain

@@ -206,21 +206,24 @@ async def test_what_is_about_to_be_sent_is_not_said_to_have_failed_since_its_tim
     payroll: Payroll, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever began it in time is slow, or whoever looks after it has a clock that is fast."""
-    command_id = await payroll.order(expires_at=later(0.5))
+    command_id, late = await payroll.order(expires_at=later(3600)), later(7200)
     await payroll.validate()
-    go_on = asyncio.Event()
+    begun, go_on = asyncio.Event(), asyncio.Event()
     issue = NetworkLanes.issue
 
     async def issue_slowly(lanes: NetworkLanes, *calls: Any, **options: Any) -> Any:
+        begun.set()
         await go_on.wait()
         return await issue(lanes, *calls, **options)
 
     monkeypatch.setattr(NetworkLanes, "issue", issue_slowly)
     async with payroll.open_desk() as slow, payroll.open_desk() as other:
         sending = asyncio.create_task(slow.send())
-        await asyncio.sleep(0.6)
+        await begun.wait()
         await payroll.make_due()
-        await other.resume()
+        with monkeypatch.context() as fast:
+            fast.setattr(clock, "now", lambda: late)
+            await other.resume()
         go_on.set()
         await sending
         [ended] = await payroll.settle(slow, command_id)

@@ -106,7 +106,7 @@ async def test_results_are_told_before_the_stream_has_ended(client: httpx.AsyncC
                 told.put_nowait(line)
 
     hearing = asyncio.create_task(hear())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         async for part in send():
             writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
     writer.write(b"0\r\n\r\n")
@@ -119,7 +119,7 @@ async def test_who_goes_away_within_a_line_leaves_the_whole_lines_and_no_half(
 ) -> None:
     async def send() -> AsyncIterator[bytes]:
         yield make_line(0) + b"\n" + make_line(1)[:20]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while True:
                 async with database.read() as tx:
                     if await tx.value("SELECT count(*) FROM settlement.settlement_commands"):
@@ -164,7 +164,7 @@ async def test_a_stream_that_stalls_is_told_of_what_it_brought_and_then_broken_o
         yield make_line(0) + b"\n"
         await told.wait()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         sending = asyncio.create_task(client.post(BULK, content=send(), headers=NDJSON))
         await asyncio.sleep(0.6)
         told.set()

@@ -373,11 +373,12 @@ class Desk:
             confirmed = await due.find_confirmed(tx, self.network, JUDGED_AT_ONCE_MAX)
         if not confirmed:
             return 0
+        newest = await self.node.ask_int("eth_blockNumber")
         receipts = await read_receipts(self.node, [one.hash for one in confirmed])
         count = 0
         for one, receipt in zip(confirmed, receipts, strict=True):
-            # A node that lags, or another block than the final one: look again later.
-            if receipt is not None and receipt.block_hash == one.block_hash:
+            # Whatever block was the final one: the chain may have moved it. A node that lags is asked again.
+            if receipt is not None and newest - receipt.block_number + 1 >= self.lookout.depth:
                 count += await self._judge(one, receipt)
         return count
 

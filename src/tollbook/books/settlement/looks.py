@@ -85,6 +85,10 @@ def _may_come(due: Due, own: Transaction) -> bool:
     return own.status in LIVE and (own.status, own.purpose) != ("reserved", due.transfer.purpose)
 
 
+def _list_hashes(transaction: Transaction | None) -> list[str]:
+    return [] if transaction is None else [*transaction.hashes, *transaction.former_hashes]
+
+
 @dataclass(slots=True)
 class _Reading:
     """What was read of one token: every block from `first`, which was there at `since`, to `position`."""
@@ -148,11 +152,13 @@ class Lookout:
                         due.command_id, replace(waits, hidden=one) if may_be_displaced else waits
                     )
             for trace in traces[due.command_id]:
-                receipt = receipts[trace.hash]
+                receipt, sight = receipts[trace.hash], sights.get(due.command_id, waits)
                 if receipt is not None and due.transfer.is_shown(receipt, trace.sender):
                     is_final = self.newest - receipt.block_number + 1 >= self.depth
                     sights[due.command_id] = Sight(trace.hash, is_final)
-                elif trace.hash in waiting and not sights.get(due.command_id, waits).hash:
+                elif (
+                    trace.hash in waiting and not sight.hash and trace.hash not in _list_hashes(sight.hidden)
+                ):
                     sights[due.command_id] = waits
         return sights
 
@@ -162,18 +168,14 @@ class Lookout:
             one
             for of_command in own.values()
             for one in of_command
-            if one.status == "dropped" and one.nonce is not None and (one.hashes or one.former_hashes)
+            if one.status == "dropped" and one.nonce is not None and _list_hashes(one)
         ]
         final = max(self.newest - min(self.depth, STATES_KEPT) + 1, 0)
         used = await count(self.node, list({one.sender for one in refused}), final)
         return {one.transaction_id for one in refused if cast(int, one.nonce) >= (used[one.sender] or 0)}
 
     def _trace(self, due: Due, own: Sequence[Transaction]) -> list[Trace]:
-        traces = [
-            Trace(one, transaction.sender)
-            for transaction in own
-            for one in (*transaction.hashes, *transaction.former_hashes)
-        ]
+        traces = [Trace(one, transaction.sender) for transaction in own for one in _list_hashes(transaction)]
         marked = self._found.get(due.transfer.mark) if due.asset is not None else None
         return traces if marked is None else [*traces, marked]
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar, cast
 
-from psycopg import Rollback
-
 from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
@@ -385,14 +383,14 @@ class NetworkLanes:
         One commit takes the old nonce from it and gives it the new one: whoever is killed here loses nothing.
         Raises ChainUnreachable, FeesAboveCap.
         """
-        fees, is_ours = await self.fees.choose(), False
+        fees = await self.fees.choose()
         async with self.database.write() as tx:
+            if not await transactions.hold(tx, row):  # before the lane, as core.take_nonces has it
+                return Outcome.UNCLEAR
             nonce = await nonces.take_one(tx, self.node.network, row.sender)
             raw, hash_ = self._sign_again(row, nonce, fees)
-            is_ours = await transactions.renumber(tx, row, nonce, hash_, fees)
-            if not is_ours:
-                raise Rollback  # the nonce goes back
-        return await self._hand_out(row, raw, hash_) if is_ours else Outcome.UNCLEAR
+            await transactions.renumber(tx, row, nonce, hash_, fees)
+        return await self._hand_out(row, raw, hash_)
 
     def _sign_again(self, row: Unfinished, nonce: int, fees: Fees) -> tuple[bytes, str]:
         to, value, data = self.read_call(row)

@@ -283,29 +283,42 @@ async def drop(tx: WriteTx, transaction_id: int, hash_: str, sends: int) -> bool
     )
 
 
-async def renumber(tx: WriteTx, row: Unfinished, nonce: int, new_hash: str, fees: Fees) -> bool:
-    """Its nonce is another's for good: go on with a new one; False where somebody sent it meanwhile."""
+async def hold(tx: WriteTx, row: Unfinished) -> bool:
+    """Whether it is on its way as it was read; it is nobody else's then until the transaction ends."""
     return bool(
-        await tx.execute(
+        await tx.value(
             """
-            UPDATE core.transactions
-            SET status = 'signed', nonce = %(nonce)s, hash = %(new_hash)s, hashes = ARRAY[%(new_hash)s],
-                fee_max = %(fee_max)s, tip_max = %(tip_max)s, sends = sends + 1, sent_at = %(now)s,
-                holder_hash = NULL
+            SELECT true FROM core.transactions
             WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
               AND status IN ('signed', 'sent') AND sends = %(sends)s
+            FOR NO KEY UPDATE
             """,
-            {
-                "transaction_id": row.transaction_id,
-                "hash": row.hash,
-                "sends": row.sends,
-                "nonce": nonce,
-                "new_hash": new_hash,
-                "fee_max": fees.fee_max,
-                "tip_max": fees.tip_max,
-                "now": clock.now(),
-            },
+            {"transaction_id": row.transaction_id, "hash": row.hash, "sends": row.sends},
         )
+    )
+
+
+async def renumber(tx: WriteTx, row: Unfinished, nonce: int, new_hash: str, fees: Fees) -> None:
+    """The nonce of one that is held is another's for good: go on with a new one."""
+    await tx.execute(
+        """
+        UPDATE core.transactions
+        SET status = 'signed', nonce = %(nonce)s, hash = %(new_hash)s, hashes = ARRAY[%(new_hash)s],
+            fee_max = %(fee_max)s, tip_max = %(tip_max)s, sends = sends + 1, sent_at = %(now)s,
+            holder_hash = NULL
+        WHERE transaction_id = %(transaction_id)s AND hash = %(hash)s
+          AND status IN ('signed', 'sent') AND sends = %(sends)s
+        """,
+        {
+            "transaction_id": row.transaction_id,
+            "hash": row.hash,
+            "sends": row.sends,
+            "nonce": nonce,
+            "new_hash": new_hash,
+            "fee_max": fees.fee_max,
+            "tip_max": fees.tip_max,
+            "now": clock.now(),
+        },
     )
 
 
