@@ -97,3 +97,19 @@ def test_a_folder_above_says_where_the_migrations_lie(folder: Path, below: str) 
     where = (folder / below).parent.parent if below.endswith("up.sql") else (folder / below).parent
     with pytest.raises(FolderRefused, match=f"{where}: give that by"):
         formats.read([Folder("shop", folder)])
+
+
+def test_atlas_own_words_in_a_file_are_heeded(folder: Path, apply: Run, ask: Any) -> None:
+    files = {
+        "1_a.sql": "-- atlas:txmode none\n\nCREATE TABLE a ();\nSELECT nothing;",
+        "2_b.sql": "-- atlas:delimiter \\n\\n\\n\nCREATE FUNCTION f() RETURNS text LANGUAGE sql AS $$\n"
+        "SELECT '\n\n\n'\n$$\n\n\nCREATE VIEW v AS SELECT f()\n",
+        "3_c.sql": "-- x\n-- atlas:delimiter -- end\n\nCREATE TABLE c (t text DEFAULT '-- end')\n"
+        "-- end\nTABLE c\n-- end\n",
+    }
+    lay(folder, files)
+    assert "stays (1 of 2 statements)" in apply().output
+    lay(folder, {"1_a.sql": "-- atlas:txmode none\n\nCREATE TABLE a ();\nSELECT 1;"})
+    result = apply()
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT f = e'\\n\\n\\n' FROM v") is True

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from tollbook.migrate.errors import FolderRefused, Place, Problem, WrongUsage, point
 from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_foreign, read_script, sort
-from tollbook.migrate.formats import sections, strangers
+from tollbook.migrate.formats import atlas, sections, strangers
 
 END = r"(?=[-_. ]|$)"
-CLOCK = rf"[-_T]?[0-9]{{4,6}}(?![0-9])|[-_][0-9]+{END}"
-DATE = rf"[0-9]{{4}}(?P<dash>[-_])[0-9]{{2}}(?P=dash)[0-9]{{2}}(?:{CLOCK})?"
+TIME = r"T[0-9]{2}(?:[-_:.]?[0-9]{2}){1,2}(?![0-9])|[-_][0-9]{2}(?:[-_:.][0-9]{2}){2}(?![0-9])"
+CLOCK = rf"{TIME}|[-_T]?[0-9]{{4,6}}(?![0-9])|[-_][0-9]+{END}"
+DATE = rf"[0-9]{{4}}(?P<dash>[-_.])[0-9]{{2}}(?P=dash)[0-9]{{2}}(?:{CLOCK})?"
 DAY = rf"(?:19|20)[0-9]{{6}}[-_][0-9]{{1,9}}{END}"  # and a number or a time of the day
 DOTTED = rf"[0-9]+(?:\.[0-9]+)+_[0-9]+{END}"  # a release, and a number in it
 NUMBER = rf"{DAY}|{DOTTED}|[0-9]+(?:\.[0-9]+)*{END}|[0-9]+"
@@ -50,6 +51,7 @@ MARK = re.compile(
     + r")[ \t]*$"
 )
 SHELF = re.compile(r"v?(?P<version>[0-9]+(?:\.[0-9]+)*)(?:[-_].*)?", re.IGNORECASE)  # a folder of a release
+UP, DOWN = "up", "down"  # folders for each way
 BACK = {"down", "downs", "drop", "undo"}
 POSTGRATOR = re.compile(r"([0-9]+)\.(do|undo)((?:\..*)?)\.sql", re.IGNORECASE)
 JOINED = re.compile(r"(.*)([-_])(up|down)\.sql", re.IGNORECASE)
@@ -67,7 +69,8 @@ KINDS = {
     "kt": "a program in Kotlin",
     "php": "a program in PHP",
     "pl": "a program in Perl",
-    "postgres": "a file of another ending",  # Synapse: 05_a.sql.postgres
+    # Synapse: 05_a.sql.postgres
+    **dict.fromkeys(("postgres", "pgsql", "psql", "ddl"), "a file of another ending"),
     "py": "a program in Python",
     "rb": "a program in Ruby",
     "rs": "a program in Rust",
@@ -78,7 +81,6 @@ PROGRAM = re.compile(
     rf"\.(?P<ending>{'|'.join(KINDS)})(?<!\.d\.ts)"
 )
 DATA = re.compile(r"[0-9]+[-_].*\.(?:json|ya?ml|xml|edn)")  # pgroll, Liquibase
-CHECKPOINT = "-- atlas:checkpoint"  # stands for all before it, where those are not there any more
 BY_NAME = ("supabase", "migrations")  # a folder of dates of any length, in the order of their names
 FORGOTTEN = re.compile(rf".*\.(?:{PARTS})\.sql", re.IGNORECASE)
 SAME = {"undo": "down", "rollback": "down", "do": "up", "migration": "up"}
@@ -114,7 +116,7 @@ def read(folder: Folder) -> list[Migration]:
         _refuse_unnumbered(folder.path)
     if folder.path.resolve().parts[-2:] == BY_NAME:
         found.sort(key=lambda one: one.up.path.name)
-    return [one for one in found if one is found[0] or not one.up.text.startswith(CHECKPOINT)]
+    return [one for one in found if one is found[0] or not one.up.text.startswith(atlas.CHECKPOINT)]
 
 
 def _read_shelves(folder: Folder) -> list[Migration]:
@@ -133,7 +135,7 @@ def _read_numbered(folder: Folder) -> list[Migration]:
     found: dict[str, dict[tuple[str, str], dict[str, Path]]] = {}
     paths = list_sql(folder.path)
     names = {path.name for path in paths}
-    for path in paths:
+    for path in [*paths, *_list_ways_back(folder.path)]:
         match = FILE_NAME.fullmatch(_spell(path.name, names))
         if match is None or len(match["version"]) > VERSION_DIGITS_MAX:
             if FORGOTTEN.fullmatch(path.name) or match is not None:
@@ -143,8 +145,11 @@ def _read_numbered(folder: Folder) -> list[Migration]:
                     Place(str(path)),
                 )
             continue
-        part = (match["part"] or "up").lower()
-        files = found.setdefault(parse_version(match["version"]), {})
+        part = (match["part"] or ("up" if path.parent == folder.path else DOWN)).lower()
+        version = parse_version(match["version"])
+        if path.parent != folder.path and version not in found:
+            continue
+        files = found.setdefault(version, {})
         dialects = files.setdefault((match["label"], SAME.get(part, part)), {})
         _add(dialects, (match["dialect"] or "").lower(), path)
     several = any(
@@ -156,6 +161,12 @@ def _read_numbered(folder: Folder) -> list[Migration]:
     return sort(
         [*programs, *(one for key in found for one in _pair(folder.name, key, found[key], several=several))]
     )
+
+
+def _list_ways_back(path: Path) -> list[Path]:
+    """Return the files of the folder `down` in this one or, where this one is `up`, beside it."""
+    below = (path.parent if path.name == UP else path) / DOWN
+    return list_sql(below) if below.is_dir() else []
 
 
 def _spell(name: str, names: set[str]) -> str:
@@ -185,7 +196,7 @@ def _read_programs(
         version = parse_version(match["version"]) if match else ""
         taken = any(part == "up" for _, part in found.get(version, {}))
         data = bool(match) and match["ending"] in strangers.DATA
-        if not match or (taken and match["ending"] != "postgres" and not data):
+        if not match or (taken and not KINDS[match["ending"]].endswith("ending") and not data):
             continue
         tool = strangers.name_tool(folder.path / name)
         if data and tool is None:  # a snapshot, metadata
@@ -280,7 +291,8 @@ def _read_migration(folder: str, version: str, label: str, files: dict[str, Path
             f"There is no {label}.up.sql beside this file. Add it, or rename this one.", Place(str(path))
         )
     scripts = {
-        part: sections.include(read_script(path), path.parent, read_script) for part, path in files.items()
+        part: atlas.heed(sections.include(read_script(path), path.parent, read_script))
+        for part, path in files.items()
     }
     if strangers.LIQUIBASE.match(scripts["up"].text):
         refusal = Problem(
