@@ -47,6 +47,32 @@ def read(folder: Path, files: dict[str, str]) -> list[Migration]:
             {"V0001.First.postgres.up.sql": TABLE, "V0001.First.sqlite.up.sql": "`"},
             [("V0001.First", None)],
         ),
+        (
+            {
+                "2024.01.02T12.00.00.a.sql": TABLE,
+                "2024.01.02T13.00.00.b.sql": "SELECT 1",
+                "down/2024.01.02T12.00.00.a.sql": "DROP TABLE a",
+                "down/2023.01.02T12.00.00.gone.sql": "DROP TABLE gone",
+            },
+            [
+                ("2024.01.02T12.00.00.a", "2024.01.02T12.00.00.a.sql"),
+                ("2024.01.02T13.00.00.b", None),
+            ],
+        ),
+        (
+            dict.fromkeys(("2024-01-02T10:00:00-a.sql", "2024-01-02T10:05-b.sql"), TABLE),
+            [
+                ("2024-01-02T10:00:00-a", None),
+                ("2024-01-02T10:05-b", None),
+            ],
+        ),
+        (
+            dict.fromkeys(("2024-01-02-10-00-00_a.sql", "2024-01-02-10-05-00_b.sql"), TABLE),
+            [
+                ("2024-01-02-10-00-00_a", None),
+                ("2024-01-02-10-05-00_b", None),
+            ],
+        ),
         # A slip in a name, which its tool passes over.
         ({"1_api.up.sql": TABLE, "1_api.drown.sql": "DROP TABLE a"}, [("1_api", None)]),
     ],
@@ -56,6 +82,15 @@ def test_a_version_is_one_migration_whatever_its_files_are_called(
 ) -> None:
     found = read(folder, files)
     assert [(one.label, one.down and one.down.path.name) for one in found] == pairs
+
+
+def test_a_folder_for_each_way_is_read_from_that_of_the_way_there(folder: Path) -> None:
+    files = {"up/001_a.sql": TABLE, "down/001_a.sql": "DROP TABLE a"}
+    with pytest.raises(FolderRefused, match="up: give that by --dir"):
+        read(folder, files)
+    (one,) = read(folder / "up", {})
+    assert one.down is not None
+    assert one.down.text == "DROP TABLE a"
 
 
 @pytest.mark.parametrize("mark", ["-- migrate:", "-- +goose "])

@@ -53,7 +53,9 @@ def test_what_is_no_sql_is_named_and_not_passed_over(folder: Path, name: str, ki
     assert kind in found[1].up.refusal.what
 
 
-@pytest.mark.parametrize("name", ["01_tables.json", "000001_a.up.tmpl", "001-changes.xml", "01_init.exs"])
+@pytest.mark.parametrize(
+    "name", ["01_tables.json", "000001_a.up.tmpl", "001-changes.xml", "01_init.exs", "1_a.up.pgsql"]
+)
 def test_a_folder_without_sql_is_no_folder_with_nothing_to_do(folder: Path, name: str) -> None:
     with pytest.raises(FolderRefused, match="no SQL"):
         read(folder, {name: "", "README.md": ""})

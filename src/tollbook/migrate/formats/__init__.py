@@ -22,7 +22,7 @@ from tollbook.migrate.formats import (
 
 LEVELS_MAX = 3  # so deep below a folder that holds none, migrations are looked for
 FOLDERS_MAX = 100
-NOT_IN = re.compile(r"[._]|node_modules$|venv$")
+NOT_IN = re.compile(r"[._]|(?:node_modules|venv|down|rollbacks?|undo|seeds?|tests?|testdata|fixtures)$")
 
 # In this order a folder is asked what it is: the most particular first.
 FORMATS = {
