@@ -60,10 +60,10 @@ def read(folder: Path, files: dict[str, str]) -> list[Migration]:
             ],
         ),
         (
-            dict.fromkeys(("2024-01-02T10:00:00-a.sql", "2024-01-02T10:05-b.sql"), TABLE),
+            dict.fromkeys(("2024-01-02T10:00:00-a.sql", "2024-01-02T10:05:00-b.sql"), TABLE),
             [
                 ("2024-01-02T10:00:00-a", None),
-                ("2024-01-02T10:05-b", None),
+                ("2024-01-02T10:05:00-b", None),
             ],
         ),
         (
