@@ -120,7 +120,7 @@ async def test_a_facilitator_that_never_answers_leaves_the_payment_unknown(
             pass
 
     async with serve(app) as url:
-        remote = RemoteFacilitator(url, settle_seconds_max=0.1)
+        remote = RemoteFacilitator(url, settle_seconds_max=0.5)
         with pytest.raises(SettlementUnknown, match="ReadTimeout"):
             await remote.settle(await sign(payer, requirements), requirements)
         await remote.aclose()

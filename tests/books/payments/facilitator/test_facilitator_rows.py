@@ -147,6 +147,7 @@ async def settle_without_a_block(
     return unknown.value
 
 
+@pytest.mark.parametrize("receipt_seconds_max", [2.0])
 async def test_row_f_a_block_that_came_late_is_found_when_asked_again(
     facilitator: Facilitator,
     chain: LocalChain,
@@ -161,6 +162,7 @@ async def test_row_f_a_block_that_came_late_is_found_when_asked_again(
     assert chain.read_balance(seller.address) == 10_000
 
 
+@pytest.mark.parametrize("receipt_seconds_max", [2.0])
 async def test_row_g_a_block_that_came_late_is_found_after_a_restart_and_by_another_worker(
     in_process: InProcessFacilitator,
     chain: LocalChain,

@@ -69,7 +69,7 @@ async def test_books_that_cannot_be_read_after_the_broadcast_do_not_say_that_not
     payer: LocalAccount,
     requirements: PaymentRequirements,
 ) -> None:
-    impatient = make_conninfo(database_url, options="-c statement_timeout=300")
+    impatient = make_conninfo(database_url, options="-c lock_timeout=300")
     facilitator = InProcessFacilitator(
         {NETWORK: chain.url}, key_of(operator), impatient, receipt_seconds_max=1
     )
@@ -100,7 +100,7 @@ async def test_a_broadcast_with_an_unclear_answer_is_sent_again_by_itself(
 ) -> None:
     async with play_proxy(chain.url) as proxy:
         facilitator = InProcessFacilitator(
-            {NETWORK: proxy.url}, key_of(operator), database_url, receipt_seconds_max=20
+            {NETWORK: proxy.url}, key_of(operator), database_url, receipt_seconds_max=60
         )
         proxy.refusals["eth_sendRawTransaction"] = ["upstream request timeout"]
         first, second = [await sign(payer, requirements) for _ in range(2)]
@@ -134,6 +134,7 @@ async def test_a_broadcast_that_was_surely_refused_can_be_tried_again(
         await facilitator.aclose()
 
 
+@pytest.mark.parametrize("receipt_seconds_max", [2.0])
 async def test_a_pending_settlement_cannot_be_claimed_for_other_requirements(
     in_process: InProcessFacilitator,
     chain: LocalChain,
