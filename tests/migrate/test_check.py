@@ -169,11 +169,12 @@ def test_a_down_may_leave_what_others_may_use(write: Any, run: Run) -> None:
 
 def test_what_is_another_servers_or_the_servers_own_is_no_failure(write: Any, run: Run) -> None:
     link = """CREATE EXTENSION postgres_fdw; CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;
-        CREATE FOREIGN TABLE there (i int) SERVER far;"""
-    write("0001_a", up=link, down="DROP EXTENSION postgres_fdw CASCADE")
+        CREATE FOREIGN TABLE there (i int) SERVER far; CREATE TABLE old (i int);"""
+    write("0001_a", up=link, down="DROP EXTENSION postgres_fdw CASCADE; DROP TABLE old")
     role = "CREATE ROLE check_reader; CREATE TABLE a (i int); GRANT SELECT ON a TO check_reader"
     write("0002_b", up=role, down="DROP TABLE a; DROP ROLE check_reader")
-    write("0003_c", up="CREATE TABLE c (r daterange PRIMARY KEY, m int4multirange)", down="DROP TABLE c")
+    tables = "CREATE TABLE c (r daterange PRIMARY KEY, m int4multirange); CREATE TABLE k () INHERITS (old)"
+    write("0003_c", up=tables, down="DROP TABLE c, k")
     result = run("check")
     assert result.exit_code == 0, result.output
     assert "0002_b  up, down, up: not tried, as it makes or drops roles" in result.output

@@ -34,7 +34,8 @@ def shop(write: Any) -> None:
         down="""ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM PUBLIC;
             ALTER TABLE a ALTER k DROP NOT NULL, ALTER k DROP DEFAULT; DROP FUNCTION f""",
     )
-    write("0004_d", up="CREATE VIEW v AS SELECT i, m FROM a", down="DROP VIEW v")
+    up = "ALTER TABLE a ADD made timestamptz DEFAULT clock_timestamp(); CREATE VIEW v AS SELECT i, m FROM a"
+    write("0004_d", up=up, down="DROP VIEW v; ALTER TABLE a DROP made")
 
 
 def squash(run: Run) -> dict[str, Any]:

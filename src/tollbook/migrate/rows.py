@@ -83,17 +83,17 @@ def fill(conn: Connection) -> list[str]:
 def digest(conn: Connection, columns: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, str]]:
     """Return, by table, how many rows it has, and a sum of what stands in these of its columns.
 
-    Those of a foreign table are another server's.
+    Those of a foreign table are another server's, and those of a table that inherits are its own.
     """
     found: dict[str, tuple[int, str]] = {}
-    foreign = {name for (name,) in conn.execute(FOREIGN)}
+    kinds: dict[str, str] = dict(conn.execute(KINDS).fetchall())
     for table, names in columns.items():
-        if table in foreign:
+        if (kind := kinds[table]) == "f":
             continue
-        listed = ", ".join(names) or "NULL"
+        listed, only = ", ".join(names) or "NULL", "ONLY" if kind == "r" else ""
         row = conn.execute(
             f"""SELECT count(*), coalesce(md5(string_agg(line, ',' ORDER BY line)), '')
-            FROM (SELECT ROW({listed})::text AS line FROM {table}) AS lines""".encode()  # noqa: S608
+            FROM (SELECT ROW({listed})::text AS line FROM {only} {table}) AS lines""".encode()  # noqa: S608
         ).fetchone()
         assert row is not None
         found[table] = (int(row[0]), str(row[1]))
@@ -195,9 +195,9 @@ def _write(table: _Table, number: int) -> str:
     return f"INSERT INTO {table.name} ({', '.join(values)}) SELECT {', '.join(values.values())}"
 
 
-FOREIGN: LiteralString = """
-SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'f'
+KINDS: LiteralString = """
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relkind::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'f')
 """
 # Partitions are filled through their table. What has a default, or is generated, is left to it.
 COLUMNS: LiteralString = """
