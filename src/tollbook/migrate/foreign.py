@@ -57,7 +57,7 @@ def match(
     """Set a tool's history beside the files.
 
     Returns the migrations it says are applied, those of them whose file is not the one it applied, and the
-    keys it has no file for.
+    keys it has no file for. A repeatable one of another file is to be applied again: it is in neither.
     """
     files: dict[str, Migration] = {}
     for one in migrations:
@@ -67,13 +67,14 @@ def match(
         files[key] = one
     rows = {one.key: one for one in history}
     rows = READINGS.get(keeper.tool, _as_it_is)(rows, files)
-    edited = [
-        one
+    edited = {
+        key: one
         for key, one in files.items()
         if key in rows and (kept := rows[key].checksum) is not None and kept not in keeper.checksums(one)
-    ]
-    applied = [one for key, one in files.items() if key in rows]
-    return applied, edited, [key for key in rows if key not in files]
+    }
+    applied = [one for key, one in files.items() if key in rows and not (one.repeatable and key in edited)]
+    unknown = [key for key in rows if key not in files]
+    return applied, [one for one in edited.values() if not one.repeatable], unknown
 
 
 def _as_it_is(rows: Rows, files: Files) -> Rows:

@@ -334,6 +334,21 @@ def test_flyways_baseline_stands_for_all_up_to_it(folder: Path, run: Any, apply:
     assert "V3__c" in apply().output
 
 
+def test_what_flyway_would_repeat_is_taken_over_as_pending(
+    folder: Path, run: Any, apply: Apply, ask: Any
+) -> None:
+    lay(folder, {"V1__a.sql": TABLE, "R__b.sql": "CREATE OR REPLACE VIEW b AS SELECT 1 AS i"})
+    ask(
+        f"""{TABLE} CREATE TABLE flyway_schema_history (installed_rank int, version text, type text,
+        script text, checksum int, success boolean);
+        INSERT INTO flyway_schema_history VALUES (1, '1', 'SQL', 'V1__a.sql', NULL, true),
+            (2, NULL, 'SQL', 'R__b.sql', 7, true);
+        SELECT 1"""
+    )
+    assert "1 taken over from Flyway" in run("baseline", "--auto").output
+    assert "R__b" in apply().output
+
+
 def test_the_databases_that_a_file_names_are_known_to_those_who_try_it_elsewhere(folder: Path) -> None:
     found = read(
         folder,
