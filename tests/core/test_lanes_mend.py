@@ -309,6 +309,7 @@ async def test_of_several_free_nonces_the_one_that_is_to_be_used_up_is(
         for _ in range(2):  # once more is no harm
             await lanes.displace(refused)
         await lanes.mend()  # what it waits for now
+    own_chain.call("evm_mine")
     assert count_used(own_chain, operator) == 2
     assert [count_paid(own_chain, call) for call in calls] == [0, 0]
 
@@ -335,6 +336,24 @@ async def test_what_a_node_took_and_hides_is_never_paid_beside_what_is_sent_for_
             await lanes.mend()
         assert [(await find(lanes, one.purpose)).status for one in (call, other)] == ["mined", "mined"]
     assert [count_paid(own_chain, one) for one in (call, other)] == [1, 1]
+
+
+@pytest.mark.parametrize("said", ["replacement transaction underpriced", "nonce too low"])
+async def test_what_could_pay_twice_keeps_its_nonce_though_a_node_says_that_it_is_taken(
+    database: Database, own_chain: LocalChain, proxy: Proxy, operator: LocalAccount, said: str
+) -> None:
+    """It may be the very one that has it: who stands before a node asked twice, and told what came last."""
+    own_chain.call("evm_setAutomine", False)
+    call = make_call(purpose="command:0:c-1")
+    proxy.secretive, proxy.false_refusals = True, {SEND: [said]}
+    async with Lanes(database, {NETWORK: proxy.url}, [key_of(operator)], **NOW) as lanes:
+        await lanes.submit(call)
+        own_chain.call("evm_mine")
+        own_chain.call("evm_setAutomine", True)
+        for _ in range(3):
+            await lanes.mend()
+        assert (await find(lanes, call.purpose)).status == "mined"
+    assert count_paid(own_chain, call) == 1
 
 
 async def test_what_a_node_refused_gets_its_own_nonce_back_and_not_the_lowest(

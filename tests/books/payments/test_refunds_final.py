@@ -13,12 +13,14 @@ from fixtures.authorizations import transfer
 from fixtures.lanes import key_of
 from fixtures.reconciling import AMOUNT, Bought, Shop, make_hash
 from fixtures.refunding import open_desk
+from fixtures.rpc_proxy import play_proxy
 from tollbook.books.payments import evm_refunds, payments, refunds, truth
 from tollbook.books.payments.reconciler import movements
 from tollbook.books.payments.refund_desk import RefundDesk
 from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
+from tollbook.core.lanes import NodeRefusedTransaction
 from tollbook.core.lanes.network import NetworkLanes
 from tollbook.core.local_chain import GAS_MONEY_WEI, NETWORK, LocalChain
 from tollbook.entrypoints import cli
@@ -178,6 +180,38 @@ async def test_what_was_sent_by_one_who_died_is_not_sent_for_a_reversed_payment(
     failed = await desk.carry_out(asked.refund_id)
     assert (failed.status, "reversed" in str(failed.error)) == ("failed", True)
     assert balance(shop) == before
+
+
+@pytest.mark.parametrize("shows", [False, True])
+async def test_a_refund_that_a_node_took_and_said_it_refused_is_adopted_or_waited_for(
+    shop: Shop, desk: RefundDesk, *, shows: bool
+) -> None:
+    """The sum is not free again while it may come: whoever asks for another refund would be paid twice."""
+    bought = await shop.buy()
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    before = balance(shop)
+    shop.chain.call("evm_setAutomine", False)
+    async with (
+        play_proxy(shop.chain.url) as proxy,
+        open_desk(shop, url=proxy.url, confirmations=DEPTH, wait_seconds_max=0.0) as deceived,
+    ):
+        proxy.secretive, proxy.false_refusals = not shows, {"eth_sendRawTransaction": ["txpool is full"]}
+        with pytest.raises(NodeRefusedTransaction):
+            await deceived.refund(bought.payment_id, amount=4_000, reason=None)
+        async with shop.database.read() as tx:
+            [refund_id] = [one.refund_id for one in await refunds.find_open(tx)]
+        if not shows:
+            await shop.run(
+                "UPDATE payments.x402_refunds SET sent_at = sent_at - %(age)s", age=timedelta(minutes=11)
+            )
+            async with shop.database.write() as tx:
+                await payments.reverse(tx, bought.payment_id, "orphaned for good", now=clock.now())
+        assert (await deceived.carry_out(refund_id)).status == "sent"
+        shop.chain.call("evm_setAutomine", True)
+        shop.chain.call("evm_mine")
+    assert balance(shop) == before + 4_000
+    if shows:
+        assert (await desk.carry_out(refund_id)).status == "done"
 
 
 async def test_who_stood_still_does_not_send_back_what_another_one_gave_up(

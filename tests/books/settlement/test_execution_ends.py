@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from fixtures import lanes
 from fixtures.lanes import send_elsewhere
 from fixtures.rpc_proxy import Proxy
 from fixtures.settling import (
@@ -40,6 +41,10 @@ def payroll(database: Database, chain: LocalChain, token: str) -> Payroll:
 async def cancel(payroll: Payroll, command_id: str, **options: Any) -> Command:
     async with payroll.database.write() as tx:
         return await endings.cancel(tx, command_id, "paid by hand", now=clock.now(), **options)
+
+
+def count_used(payroll: Payroll) -> int:
+    return lanes.count_used(payroll.chain, payroll.operators[0])
 
 
 async def test_what_was_begun_and_waits_for_money_is_cancelled_at_once(
@@ -119,9 +124,8 @@ async def test_what_a_node_refused_is_cancelled_once_its_nonce_is_used_and_never
         asked = await cancel(payroll, command_id)
         assert (asked.status, "Not sent any more" in str(asked.error)) == ("executed", True)
         [cancelled] = await payroll.settle(desk, command_id)
-        sends = proxy.asked.count(SEND)
     assert (cancelled.status, cancelled.error, cancelled.tx_hash) == ("cancelled", "paid by hand", None)
-    assert (count_wei(payroll, cancelled.payee), sends) == (0, 2), "it, and what used its nonce"
+    assert (count_wei(payroll, cancelled.payee), count_used(payroll)) == (0, 1), "by what moves nothing"
 
 
 async def test_what_comes_out_although_it_was_to_be_cancelled_is_settled_and_not_said_to_be_cancelled(
@@ -167,7 +171,9 @@ async def test_what_is_given_up_fails_when_its_nonce_is_used_for_good_and_not_be
     async with payroll.open_desk(confirmations=3) as desk:
         await desk.send()
         await look_again(payroll, desk)
-        assert payroll.chain.call("eth_getTransactionCount", payroll.operators[0].address, "latest") == "0x1"
+        payroll.chain.call("evm_mine")
+        await look_again(payroll, desk)
+        assert count_used(payroll) == 1
         assert (await payroll.get(command_id)).status == "executed", "a reorganisation may bring it yet"
         payroll.chain.call("anvil_mine", "0x2")
         await look_again(payroll, desk, times=1)
@@ -235,6 +241,7 @@ async def test_what_was_signed_since_the_chain_was_looked_at_is_not_ended_by_tha
         await desk.send()
         seen = await desk.lanes.find(f"command:0:{command_id}")
         send_elsewhere(payroll.chain, payroll.operators[0], 0)
+        payroll.chain.call("evm_mine")
         hide_next(payroll, proxy)
         await payroll.make_due()
         await desk.resume()

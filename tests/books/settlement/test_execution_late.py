@@ -1,7 +1,6 @@
 """Execution by nodes that lied before and workers that come late: what is over is not paid once more."""
 
 import asyncio
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,13 +19,11 @@ from fixtures.settling import (
     order_coin,
     take_turn,
 )
-from tollbook.books.settlement import execution, looks
+from tollbook.books.settlement import execution
 from tollbook.core import clock
-from tollbook.core.chains import Receipt
 from tollbook.core.database import Database
 from tollbook.core.lanes import transactions
 from tollbook.core.lanes.network import NetworkLanes
-from tollbook.core.lanes.node import Node
 from tollbook.core.local_chain import GAS_MONEY_WEI, LocalChain
 
 SEND = "eth_sendRawTransaction"
@@ -104,31 +101,6 @@ async def test_what_a_node_took_though_it_said_it_did_not_is_looked_after_as_any
         sent = await desk.lanes.find(f"command:0:{command_id}")
         assert (sent and sent.status, (await payroll.get(command_id)).tx_hash) == ("sent", sent and sent.hash)
         settled = await come_out(payroll, desk, command_id)
-    assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
-
-
-async def test_what_has_its_block_while_it_is_looked_for_is_not_paid_once_more(
-    proxied: tuple[Payroll, Proxy], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was in no block when it was asked for, and a moment later its nonce is used."""
-    payroll, proxy = proxied
-    command_id = await order_coin(payroll)
-    hide_next(payroll, proxy)
-    read = looks.read_receipts
-
-    async def read_and_mine(node: Node, hashes: Sequence[str]) -> list[Receipt | None]:
-        receipts = await read(node, hashes)
-        monkeypatch.undo()
-        payroll.chain.call("evm_mine")
-        payroll.chain.call("evm_setAutomine", True)
-        return receipts
-
-    async with payroll.open_desk() as desk:
-        await desk.send()
-        monkeypatch.setattr(looks, "read_receipts", read_and_mine)
-        await payroll.make_due()
-        await desk.resume()
-        [settled] = await payroll.settle(desk, command_id)
     assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
 
 

@@ -134,7 +134,7 @@ class Lookout:
     async def _look(self, dues: Sequence[Due], own: Mapping[str, Sequence[Transaction]]) -> dict[str, Sight]:
         await self._check_pending()  # what waits now could have its block after the blocks were read
         await self._read_news(dues)
-        hidden = await self._find_hidden(own)  # before receipts: what used a nonce by now has one then
+        hidden = await self._find_hidden(own)
         traces = {due.command_id: self._trace(due, own.get(due.command_id, ())) for due in dues}
         hashes = list({trace.hash for one in traces.values() for trace in one})
         receipts = dict(zip(hashes, await read_receipts(self.node, hashes), strict=True))
@@ -170,6 +170,7 @@ class Lookout:
             for one in of_command
             if one.status == "dropped" and one.nonce is not None and _list_hashes(one)
         ]
+        # What used a nonce by then has its receipt, whenever that is asked for.
         final = max(self.newest - min(self.depth, STATES_KEPT) + 1, 0)
         used = await count(self.node, list({one.sender for one in refused}), final)
         return {one.transaction_id for one in refused if cast(int, one.nonce) >= (used[one.sender] or 0)}

@@ -189,6 +189,15 @@ class _Sweep:
         if outcome is Outcome.NO_GAS_MONEY:
             self.mended.no_gas_money += 1
             logger.warning("%s", self._lanes.name_empty(row.sender).sentence)
+        if outcome is Outcome.OCCUPIED:
+            logger.warning(
+                "nonce %s of %s on %s is another's, which waits for its block: %s waits until that one has "
+                "it. Whoever sent it can replace it with higher fees. Give Tollbook a key of its own.",
+                row.nonce,
+                row.sender,
+                self._node.network,
+                row.hash,
+            )
         return outcome
 
     @contextmanager

@@ -281,14 +281,14 @@ class NetworkLanes:
     async def _look_into(self, one: Signed, outcome: Outcome) -> Transaction | _Again:
         """Whether its nonce is its own. Only a stranger that is seen under it makes it take another one.
 
-        What could pay twice and was signed before keeps it all the same: whoever has it may be the former
-        one, which a node took and does not show. `mend` drops it when the nonce is another's for good.
+        What could pay twice keeps it all the same: whoever has it may be this very one, or a former one,
+        which a node took and does not show. `mend` drops it when the nonce is another's for good.
         """
         try:
             if await find_known(self.node, [one.hash]):
                 await transactions.record_sent(self.database, {one.transaction_id: one.hash})
                 return self._describe(one, "sent")
-            if outcome is Outcome.KNOWN or await self._may_be_paid_by_another(one):
+            if outcome is Outcome.KNOWN or one.purpose.startswith(LOOK_FIRST):
                 return self._describe(one, "signed")
             if outcome is Outcome.NONCE_TOO_LOW:
                 holder = await find_holder(self.node, one.sender, one.nonce)
@@ -300,12 +300,6 @@ class NetworkLanes:
             dropped = await transactions.drop(tx, one.transaction_id, one.hash, sends=1)
         self._open = False  # the lane has fallen behind: look at the chain before the next nonce
         return self._contest() if dropped else self._describe(one, "signed")
-
-    async def _may_be_paid_by_another(self, one: Signed) -> bool:
-        if not one.purpose.startswith(LOOK_FIRST):
-            return False
-        async with self.database.read() as tx:
-            return any(row.former_hashes for row in await transactions.find(tx, ids=[one.transaction_id]))
 
     def _list_solvent(self) -> list[str]:
         """The accounts that were not found empty just now; all of them where there are none."""
