@@ -30,9 +30,14 @@ def shop(write: Any) -> None:
         "0003_c",
         up="""CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM a';
             ALTER TABLE a ALTER k SET NOT NULL, ALTER k SET DEFAULT 0;
+            CREATE MATERIALIZED VIEW kept AS SELECT i FROM a; CREATE TABLE notes (i int);
+            CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql
+                AS 'BEGIN INSERT INTO public.notes VALUES (NEW.i); RETURN NULL; END';
+            CREATE TRIGGER noted AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION note();
             ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO PUBLIC""",
         down="""ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM PUBLIC;
-            ALTER TABLE a ALTER k DROP NOT NULL, ALTER k DROP DEFAULT; DROP FUNCTION f""",
+            ALTER TABLE a ALTER k DROP NOT NULL, ALTER k DROP DEFAULT; DROP FUNCTION f;
+            DROP TRIGGER noted ON a; DROP FUNCTION note; DROP TABLE notes; DROP MATERIALIZED VIEW kept""",
     )
     up = "ALTER TABLE a ADD made timestamptz DEFAULT clock_timestamp(); CREATE VIEW v AS SELECT i, m FROM a"
     write("0004_d", up=up, down="DROP VIEW v; ALTER TABLE a DROP made")
@@ -58,6 +63,7 @@ def test_a_new_database_has_the_same_by_the_new_road(
     assert apply().exit_code == 0
     assert ask("INSERT INTO a DEFAULT VALUES RETURNING i") == 3
     assert ask("SELECT sum(k) FROM a") == 13
+    assert ask("SELECT count(*) FROM kept") == 2
     assert run("status").exit_code == 0
     assert run("drift").exit_code == 0
 
@@ -171,3 +177,12 @@ def test_a_squashed_file_that_is_edited_is_told_also_where_it_never_ran(
     result = apply()
     assert result.exit_code == 1
     assert "0003_squashed was edited after it was squashed" in result.output
+
+
+def test_what_is_filled_is_filled_without_rows_too(write: Any, run: Run, apply: Run, ask: Any) -> None:
+    write("0001_a", up="CREATE TABLE a (i int); INSERT INTO a VALUES (1)")
+    write("0002_b", up="CREATE MATERIALIZED VIEW kept AS SELECT i FROM a")
+    result = run("squash", "--to", "2", "--no-rows")
+    assert result.exit_code == 0, result.output
+    assert apply().exit_code == 0
+    assert ask("SELECT count(*) FROM kept") == 0

@@ -113,12 +113,24 @@ def _write(url: str, old: Sequence[Migration], number: int, *, keep_rows: bool |
         )
     first, last = old[0], old[-1]
     text = f"-- {first.label} to {last.label}, squashed; their files are in {ARCHIVE}/.\n"
-    text += schema_file.run_dump(url, "--schema-only")
-    if number and keep_rows:
-        text += schema_file.run_dump(url, "--data-only", "--column-inserts", "--rows-per-insert=100")
+    if number and keep_rows:  # before the triggers, which would fire
+        text += schema_file.run_dump(url, "--column-inserts", "--rows-per-insert=100")
+    else:
+        text += schema_file.run_dump(url, "--schema-only") + _write_refreshes(url)
     # Databases that have the old ones never run this file: by the digest they too see that it was edited.
     digest = sha256(text.encode()).hexdigest()
     return f"-- tollbook: replaces={first.version}..{last.version} digest={digest}\n{text}"
+
+
+def _write_refreshes(url: str) -> str:
+    """Return what fills the materialized views that are filled, as a dump without rows does not."""
+    with connected(url) as conn:
+        views = conn.execute(
+            """SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid"""
+        ).fetchall()
+    return "".join(f"\nREFRESH MATERIALIZED VIEW {name};\n" for (name,) in views)
 
 
 def _read(path: Path, text: str, last: Migration) -> Migration:
