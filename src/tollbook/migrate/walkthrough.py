@@ -235,7 +235,7 @@ class _Script:
         return shorten(self.one.reading.text[statement.index : statement.end])
 
     def _line(self, statement: Statement | None) -> int:
-        return self.one.reading.text.count("\n", 0, statement.index) + 1 if statement else 1
+        return (self.one.migration.up.point(statement.index).line or 1) if statement else 1
 
     def _note(
         self, number: int, statement: Statement | None, text: str, tag: str, seconds: float, seen: Seen

@@ -134,7 +134,7 @@ def test_objects_go_to_the_schema_that_the_settings_say_which_is_made_before(
 
 
 def test_each_migration_runs_between_what_flyway_calls_back_around_each(
-    folder: Path, apply: Run, ask: Any
+    folder: Path, run: Run, apply: Run, ask: Any
 ) -> None:
     lay(
         folder,
@@ -157,6 +157,8 @@ def test_each_migration_runs_between_what_flyway_calls_back_around_each(
     lay(folder, {"V3__c.sql": "SELECT 3;\nSELECT nothing;"})
     assert "V3__c.sql:2" in apply().output
     assert "R__r" not in apply().output
+    lay(folder, {"V3__c.sql": "SELECT 3;\nALTER TABLE b ADD j int;", "afterEachMigrate.sql": ""})
+    assert "line 2: ALTER TABLE b" in run("plan", "--live").output
 
 
 def test_what_flyway_calls_back_before_all_runs_before_whatever_is_pending(
