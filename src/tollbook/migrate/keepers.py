@@ -75,7 +75,7 @@ def _digest(name: str) -> Callable[[Migration], tuple[str, ...]]:
 
 
 def _crc(migration: Migration) -> tuple[str, ...]:
-    return (str(flyway.compute_checksum(migration.up.path)),)
+    return tuple(map(str, flyway.list_checksums(migration)))
 
 
 def _read_header(migration: Migration) -> graphile.Header | None:

@@ -9,6 +9,7 @@ from click.testing import Result
 
 from tollbook.migrate import Folder, formats
 from tollbook.migrate.errors import FolderRefused
+from tollbook.migrate.formats import flyway
 
 from .test_formats import Files, lay
 
@@ -207,3 +208,17 @@ def test_a_file_that_is_not_to_be_executed_is_left_out(folder: Path) -> None:
     refusal = formats.read([Folder("shop", folder)])[1].up.refusal
     assert refusal is not None
     assert "shouldExecute" in refusal.what
+
+
+def test_flyway_sums_what_repeats_with_the_values_in_it(folder: Path, run: Run, ask: Any) -> None:
+    lay(folder, {"V1__a.sql": "SELECT 1", "R__v.sql": ASKS, "flyway.conf": "flyway.placeholders.who=me"})
+    lay(folder.parent, {"filled.sql": ASKS.replace("${Who}", "me")})
+    sums = [flyway.compute_checksum(one) for one in (folder / "V1__a.sql", folder.parent / "filled.sql")]
+    ask(
+        f"""CREATE TABLE t (a text); CREATE TABLE flyway_schema_history (installed_rank int, version text,
+            type text, script text, checksum int, success boolean);
+        INSERT INTO flyway_schema_history VALUES (1, '1', 'SQL', 'V1__a.sql', {sums[0]}, true),
+            (2, NULL, 'SQL', 'R__v.sql', {sums[1]}, true); SELECT 1"""
+    )
+    taken = run("baseline", "--auto")
+    assert "2 taken over from Flyway" in taken.output, taken.output

@@ -376,6 +376,16 @@ def _advise(place: re.Match[str]) -> str:
     return f"Set {name}, or {SWITCH}=false where Flyway is told to leave such text as it is."
 
 
+def list_checksums(migration: Migration) -> list[int]:
+    """Return what Flyway may keep of a file, the likeliest first: what repeats it sums with its values."""
+    path = migration.up.path
+    found = [compute_checksum(path)]
+    if migration.repeatable:
+        filled = fill(read_script(path), flyway_settings.read(path.parent)).text
+        found.insert(0, _sum(filled))
+    return found
+
+
 def compute_checksum(path: Path) -> int:
     """Return what Flyway keeps of a file: CRC32 over its lines without their ends, as a signed number."""
     return _sum(path.read_bytes().decode("utf-8-sig"))
