@@ -230,6 +230,27 @@ async def test_what_waits_for_a_key_that_is_gone_is_paid_once_its_nonce_was_used
     assert (settled.status, count_wei(payroll, settled.payee)) == ("settled", WEI)
 
 
+async def test_what_may_be_on_its_way_from_an_account_whose_key_is_gone_says_so(
+    proxied: tuple[Payroll, Proxy],
+) -> None:
+    payroll, proxy = proxied
+    command_id = await order_coin(payroll)
+    proxy.refusals = {SEND: ["the node is confused"]}
+    async with payroll.open_desk() as desk:
+        await desk.send()
+    former = payroll.operators[0]
+    payroll.operators[0] = payroll.chain.make_account(wei=GAS_MONEY_WEI)
+    async with payroll.open_desk() as desk:
+        await look_again(payroll, desk)
+    waiting = await payroll.get(command_id)
+    assert (waiting.status, "whose key is not here" in str(waiting.error)) == ("executed", True)
+    payroll.operators[0] = former
+    async with payroll.open_desk() as desk:
+        await payroll.make_due()
+        [settled] = await payroll.settle(desk, command_id)
+    assert (settled.status, settled.error, count_wei(payroll, settled.payee)) == ("settled", None, WEI)
+
+
 async def test_what_was_signed_since_the_chain_was_looked_at_is_not_ended_by_that_look(
     proxied: tuple[Payroll, Proxy],
 ) -> None:

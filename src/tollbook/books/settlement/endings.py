@@ -75,6 +75,15 @@ async def wait(tx: WriteTx, one: Due, says: str, *, until: datetime, now: dateti
     await commands.postpone(tx, one.command_id, error, next_attempt_at=until, counted=False, now=now)
 
 
+async def say_keyless(tx: WriteTx, one: Due, sent: Transaction, *, until: datetime, now: datetime) -> None:
+    """Nobody here can look after what was sent for it."""
+    error = (
+        f"{sent.hash} may be on its way from {sent.sender}, whose key is not here: nobody sends it again, or "
+        "offers more for it. Configure the key again until it is done."
+    )
+    await commands.postpone(tx, one.command_id, error, next_attempt_at=until, counted=False, now=now)
+
+
 async def reopen(database: Database, one: TakenBack, now: datetime) -> None:
     """Open a settled command again, unless another transaction has settled it by now."""
     async with database.write() as tx:

@@ -261,6 +261,8 @@ class Desk:
         async with self.database.write() as tx:
             if await due.lock(tx, [one]):
                 await self._note_sent(tx, one, transaction, now)
+                if transaction.status != "mined" and transaction.sender not in self.lanes.addresses:
+                    await endings.say_keyless(tx, one, transaction, until=now + WATCHED, now=now)
         if transaction.status in ("signed", "sent"):
             self._watch(transaction.transaction_id)
         if transaction.status == "lost":

@@ -206,12 +206,16 @@ class Lanes:
     async def displace(self, refused: Transaction) -> None:
         """Have the nonce of one that is not sent any more used up, so that it cannot come any more either.
 
-        To be asked again until the chain says that it is used. Raises SigningKeyUnusable, ChainUnreachable,
-        FeesAboveCap, UnknownNetwork, DatabaseUnreachable.
+        To be asked again until the chain says that it is used. Raises SigningKeyUnusable, NoGasMoney,
+        NodeRefusedTransaction, NonceContested, ChainUnreachable, FeesAboveCap, UnknownNetwork,
+        DatabaseUnreachable.
         """
         self._check_key(refused.sender)
-        if refused.nonce is not None:
-            await self._get_queue(refused.network).lanes.fill(refused.sender, [refused.nonce])
+        if refused.nonce is None:
+            return
+        for one in await self._get_queue(refused.network).lanes.fill(refused.sender, [refused.nonce]):
+            if isinstance(one, Exception):
+                raise one
 
     async def find_strangers(self, network: str) -> list[Strangers]:
         """The accounts of which transactions wait there that these books do not know.

@@ -401,4 +401,5 @@ class _Sweep:
             gaps = await nonces.find_gaps(tx, self._node.network, sender, first, FILL_MAX)
         if gaps:
             with self._patience():
-                self.mended.filled += await self._lanes.fill(sender, gaps)
+                filled = await self._lanes.fill(sender, gaps)
+                self.mended.filled += sum(isinstance(one, Transaction) for one in filled)

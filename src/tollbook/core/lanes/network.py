@@ -193,8 +193,8 @@ class NetworkLanes:
             answers |= await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce))
         return answers | await self._adopt([by_purpose[row.purpose] for row in rows if not row.taken])
 
-    async def fill(self, sender: str, gaps: Sequence[int]) -> int:
-        """Use free nonces up by transactions that do nothing; how many a node may have.
+    async def fill(self, sender: str, gaps: Sequence[int]) -> list[Transaction | Exception]:
+        """Use free nonces up by transactions that do nothing; each, or why a node did not take it.
 
         Each has one row however often it is tried. Raises ChainUnreachable, FeesAboveCap.
         """
@@ -207,7 +207,7 @@ class NetworkLanes:
         by_purpose = {call.purpose: call for call in fillers.values()}
         new = [self._sign(by_purpose[row.purpose], row, fees) for row in taken]
         answers = await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce)) if new else {}
-        return sum(isinstance(answer, Transaction) for answer in answers.values())
+        return [one.refusal if isinstance(one, _Again) else one for one in answers.values()]
 
     def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
         assert row.sender is not None
