@@ -46,7 +46,10 @@ def test_seeds_run_in_order_for_their_environment(goods: None, seed_file: Any, r
     assert names(ask) == "first+,second,dev"
 
 
-def test_a_seed_runs_again_only_when_it_has_changed(goods: None, seed_file: Any, run: Run, ask: Ask) -> None:
+def test_a_seed_runs_again_only_when_it_has_changed(
+    goods: None, seed_file: Any, run: Run, ask: Ask, folder: Path
+) -> None:
+    assert f"There are no seeds for dev in {folder.parent}/seeds." in run("seed").output
     upsert = "INSERT INTO goods VALUES (1, '{}') ON CONFLICT (id) DO UPDATE SET name = excluded.name;"
     seed_file("1_goods.sql", upsert.format("old"))
     assert "1 seeded as dev, 0 unchanged" in run("seed").output

@@ -19,8 +19,10 @@ from psycopg.rows import scalar_row
 
 from tollbook.embedded import Server, throwaway
 from tollbook.migrate import catalog, extensions
+from tollbook.migrate.backup import backup
 from tollbook.migrate.session import connected
 from tollbook.migrate.shadow import Shadow, empty, make_tablespaces, shadow
+from tollbook.migrate.trial import try_out
 
 SHOP = """
 CREATE SCHEMA shop;
@@ -231,6 +233,7 @@ def test_pgcrypto_and_uuid_ossp_work_on_a_shadow(url: str) -> None:
         assert look(made.url, "SELECT length(crypt.gen_random_bytes(33))") == 33
         for question, answer in ANSWERS.items():
             assert look(made.url, f"SELECT {question}::text") == answer, question
+        assert try_out(None, backup(made.url).path).objects["extension"] == 3
 
 
 # As the real ones answer.

@@ -90,6 +90,9 @@ def seed(call: "Call", *, env: str | None, force: bool, mark: str | None) -> Non
         return
     done = seeds.seed(call.url, call.folders, env=env, force=force, listen=call.listen)
     call.answer(done, _show_seeding)
+    if not (done.ran or done.unchanged or call.as_json):
+        places = dict.fromkeys(str(seeds.find_place(one)) for one in call.folders)
+        click.echo(f"There are no seeds for {done.environment} in {', '.join(places)}.")
 
 
 def _show_seeding(done: "Seeding") -> None:

@@ -156,6 +156,11 @@ def read_mark(conn: Connection) -> str | None:
     return str(row[0]) if row else None
 
 
+def find_place(folder: Folder) -> Path:
+    """Return the folder that the seeds of a folder of migrations lie in."""
+    return folder.path.resolve().parent / FOLDER
+
+
 def read(folders: Sequence[Folder]) -> list[Seed]:
     """Return the seeds beside the folders, by folder, number and name. Raises FolderRefused.
 
@@ -164,7 +169,7 @@ def read(folders: Sequence[Folder]) -> list[Seed]:
     found: list[Seed] = []
     places: set[Path] = set()
     for folder in folders:
-        place = folder.path.resolve().parent / FOLDER
+        place = find_place(folder)
         if place in places or not place.is_dir():
             continue
         places.add(place)

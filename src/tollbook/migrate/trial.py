@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from tollbook.embedded import throwaway
-from tollbook.migrate import age, archive, beside, keys, loading
+from tollbook.migrate import age, archive, beside, extensions, keys, loading
 from tollbook.migrate.archive import Archive
 from tollbook.migrate.errors import RestoreFailed, VerificationFailed
 from tollbook.migrate.manifest import Trial
@@ -94,6 +94,8 @@ def _made(url: str | None) -> Generator[tuple[Target, int, str]]:
     if target is None or not _may_create(target):
         with throwaway() as server:
             aim = read_target(server.url("postgres", user="postgres"))
+            with aim.connect() as admin:
+                extensions.offer(server, admin)
             yield aim.at(_create(aim, "trial")), _read_major(aim), EMBEDDED
         return
     name = _create(target, beside.name(target.database, "trial"))
