@@ -2,7 +2,11 @@
 
 import os
 import signal
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -25,6 +29,9 @@ from tollbook.embedded import Server, binaries
 from tollbook.migrate.backup import backup
 from tollbook.migrate.errors import RestoreFailed
 from tollbook.migrate.restore import restore
+
+restores = sys.modules["tollbook.migrate.restore"]
+LEAVING_SECONDS = 2.0
 
 
 class TestRestore:
@@ -120,10 +127,33 @@ class TestRestore:
         assert ask(books, query) == before
         assert ask(books, "SHOW search_path") == 'shop, "a b", public'
 
+    def test_who_is_just_leaving_is_waited_for(
+        self, books: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, waited = backup(books, tmp_path), list[float]()
+        with psycopg.connect(books) as other:
+            leaving = other.info.backend_pid
+            os.kill(leaving, signal.SIGSTOP)
+
+        def wait(seconds: float) -> None:
+            waited.append(seconds)
+            if sum(waited) > LEAVING_SECONDS:
+                with suppress(ProcessLookupError):
+                    os.kill(leaving, signal.SIGCONT)
+                time.sleep(seconds)
+
+        monkeypatch.setattr(restores, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
+        try:
+            assert restore(books, made.path).rows == SHOP_ROWS
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(leaving, signal.SIGCONT)
+
     @pytest.mark.parametrize("way", ["beside", "in place"])
     def test_nobody_else_may_be_connected(
-        self, backup_server: Server, books: str, tmp_path: Path, way: str
+        self, backup_server: Server, books: str, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(restores, "LEAVE_ATTEMPTS_MAX", 1)
         if way == "in place":
             run_as_admin(backup_server, "ALTER ROLE tollbook NOCREATEDB")
         made = backup(books, tmp_path)

@@ -18,8 +18,8 @@ from tollbook.migrate.loading import Loaded
 from tollbook.migrate.pg_tools import Target, read_target
 
 SESSIONS_SHOWN_MAX = 5
-# A session that was just closed is listed a moment longer.
-LEAVE_ATTEMPTS_MAX, LEAVE_WAIT_SECONDS = 10, 0.1
+# A session that was just closed is listed a moment longer: as long as PostgreSQL waits for one, we do.
+LEAVE_ATTEMPTS_MAX, LEAVE_WAIT_SECONDS = 50, 0.1
 # Databases to stand in while another is made or renamed.
 LOBBIES = ("postgres", "template1")
 JOBS_DEFAULT_MAX = 4
