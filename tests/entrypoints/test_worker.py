@@ -7,7 +7,7 @@ from fixtures.payments import pay
 from tollbook.core.database import Database
 from tollbook.entrypoints.worker import JOBS, run_worker
 
-TRIES_MAX = 300
+TRIES_MAX = 1_200
 PAUSE_SECONDS = 0.1
 
 
@@ -28,13 +28,14 @@ async def test_at_start_up_the_worker_expires_counts_and_leaves_no_job_undone(da
     await pay(database, lifetime=timedelta(microseconds=1))
     stop = asyncio.Event()
     working = asyncio.create_task(run_worker(database, JOBS, [], stop))
+    done = False
     for _ in range(TRIES_MAX):
-        if await _all_done(database):
+        if done := await _all_done(database):
             break
         await asyncio.sleep(PAUSE_SECONDS)
     stop.set()
     await working
-    assert await _all_done(database)
+    assert done  # since then it may have been time for another job
 
 
 async def test_without_the_payments_book_the_worker_does_the_rest(database: Database) -> None:
