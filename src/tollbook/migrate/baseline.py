@@ -151,7 +151,8 @@ def give_back(url: str, folder: Folder, *, listen: Listener = ignore) -> Baselin
             )
         applied, _, _ = foreign.match(keeper, keeper.read(conn), migrations)
         known = {(one.folder, one.version) for one in standing.applied}
-        told = [one for one in migrations if one not in applied and (one.folder, one.version) in known]
+        kept = (one for one in migrations if one.kept and (one.folder, one.version) in known)
+        told = [one for one in kept if one not in applied]
         with conn.transaction():
             keeper.write(conn, told)
         return Baseline(name_target(read_url(url)), keeper.tool, tuple(one.id for one in told), ())

@@ -220,5 +220,8 @@ def test_flyway_sums_what_repeats_with_the_values_in_it(folder: Path, run: Run, 
         INSERT INTO flyway_schema_history VALUES (1, '1', 'SQL', 'V1__a.sql', {sums[0]}, true),
             (2, NULL, 'SQL', 'R__v.sql', {sums[1]}, true); SELECT 1"""
     )
+    lay(folder, {"afterMigrate.sql": "SELECT 1", "beforeMigrate.sql": "SELECT 1"})
     taken = run("baseline", "--auto")
     assert "2 taken over from Flyway" in taken.output, taken.output
+    assert run("apply", "--auto", "--skip-backup").exit_code == 0  # what Flyway calls back it does not keep
+    assert "0 told" in run("baseline", "--back", "--auto").output

@@ -187,7 +187,7 @@ class _Reader:
         some = ((path.stem, sections.surround(self._read(path), kept)) for path in self._find(events))
         name = self.folder.name
         return [
-            Migration(name, label, label, script, repeatable=True, ahead_of=versions)
+            Migration(name, label, label, script, repeatable=True, kept=False, ahead_of=versions)
             for label, script in some
         ]
 

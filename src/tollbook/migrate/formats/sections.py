@@ -125,4 +125,4 @@ def include(script: Script, base: Path, load: Callable[[Path], Script], depth: i
 def make_last(folder: str, label: str, script: Script, before: str) -> Migration:
     """Return what runs behind all others, again whenever `before`, which stands for them, is another."""
     checksum = hashlib.sha256(f"{before}\n{script.checksum}".encode()).hexdigest()
-    return Migration(folder, label, label, replace(script, checksum=checksum), repeatable=True)
+    return Migration(folder, label, label, replace(script, checksum=checksum), repeatable=True, kept=False)
