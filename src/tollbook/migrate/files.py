@@ -81,6 +81,7 @@ class Migration:
     down: Script | None = None
     check: Script | None = None
     repeatable: bool = False
+    late: bool = False  # whether its tool is told to run it after later ones too
     kept: bool = True  # whether its tool keeps it in its history: not what it only calls back
     ahead_of: tuple[str, ...] = ()  # a repeatable one that is run whenever one of these versions is about to
     after: tuple[str, ...] = ()  # the versions it builds on, where its tool keeps a graph

@@ -117,7 +117,7 @@ def _find_late(
             continue
         if done is not None:
             newest.setdefault(one.folder, done)
-        elif one.folder in newest and not one.after:
+        elif one.folder in newest and not (one.after or one.late):
             yield one, newest[one.folder]
 
 

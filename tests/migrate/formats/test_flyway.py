@@ -225,3 +225,15 @@ def test_flyway_sums_what_repeats_with_the_values_in_it(folder: Path, run: Run, 
     assert "2 taken over from Flyway" in taken.output, taken.output
     assert run("apply", "--auto", "--skip-backup").exit_code == 0  # what Flyway calls back it does not keep
     assert "0 told" in run("baseline", "--back", "--auto").output
+
+
+def test_a_file_that_comes_late_runs_where_flyway_is_told_to_run_it(
+    folder: Path, apply: Run, ask: Any
+) -> None:
+    lay(folder, {"V1__a.sql": "SELECT 1", "V3__c.sql": "SELECT 3"})
+    assert apply().exit_code == 0
+    lay(folder, {"V2__b.sql": "CREATE TABLE b ();"})
+    assert "comes before shop/V3__c" in apply().output
+    lay(folder, {"flyway.toml": "flyway.outOfOrder = true"})
+    assert apply().exit_code == 0
+    assert ask("SELECT to_regclass('b') IS NOT NULL")

@@ -266,7 +266,8 @@ class _Reader:
         undo = scripts.get(("U", key[1]))
         version = match["version"].replace("_", ".")
         down = sections.surround(self._read(undo[1]), self._make_opening()) if undo else None
-        return Migration(self.folder.name, version, path.stem, self._read(path), down)
+        late = self.settings.is_set("outOfOrder", "true")
+        return Migration(self.folder.name, version, path.stem, self._read(path), down, late=late)
 
     def _read(self, path: Path) -> Script:
         if path.suffix in LANGUAGES:
