@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from fixtures.authorizations import transfer
-from fixtures.lanes import key_of
+from fixtures.lanes import count_used, key_of, send_elsewhere
 from fixtures.reconciling import AMOUNT, Bought, Shop, make_hash
 from fixtures.refunding import open_desk
 from fixtures.rpc_proxy import play_proxy
 from tollbook.books.payments import evm_refunds, payments, refunds, truth
 from tollbook.books.payments.reconciler import movements
 from tollbook.books.payments.refund_desk import RefundDesk
+from tollbook.books.payments.refund_purse import RefundMustWait
 from tollbook.core import clock
 from tollbook.core.chains import Chain
 from tollbook.core.database import Database
@@ -212,6 +213,30 @@ async def test_a_refund_that_a_node_took_and_said_it_refused_is_adopted_or_waite
     assert balance(shop) == before + 4_000
     if shows:
         assert (await desk.carry_out(refund_id)).status == "done"
+
+
+async def test_a_refund_that_waits_for_a_key_that_is_gone_is_paid_once_its_nonce_was_used_elsewhere(
+    shop: Shop,
+) -> None:
+    bought = await shop.buy()
+    shop.chain.call("anvil_mine", hex(DEPTH))
+    before, another = balance(shop), shop.chain.make_account(amount=PURSE, wei=GAS_MONEY_WEI)
+    async with (
+        play_proxy(shop.chain.url) as proxy,
+        open_desk(shop, url=proxy.url, confirmations=DEPTH) as refused,
+    ):
+        proxy.refusals = {"eth_sendRawTransaction": ["txpool is full"]}
+        with pytest.raises(NodeRefusedTransaction):
+            await refused.refund(bought.payment_id, amount=4_000, reason=None)
+    async with shop.database.read() as tx:
+        [refund_id] = [one.refund_id for one in await refunds.find_open(tx)]
+    async with open_desk(shop, another, confirmations=DEPTH) as desk:
+        with pytest.raises(RefundMustWait, match="use that nonce"):
+            await desk.carry_out(refund_id)
+        send_elsewhere(shop.chain, shop.bank, count_used(shop.chain, shop.bank))
+        shop.chain.call("anvil_mine", hex(DEPTH))
+        assert (await desk.carry_out(refund_id)).status == "done"
+    assert balance(shop) == before + 4_000
 
 
 async def test_who_stood_still_does_not_send_back_what_another_one_gave_up(

@@ -112,7 +112,8 @@ class EvmPurse:
         if own is not None:
             raise RefundMustWait(
                 f"A node refused the refund from {own}, and may have taken it all the same: it is sent from "
-                "there or not at all. Fill that account, or configure its key again."
+                "there, or when its nonce is another's for good. Fill that account, or configure its key "
+                "again; or use that nonce from elsewhere."
             )
         raise RefundPurseEmpty(
             f"None of the operator's accounts ({', '.join(self.senders)}) can send {refund.amount} minor "

@@ -199,9 +199,16 @@ class Lanes:
         return rows[0] if rows else None
 
     async def find_account(self, purpose: str) -> str | None:
-        """The only account that it may be sent from, where it could pay twice and was refused there."""
+        """The only account that it may be sent from, where it could pay twice and was refused there.
+
+        Raises ChainUnreachable, where its key is not here.
+        """
         async with self._database.read() as tx:
-            return (await nonces.find_accounts(tx, [purpose])).get(purpose)
+            account = (await nonces.find_accounts(tx, [purpose])).get(purpose)
+        refused = None if account is None or account in self._keys else await self.find(purpose)
+        if refused and await self._get_queue(refused.network).lanes.release(refused):
+            return None
+        return account
 
     async def displace(self, refused: Transaction) -> None:
         """Have the nonce of one that is not sent any more used up, so that it cannot come any more either.

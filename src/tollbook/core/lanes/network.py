@@ -12,7 +12,7 @@ from tollbook.core import clock
 from tollbook.core.chains import ChainUnreachable
 from tollbook.core.database import Database
 from tollbook.core.errors import Refusal
-from tollbook.core.lanes import counts, losses, nonces, transactions
+from tollbook.core.lanes import counts, endings, losses, nonces, transactions
 from tollbook.core.lanes.fees import FeePolicy, FeesAboveCap
 from tollbook.core.lanes.keys import Draft, Fees, Key
 from tollbook.core.lanes.node import AnswerLost, Ask, Node, NodeUnreachable, Said
@@ -25,6 +25,7 @@ from tollbook.core.lanes.outcomes import (
     Outcome,
     find_holder,
     find_known,
+    find_mined,
     read_outcome,
 )
 from tollbook.core.lanes.strangers import Strangers, find_waiting
@@ -208,6 +209,24 @@ class NetworkLanes:
         new = [self._sign(by_purpose[row.purpose], row, fees) for row in taken]
         answers = await self._send_new(by_purpose, sorted(new, key=lambda one: one.nonce)) if new else {}
         return [one.refusal if isinstance(one, _Again) else one for one in answers.values()]
+
+    async def release(self, refused: Transaction) -> bool:
+        """Whether the nonce that it was refused under is another's for good: any account may send it then.
+
+        Raises ChainUnreachable.
+        """
+        final = max(await self.node.ask_int("eth_blockNumber") - self.confirmations + 1, 0)
+        used = (await counts.count(self.node, [refused.sender], final))[refused.sender]
+        hashes = [*refused.hashes, *refused.former_hashes]
+        if refused.nonce is None or used is None or refused.nonce >= used:
+            return False
+        if await find_mined(
+            self.node, [(refused.transaction_id, hashes)]
+        ):  # as it has to be by now, if it is
+            return False
+        async with self.database.write() as tx:
+            await endings.release(tx, refused)
+        return True
 
     def _sign(self, call: Call, row: Taken, fees: Fees) -> Signed:
         assert row.sender is not None
