@@ -1,10 +1,10 @@
 """Servers that go when they are no longer needed, and the settings that follow the machine."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from tollbook import embedded
 from tollbook.embedded import server, tuning
@@ -17,16 +17,16 @@ def test_a_throwaway_leaves_no_folder() -> None:
     assert not folder.exists()
 
 
-def test_what_a_killed_throwaway_left_is_swept_and_living_ones_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(server, "SWEEP_AGE_SECONDS", -1)
+def test_what_a_killed_throwaway_left_is_swept_and_living_ones_are_not() -> None:
     left = Path(tempfile.mkdtemp(prefix=server.THROWAWAY))
     (left / "data").mkdir()
-    with embedded.throwaway() as running, embedded.throwaway():
-        assert not left.exists()
-        with psycopg.connect(running.url()) as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
+    with embedded.throwaway() as running:
+        for old in (left, running.data_dir.parent):  # only these: others run tests beside us
+            os.utime(old, (0, 0))
+        with embedded.throwaway():
+            assert not left.exists()
+            with psycopg.connect(running.url()) as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_the_settings_follow_the_memory_within_bounds() -> None:
