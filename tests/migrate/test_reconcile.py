@@ -267,6 +267,9 @@ ALTER TABLE shop.typed NOT OF;; ALTER SEQUENCE shop.own OWNER TO postgres
 DROP TABLE shop.typed;; ALTER VIEW shop.totals ALTER total DROP DEFAULT;;\
 ALTER EVENT TRIGGER watched OWNER TO postgres
 ALTER VIEW shop.rich ALTER person SET DEFAULT 1;; DROP DOMAIN shop.word
+CREATE TABLE shop.o2 (i int PRIMARY KEY); CREATE TABLE shop.o1 (i int REFERENCES shop.o2)
+CREATE TABLE shop.o1 (i int PRIMARY KEY); CREATE TABLE shop.o2 (i int PRIMARY KEY REFERENCES shop.o1);\
+ALTER TABLE shop.o1 ADD FOREIGN KEY (i) REFERENCES shop.o2
 """.strip().splitlines()
 NOTHING = Standing((), (), (), (), (), ())
 # Columns that were dropped come back as the last, and values of an enum or a type stay: SQL cannot mend it.

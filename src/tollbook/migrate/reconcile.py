@@ -173,11 +173,20 @@ def _follow(live: Side, work: Work) -> set[Key]:
     return found
 
 
-def _order(keys: set[Key], side: Side) -> list[Key]:
-    """Return the objects so that each comes after what it needs; what needs itself in a ring, by its rank."""
+def _order(keys: set[Key], side: Side, parts: Iterable[Key] = ()) -> list[Key]:
+    """Return the objects so that each comes after what it needs; what needs itself in a ring, by its rank.
+
+    parts are not returned: what they need, their whole does.
+    """
     objects = side.objects
-    by_place = {objects[key].place: key for key in keys}
     wholes = {key[1]: key for key in keys if key[0] in WHOLES}
+    by_place = {
+        objects[part].place: wholes[name]
+        for part in parts
+        for name in _list_wholes(objects[part])
+        if name in wholes
+    }
+    by_place |= {objects[key].place: key for key in keys}
     before: dict[Key, set[Key]] = {key: set() for key in keys}
     for key in keys:
         before[key] |= {wholes[name] for name in _list_wholes(objects[key]) if name in wholes}
@@ -237,8 +246,9 @@ def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[s
     extra = {key for key in live.objects if key not in wanted.objects}
     wholes = ("table", "view", "materialized view", "function", "type", "index", "constraint")
     names = {key[1] for key in extra if key[0] in wholes}
-    extra = {key for key in extra if names.isdisjoint(_list_wholes(live.objects[key]))}
-    order = list(reversed(_order(extra, live)))
+    parts = {key for key in extra if not names.isdisjoint(_list_wholes(live.objects[key]))}
+    order = list(reversed(_order(extra - parts, live, parts)))
+    order = [*_find_rings(order, parts, live), *order]
     if drops:
         return [_drop(live.objects[key]) for key in order if live.objects[key].drop]
     lines = [
@@ -249,3 +259,15 @@ def _leave(live: Side, wanted: Side, remade: set[Key], *, drops: bool) -> list[s
         )
     ]
     return ["-- Not in the files; look before you take the dashes away:", *lines] if lines else []
+
+
+def _find_rings(order: list[Key], parts: Iterable[Key], live: Side) -> Iterable[Key]:
+    """Return the foreign keys whose table is dropped only after the one that it refers to."""
+    rank = {live.objects[key].place: number for number, key in enumerate(order)}
+    for key in parts:
+        one = live.objects[key]
+        if one.kind == "constraint" and one.facts["type"] == "f":
+            table = live.objects.get(("table", one.parent or ""))
+            places = {("pg_class", place[1], 0) for place in live.needs.get(one.place, ())}
+            if table and any(rank.get(place, len(order)) < rank.get(table.place, 0) for place in places):
+                yield key
