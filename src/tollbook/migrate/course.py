@@ -140,7 +140,7 @@ def carry_out(
             return walk.go(cuts.split(), finish)
         except StatementFailed as error:
             state = read_sqlstate(error)
-            if state == segments.OUTSIDE_ONLY and one.migration.up.program and not walk.committing:
+            if state in segments.WANT_OF_COMMIT and one.migration.up.program and not walk.committing:
                 walk.committing = True
             elif not cuts.refine(state):
                 raise

@@ -17,6 +17,7 @@ from tollbook.migrate.statements import Statement
 UNSAFE_NEW_ENUM_VALUE = "55P04"
 # Of a program: it sent what cannot run inside a transaction.
 OUTSIDE_ONLY = "25001"
+WANT_OF_COMMIT = (OUTSIDE_ONLY, UNSAFE_NEW_ENUM_VALUE)  # why a program may fail that commits where it asks to
 # By what the server says: which statements may be the cause, and so run outside a transaction. The first is
 # of what commits itself; the second of what cannot be in a transaction where the table is partitioned, or a
 # subscription is enabled, which no file tells.

@@ -108,7 +108,7 @@ class Walk:
                     raise CannotRollBack(
                         "it uses a new value of an enum, which must be committed first"
                     ) from error
-                if state == segments.OUTSIDE_ONLY and one.migration.up.program and not script.committing:
+                if state in segments.WANT_OF_COMMIT and one.migration.up.program and not script.committing:
                     if not self.watch:
                         raise CannotRollBack(
                             "it leaves the transaction for a part of what it does"

@@ -49,7 +49,18 @@ def lay(
 TABLE = "op.create_table('t', sa.Column('i', sa.Integer()), sa.Column('s', sa.Text()))"
 SAID = "sa.table('t', sa.column('i', sa.Integer), sa.column('s', sa.Text))"
 SAYS = "op.execute('INSERT INTO t (s) VALUES (current_schema())')\n"
+GROWS = """op.execute("CREATE TYPE kind AS ENUM ('a')")
+op.add_column('t', sa.Column('kind', sa.Text()))
+{}with op.get_context().autocommit_block():
+    op.execute("ALTER TYPE kind ADD VALUE 'b'")
+op.execute("ALTER TABLE t ALTER kind TYPE kind USING kind::kind")
+op.execute("INSERT INTO t (kind) VALUES ('b')")"""
 HOLDS: dict[str, tuple[str, str]] = {
+    "a new value that is used at once": (GROWS.format(""), "SELECT kind = 'b' FROM t"),
+    "a new value in a program": (
+        GROWS.format("op.get_bind().execute(sa.text('SELECT 1'))\n"),
+        "SELECT kind = 'b' FROM t",
+    ),
     "a sign of percent": ("op.execute(\"INSERT INTO t VALUES (1, 'a%b')\")", "SELECT s = 'a%b' FROM t"),
     "a tab": ("op.execute(\"INSERT INTO t VALUES (1, 'a\\tb')\")", "SELECT s = e'a\\tb' FROM t"),
     "a comment at its end": (

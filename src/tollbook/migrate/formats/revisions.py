@@ -373,6 +373,10 @@ class _Blind:
         """Note that something was asked."""
         self._pen.ask()
 
+    def in_transaction(self) -> bool:
+        """Answer Alembic's autocommit_block, which is written out as COMMIT and BEGIN."""
+        return False
+
     def __getattr__(self, name: str) -> Any:
         self.ask()
         raise AttributeError(name)
