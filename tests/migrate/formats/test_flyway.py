@@ -99,18 +99,19 @@ def test_files_have_the_names_and_places_that_the_settings_say(folder: Path) -> 
         folder,
         {
             "flyway.conf": "flyway.locations=filesystem:./one,classpath:db/two\nflyway.sqlMigrationPrefix=\n"
-            "flyway.sqlMigrationSeparator=-\nflyway.sqlMigrationSuffixes=.ddl,.pgsql\n"
+            "flyway.callbackLocations=calls\nflyway.sqlMigrationSeparator=-\nflyway.sqlMigrationSuffixes=.ddl,.pgsql\n"
             "flyway.repeatableSqlMigrationPrefix=again\nflyway.placeholderPrefix=#{\n",
             "one/1.5-a.ddl": "CREATE TABLE #{flyway:table} ();",
             "one/again-v.pgsql": "SELECT 1",
             "one/V9__no.sql": "SELECT 9",
             "src/main/resources/db/two/2-b.pgsql": "SELECT 2",
             "three/3-c.ddl": "SELECT 3",
+            "calls/afterMigrate-x.ddl": "SELECT 4",
         },
     )
     assert formats.recognise(folder) == "flyway"
     found = formats.read([Folder("shop", folder)])
-    assert [one.label for one in found] == ["1.5-a", "2-b", "again-v"]
+    assert [one.label for one in found] == ["1.5-a", "2-b", "again-v", "afterMigrate-x"]
     assert found[0].up.text == "CREATE TABLE flyway_schema_history ();"
 
 

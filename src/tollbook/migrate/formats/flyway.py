@@ -246,15 +246,18 @@ class _Reader:
 
     def _find_roots(self) -> list[Path]:
         """Return the locations of the settings that lie in the folder; the folder itself where none does."""
+        return [*(self._place("locations") or [self.folder.path]), *self._place("callbackLocations")]
+
+    def _place(self, setting: str) -> list[Path]:
         found: list[Path] = []
-        for said in self.settings.list("locations"):
+        for said in self.settings.list(setting):
             kind, _, rest = said.rpartition(":")
             text = (rest.lstrip("/") if kind == "classpath" else rest).replace(VENDOR, "postgresql")
             parts = (text, f"{flyway_settings.RESOURCES}/{text}")
             places = (place / part for place in self.settings.places for part in parts)
             found += [one for one in places if one.is_dir() and one.resolve().is_relative_to(self.top)]
         relative = (one.resolve().relative_to(self.top) for one in found)
-        return [self.folder.path / one for one in relative] or [self.folder.path]
+        return [self.folder.path / one for one in relative]
 
     @property
     def top(self) -> Path:
