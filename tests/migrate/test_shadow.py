@@ -183,7 +183,7 @@ def test_an_extension_that_the_wheel_lacks_has_a_stand_in(own_server: Server) ->
     where = own_server.data_dir / "postgresql" / "odd" / "extension"
     where.mkdir(parents=True)
     (where / "oddity.control").write_text("default_version = '1.2'\n")
-    (where / "unmade.control").write_text("default_version = '1'\n")
+    (where / "unmade.control").write_text("comment = 'of no version'\n")
     (where / "oddity--1.2.sql").write_text(
         """CREATE TYPE shape;
         CREATE FUNCTION shape_in(cstring) RETURNS shape STRICT IMMUTABLE LANGUAGE internal AS 'textin';

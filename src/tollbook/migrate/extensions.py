@@ -67,7 +67,7 @@ def offer(server: Server, admin: Connection, conn: Connection | None = None) -> 
 def _read_offered(conn: Connection) -> dict[str, tuple[str, str | None]]:
     """Return the version that each extension would have, and that it has where it is made."""
     rows = conn.execute(
-        """SELECT name::text, default_version, installed_version FROM pg_available_extensions
+        """SELECT name::text, coalesce(default_version, '1'), installed_version FROM pg_available_extensions
         UNION ALL SELECT extname::text, extversion, extversion FROM pg_extension
         WHERE NOT EXISTS (SELECT FROM pg_available_extensions WHERE name = extname)"""
     )
