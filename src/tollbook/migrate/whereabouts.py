@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tollbook.migrate.files import Migration
+from tollbook.migrate.files import Folder, Migration, find_schema
 from tollbook.migrate.formats import flyway, flyway_settings, sqitch
 from tollbook.migrate.keepers import KEEPERS, Keeper, Kept
 from tollbook.migrate.session import Connection
@@ -22,6 +22,8 @@ def locate(keeper: Keeper, migrations: Sequence[Migration]) -> Keeper:
     """Return the keeper of the table that the settings beside a folder name, by its first migration."""
     named = NAMED.get(keeper.tool)
     schema, table = named(migrations[0].up.path) if named and migrations else (None, None)
+    if find_schema([Folder(one.folder, one.up.path) for one in migrations[:1]]):
+        schema = None  # each schema that it is applied to has its own
     usual_schema, _, usual = keeper.table.rpartition(".")
     parts = [schema or usual_schema, table or usual]
     if parts == [usual_schema, usual]:

@@ -130,6 +130,10 @@ def test_objects_go_to_the_schema_that_the_settings_say_which_is_made_before(
     assert "V2__b.sql:2" in output
     assert ask('SELECT zone FROM "Shop".a') == "Asia/Tokyo"
     lay(folder, {"V2__b.sql": "CREATE TABLE extra.b (); CREATE TABLE b ();"})
+    ask("CREATE SCHEMA tenant_1; SELECT 1")  # who names schemas means those
+    result = apply("--schemas", "tenant_?", "--to", "1")
+    assert result.exit_code == 0, result.output
+    assert ask("SELECT to_regclass('tenant_1.a') IS NOT NULL")
     assert apply().exit_code == 0
     assert ask("""SELECT to_regclass('"Shop".b') IS NOT NULL AND to_regclass('extra.b') IS NOT NULL""")
     assert "Nothing to do" in apply().output

@@ -196,7 +196,7 @@ class _Reader:
         found: list[Script] = []
         if sql := self.settings.find("initSql"):
             found.append(Script(self.folder.path, sql, ""))
-        if schema := find_schema(self.settings):
+        if not self.elsewhere and (schema := find_schema(self.settings)):
             found.append(
                 Script(self.folder.path, f'SET search_path TO {_quote(schema)}, "$user", public', "")
             )
@@ -206,7 +206,7 @@ class _Reader:
         """Return what makes the schemas of the settings, as Flyway does before anything else."""
         named = [*self.settings.list("schemas"), self.settings.get("defaultSchema", "public")]
         schemas = [one for one in dict.fromkeys(named) if one != "public"]
-        if not schemas or self.settings.is_set("createSchemas", "false"):
+        if self.elsewhere or not schemas or self.settings.is_set("createSchemas", "false"):
             return []
         text = "; ".join(f"CREATE SCHEMA IF NOT EXISTS {_quote(one)}" for one in schemas)
         return [Script(self.folder.path, text, "")]
@@ -258,6 +258,11 @@ class _Reader:
             found += [one for one in places if one.is_dir() and one.resolve().is_relative_to(self.top)]
         relative = (one.resolve().relative_to(self.top) for one in found)
         return [self.folder.path / one for one in relative]
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is applied to a schema that is named by who applies it, out of FOLDER@SCHEMA."""
+        return "@" in self.folder.name
 
     @property
     def top(self) -> Path:
