@@ -399,7 +399,8 @@ async def test_no_secret_is_in_any_log_error_trace_or_dump(
     await play_round_trip(scene)
     await play_malformed(scene)
     await play_schemes(scene)
-    await play_failures(scene, monkeypatch)
+    with monkeypatch.context() as hurried:
+        await play_failures(scene, hurried)
     await play_api(scene, database, monkeypatch)
     dumped = await asyncio.to_thread(dump, scene.database_url)
     for table in (
