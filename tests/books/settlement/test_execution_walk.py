@@ -1,4 +1,4 @@
-"""A walk at random: two workers, a node that errs and a chain that takes back; each command is paid once."""
+"""A walk at random: two workers, a node that errs or hides, a chain that takes back; each is paid once."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ import pytest
 from fixtures.rpc_proxy import Proxy, play_proxy
 from fixtures.settling import OPEN, Payroll, make_payroll, take_turn
 from fixtures.walks import WHOLE
-from tollbook.books.settlement import endings, limits
+from tollbook.books.settlement import endings, execution, limits
 from tollbook.books.settlement.execution import Desk
 from tollbook.core import clock
 from tollbook.core.database import Database
@@ -23,6 +23,7 @@ from tollbook.core.local_chain import LocalChain, LocalChainFailed
 SEND, LOGS = "eth_sendRawTransaction", "eth_getLogs"
 STEPS, CALM_TURNS_MAX = 40, 120
 SEEDS = range(20 if WHOLE else 2)
+HIDDEN_BY = ("txpool is full", "insufficient funds", "replacement transaction underpriced", "nonce too low")
 REFUSALS = ("txpool is full", "insufficient funds", "nonce too low", "already known", "the node is confused")
 
 
@@ -34,6 +35,7 @@ async def walked(
     monkeypatch.setattr(lanes_mend, "BEHIND_SECONDS", 0.0)
     monkeypatch.setattr(lanes_network, "RESERVED_SECONDS_MAX", 0.0)
     monkeypatch.setattr(lanes_network, "EMPTY_SECONDS", 0.0)
+    monkeypatch.setattr(execution, "ATTEMPTS_MAX", 3)
     async with play_proxy(own_chain.url) as proxy:
         yield make_payroll(database, own_chain, url=proxy.url, accounts=2), proxy
 
@@ -50,7 +52,7 @@ class Walk:
         self.lies = chance.random() < 0.5
 
     async def step(self) -> None:
-        rare = [self.cancel, self.retry, self.turn if self.lies else self.take_back]
+        rare = [self.cancel, self.retry, *([self.hide, self.mine] if self.lies else [self.take_back])]
         happenings = [self.order] * 3 + [self.turn] * 5 + [self.err] * 3 + rare
         await self.chance.choice(happenings)()
 
@@ -84,7 +86,17 @@ class Walk:
 
     def calm(self) -> None:
         self.proxy.lost_answers = set()
-        self.proxy.refusals, self.proxy.false_refusals = {}, {}
+        self.proxy.refusals, self.proxy.false_refusals, self.proxy.secretive = {}, {}, False
+        self.payroll.chain.call("evm_mine")
+        self.payroll.chain.call("evm_setAutomine", True)
+
+    async def hide(self) -> None:
+        """What the node takes from now on it says it refused, and shows to nobody until it has a block."""
+        self.proxy.secretive, self.proxy.false_refusals[SEND] = True, self.chance.choices(HIDDEN_BY, k=3)
+        self.payroll.chain.call("evm_setAutomine", False)
+
+    async def mine(self) -> None:
+        self.payroll.chain.call("evm_mine")
 
     async def cancel(self) -> None:
         with suppress(Refusal):
