@@ -269,7 +269,8 @@ ALTER EVENT TRIGGER watched OWNER TO postgres
 ALTER VIEW shop.rich ALTER person SET DEFAULT 1;; DROP DOMAIN shop.word
 CREATE TABLE shop.o2 (i int PRIMARY KEY); CREATE TABLE shop.o1 (i int REFERENCES shop.o2)
 CREATE TABLE shop.o1 (i int PRIMARY KEY); CREATE TABLE shop.o2 (i int PRIMARY KEY REFERENCES shop.o1);\
-ALTER TABLE shop.o1 ADD FOREIGN KEY (i) REFERENCES shop.o2
+ALTER TABLE shop.o1 ADD FOREIGN KEY (i) REFERENCES shop.o2; CREATE VIEW shop.o3 AS SELECT i FROM shop.o1;\
+CREATE FUNCTION shop.o4(x shop.o3) RETURNS int LANGUAGE sql RETURN (x).i
 """.strip().splitlines()
 NOTHING = Standing((), (), (), (), (), ())
 # Columns that were dropped come back as the last, and values of an enum or a type stay: SQL cannot mend it.

@@ -219,7 +219,7 @@ def _sort(before: dict[Key, set[Key]]) -> list[Key]:
     done: list[Key] = []
     while left:
         if not ready:  # a ring: its first by rank goes first
-            ready = [min((_rank(key), key) for key in left)]
+            ready = [min((_rank(key), key) for key in _find_ring(before, left))]
         _, key = heapq.heappop(ready)
         if left.pop(key, None) is None:
             continue
@@ -230,6 +230,16 @@ def _sort(before: dict[Key, set[Key]]) -> list[Key]:
                 if not left[one]:
                     heapq.heappush(ready, (_rank(one), one))
     return done
+
+
+def _find_ring(before: Mapping[Key, set[Key]], left: Mapping[Key, int]) -> list[Key]:
+    """Return objects that need each other; each of those left needs another of them."""
+    key, seen = min(left), dict[Key, None]()
+    while key not in seen:
+        seen[key] = None
+        key = min(one for one in before[key] if one in left)
+    path = list(seen)
+    return path[path.index(key) :]
 
 
 def _rank(key: Key) -> int:
