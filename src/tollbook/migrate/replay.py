@@ -15,7 +15,7 @@ from tollbook.embedded.errors import EmbeddedServerFailed
 from tollbook.migrate import backfill, history, preflight, statements
 from tollbook.migrate import shadow as shadows
 from tollbook.migrate.course import Course, carry_out, carry_out_and_keep
-from tollbook.migrate.errors import MigrateError, Problem, point
+from tollbook.migrate.errors import MigrateError, Problem
 from tollbook.migrate.events import Event, Listener, ignore
 from tollbook.migrate.execution import ROLLED_BACK, Outcome, Prepared
 from tollbook.migrate.files import Migration
@@ -199,7 +199,7 @@ def _find_reaching(ready: Sequence[Prepared]) -> Iterable[Problem]:
                     f"{one.migration.id} reaches out of the throw-away server: COPY with a program or into a "
                     "file.",
                     "It is not run there.",
-                    point(str(one.migration.up.path), one.migration.up.text, each.index, caret=False),
+                    one.migration.up.point(each.index, caret=False),
                 )
 
 
