@@ -38,12 +38,24 @@ def test_values_arrive_as_they_were(
     assert load(session, results) == [(text, texts, -number, uuid, None, "%")]
 
 
-def test_what_breaks_off_meanwhile_leaves_a_session_that_can_go_on(session: Connection) -> None:
-    """The statement is cancelled, not waited for, and its answer is not taken for the next one's."""
+def test_what_breaks_off_meanwhile_leaves_a_session_that_can_go_on(
+    session: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement is cancelled, not waited for, and its answer is not taken for the next one's.
+
+    A server takes no notice where it has not begun: it is told again.
+    """
+    cancel, told = session.cancel_safe, list[None]()
+
+    def tell() -> None:
+        told.append(None)
+        if len(told) > 1:
+            cancel()
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(session, "cancel_safe", tell)
     with pytest.raises(KeyboardInterrupt):
         send(session, "SELECT pg_sleep(3600)", meanwhile=interrupt)
     assert load(session, send(session, "SELECT 'the next'")) == [("the next",)]

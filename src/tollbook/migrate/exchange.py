@@ -1,7 +1,7 @@
 """Statements sent together and their results: one round trip, however many they are."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import psycopg
@@ -13,8 +13,10 @@ from psycopg.waiting import Wait
 from tollbook.migrate.session import Connection
 
 COPY_BYTES = 64 * 1024
+CANCEL_AGAIN_SECONDS = 0.5
 GOOD = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY)
 
+Exchange = Generator[Any, Any, list[PGresult]]
 Query = tuple[LiteralString, Mapping[str, Any]]
 
 
@@ -33,13 +35,25 @@ def send(
         try:
             meanwhile()
         except BaseException:  # Ctrl-C: the session is not left in the middle of an answer
-            conn.cancel_safe()
-            conn.wait(results)
+            conn.wait(_cancel(conn, results), interval=CANCEL_AGAIN_SECONDS)
             raise
     return conn.wait(results)
 
 
-def _exchange(conn: Connection, rows: Iterator[str]) -> Generator[Any, Any, list[PGresult]]:
+def _cancel(conn: Connection, results: Exchange) -> Exchange:
+    """Cancel until there are results: a server that has not begun yet takes no notice."""
+    conn.cancel_safe()
+    try:
+        wanted = next(results)
+        while True:
+            if not (ready := (yield wanted)):
+                conn.cancel_safe()
+            wanted = results.send(ready)
+    except StopIteration as end:
+        return cast("list[PGresult]", end.value)
+
+
+def _exchange(conn: Connection, rows: Iterator[str]) -> Exchange:
     results: list[PGresult] = yield from generators.execute(conn.pgconn)
     while results and results[-1].status == pq.ExecStatus.COPY_IN:
         data = next(rows).encode()
