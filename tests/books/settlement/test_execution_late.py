@@ -82,7 +82,7 @@ async def test_what_a_node_took_though_it_said_it_did_not_holds_up_no_other_comm
         assert (await payroll.get(other)).status == "executed"
         payroll.chain.call("evm_mine")
         payroll.chain.call("evm_setAutomine", True)
-        [settled] = await payroll.settle(desk, other)
+        [settled] = await payroll.settle(desk, other, hurry=True)
     assert (settled.status, payroll.count_paid(settled)) == ("settled", 1_000_000)
 
 
