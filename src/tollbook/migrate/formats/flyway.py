@@ -75,9 +75,9 @@ def _name_files(settings: Settings) -> _Names:
     kinds = {settings.get(name, usual): usual for name, usual in KINDS.items()}
     if "V" in kinds:
         kinds["v"] = "v"  # Flyway may be told so elsewhere
-    parting = settings.get("sqlMigrationSeparator", "__")
+    parting = _find_parting(settings)
     again = re.escape(settings.get("repeatableSqlMigrationPrefix", "R") + parting)
-    endings = [f".{one.removeprefix('.')}" for one in settings.list("sqlMigrationSuffixes")] or [".sql"]
+    endings = _list_endings(settings)
     sql = "|".join(map(re.escape, endings))
     name = rf"(?:{re.escape(parting)}(?P<name>.*))?"
     return _Names(
@@ -86,17 +86,30 @@ def _name_files(settings: Settings) -> _Names:
             rf"(?:{sql}|{'|'.join(map(re.escape, LANGUAGES))})(?<!Test.java)|{again}(?P<again>.*)(?:{sql})"
         ),
         re.compile(rf"{EVENT}{name}(?:{sql})"),
-        tuple(endings),
+        endings,
         parting,
         kinds,
     )
 
 
+def _find_parting(settings: Settings) -> str:
+    return settings.get("sqlMigrationSeparator", "__")
+
+
+def _list_endings(settings: Settings) -> tuple[str, ...]:
+    said = (f".{one.removeprefix('.')}" for one in settings.list("sqlMigrationSuffixes"))
+    return tuple(said) or (".sql",)
+
+
 def recognise(path: Path) -> bool:
     """Whether a file at any depth has one of Flyway's names."""
-    names = _name_files(flyway_settings.read(path))
-    found = (one.name for ending in names.endings for one in path.rglob(f"*{ending}"))
-    return any(names.parting in one and names.file.fullmatch(one) for one in found)
+    settings = flyway_settings.read(path)
+    parting, endings = _find_parting(settings), _list_endings(settings)
+    found = (one for *_, files in os.walk(path) for one in files if parting in one and one.endswith(endings))
+    # Few folders have such names at all, and the pattern is slow to make.
+    return (first := next(found, None)) is not None and any(
+        map(_name_files(settings).file.fullmatch, (first, *found))
+    )
 
 
 def read(folder: Folder) -> list[Migration]:

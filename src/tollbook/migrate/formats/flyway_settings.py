@@ -5,7 +5,6 @@ Read are flyway.toml and flyway.conf, and what a Spring or Quarkus application's
 
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +142,8 @@ def _unquote(text: str) -> str:
 
 
 def _read_toml(path: Path) -> Iterator[tuple[str, str]]:
+    import tomllib
+
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

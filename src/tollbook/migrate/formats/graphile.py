@@ -14,6 +14,7 @@ from tollbook.migrate.files import Folder, Migration, Script, list_sql, read_scr
 from tollbook.migrate.formats import gmrc, sections
 
 FILE_NAME = re.compile(r"(?P<label>(?P<version>[0-9]{6,})(?:-.*)?)\.sql")
+NUMBERED = re.compile(r"[0-9].*\.sql")
 PLACEHOLDER = re.compile(r"(?<![:\w]):(?P<name>[A-Z][A-Z0-9_]*)\b")
 HEADER = re.compile(r"(?:--! [A-Z]\w*(?::.*)?\n)+")
 LINE = re.compile(r"(?m)^--! (?P<name>\w+)(?::[ \t]*(?P<value>.*?)[ \t]*)?$")
@@ -42,7 +43,7 @@ def read_header(text: str) -> Header | None:
 
 def recognise(path: Path) -> bool:
     """Whether the folder, or `committed` in it or in its `migrations`, has committed migrations."""
-    first = min(_find(path).glob("[0-9]*.sql"), default=None)
+    first = sections.find_first(_find(path), NUMBERED)
     return first is not None and read_header(sections.read_text(first)) is not None
 
 

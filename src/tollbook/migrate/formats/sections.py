@@ -1,6 +1,7 @@
 """Files that hold several parts, each as long as the file with the rest of it blank; and values in them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,8 +18,14 @@ LOOK_CHARACTERS_MAX = 2**20
 
 def begins(path: Path, name: re.Pattern[str], mark: re.Pattern[str]) -> bool:
     """Whether the first file of such a name in the folder holds the mark."""
-    first = min((file.name for file in path.glob("*.sql") if name.fullmatch(file.name)), default=None)
-    return first is not None and mark.search(read_text(path / first)) is not None
+    first = find_first(path, name)
+    return first is not None and mark.search(read_text(first)) is not None
+
+
+def find_first(path: Path, name: re.Pattern[str]) -> Path | None:
+    """Return the first file of such a name in the folder."""
+    first = min(filter(name.fullmatch, os.listdir(path)), default=None)
+    return path / first if first else None
 
 
 def read_text(path: Path) -> str:
