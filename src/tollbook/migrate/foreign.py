@@ -16,9 +16,8 @@ Files = Mapping[str, Migration]
 def find_all(conn: Connection, migrations: Sequence[Migration]) -> list[Keeper]:
     """Return the keepers whose tables are in this database, where the settings of these files have them."""
     found: list[Keeper] = []
-    for keeper in (
-        whereabouts.locate(one, migrations) for one in KEEPERS
-    ):  # two have tables of one name, the more particular one comes first
+    for usual in KEEPERS:  # two have tables of one name, the more particular one comes first
+        keeper = whereabouts.locate(usual, migrations)
         if keeper.table not in {one.table for one in found} and _has(conn, keeper):
             found.append(keeper)
     return found

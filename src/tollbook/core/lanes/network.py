@@ -220,9 +220,8 @@ class NetworkLanes:
         hashes = [*refused.hashes, *refused.former_hashes]
         if refused.nonce is None or used is None or refused.nonce >= used:
             return False
-        if await find_mined(
-            self.node, [(refused.transaction_id, hashes)]
-        ):  # as it has to be by now, if it is
+        # If it was mined itself, it has to be by now.
+        if await find_mined(self.node, [(refused.transaction_id, hashes)]):
             return False
         async with self.database.write() as tx:
             await endings.release(tx, refused)
